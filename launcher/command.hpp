@@ -1,0 +1,30 @@
+/// The table of subcommands, one file each: train.cpp, launch.cpp, prepare.cpp, inspect.cpp, generate.cpp, config_command.cpp.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "parallel/error.hpp"
+
+namespace longspan::launcher {
+
+/// Arguments after the subcommand's name. Throws Error; returns what the process should.
+using CommandFunction = ExitStatus (*)(const std::vector<std::string>& arguments);
+
+struct Command {
+  std::string_view name;
+  std::string_view help;      ///< one line for the overview
+  CommandFunction run;
+};
+
+const std::vector<Command>& commands();
+
+ExitStatus train_command(const std::vector<std::string>& arguments);
+ExitStatus launch_command(const std::vector<std::string>& arguments);
+ExitStatus prepare_command(const std::vector<std::string>& arguments);
+ExitStatus inspect_command(const std::vector<std::string>& arguments);
+ExitStatus generate_command(const std::vector<std::string>& arguments);
+ExitStatus config_command(const std::vector<std::string>& arguments);
+
+}  // namespace longspan::launcher

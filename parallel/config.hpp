@@ -1,0 +1,11 @@
+/// Settings of the mesh; names, units and help stand once in launcher/options.cpp.
+#pragma once
+
+namespace longspan {
+
+struct MeshConfig {
+  int data = 0;     ///< ranks that share the batch; 0 = whatever the other axes leave
+  int context = 1;  ///< ranks that share one sequence
+};
+
+}  // namespace longspan

@@ -1,0 +1,57 @@
+/// Errors that carry their exit status. A message is one line, gives the values and the way out.
+/// Read next: agree.hpp, which turns one rank's error into everybody's.
+#pragma once
+
+#include <fmt/format.h>
+#include <mpi.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace longspan {
+
+/// What the process returns to its caller; design.md section 2.
+enum class ExitStatus : int {
+  kDone = 0,
+  kFailed = 1,
+  kUsage = 2,      ///< wrong usage or configuration
+  kDamaged = 3,    ///< damaged or incompatible file
+  kRequeue = 75,   ///< stopped early on purpose after a good checkpoint
+};
+
+class Error : public std::runtime_error {
+ public:
+  explicit Error(std::string message, ExitStatus status = ExitStatus::kFailed)
+      : std::runtime_error(std::move(message)), status_(status) {}
+  ExitStatus status() const { return status_; }
+
+ private:
+  ExitStatus status_;
+};
+
+/// The same error on every rank of the world: rank 0 prints it, all leave together.
+class AgreedError : public Error {
+ public:
+  using Error::Error;
+};
+
+template <class... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> text, Args&&... args) {
+  throw Error(fmt::format(text, std::forward<Args>(args)...));
+}
+template <class... Args>
+[[noreturn]] void fail_usage(fmt::format_string<Args...> text, Args&&... args) {
+  throw Error(fmt::format(text, std::forward<Args>(args)...), ExitStatus::kUsage);
+}
+template <class... Args>
+[[noreturn]] void fail_damaged(fmt::format_string<Args...> text, Args&&... args) {
+  throw Error(fmt::format(text, std::forward<Args>(args)...), ExitStatus::kDamaged);
+}
+
+namespace parallel {
+/// Throws Error with MPI's own text if `code` is not MPI_SUCCESS. `what` names the call.
+void check_mpi(int code, const char* what);
+}  // namespace parallel
+
+}  // namespace longspan

@@ -1,0 +1,47 @@
+/// Bulk collectives on tensors. The MPI version (mpi_group.cpp) serves the CPU; a plug-in brings others.
+/// Sums are taken in rank order, so the same ranks give the same bits every time (MPI_Allreduce does not promise
+/// that). Operations of one group run in the order in which they were started, on a communication thread that
+/// keeps MPI moving while the caller computes. Read next: data_parallel.hpp, context_parallel.hpp.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "parallel/array.hpp"
+#include "parallel/communicator.hpp"
+
+namespace longspan {
+
+/// A collective on its way. Its buffers belong to it until wait() returns; wait() throws Error if it failed.
+class Pending {
+ public:
+  virtual ~Pending() = default;
+  virtual void wait() = 0;
+};
+using PendingPtr = std::unique_ptr<Pending>;
+
+class ProcessGroup {
+ public:
+  virtual ~ProcessGroup() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  /// data += the other ranks' data, in place; same length on every rank.
+  virtual PendingPtr all_reduce_sum(View<float> data) = 0;
+  /// gathered[r] = rank r's `mine`; gathered has size() * mine.size() elements; `mine` may be its own part.
+  virtual PendingPtr all_gather(View<const float> mine, View<float> gathered) = 0;
+  /// mine = sum over ranks of their parts[rank()], in rank order; parts has size() * mine.size() elements.
+  virtual PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) = 0;
+  /// Sends `outgoing` to rank `to` and fills `incoming` from rank `from`, both at once.
+  virtual PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming, int from) = 0;
+
+  /// Bytes this rank has sent since the group was made.
+  virtual std::int64_t bytes_sent() const = 0;
+  /// Seconds the caller has spent inside wait() since the group was made: communication that was not hidden.
+  virtual double exposed_seconds() const = 0;
+};
+
+/// Collectives over a duplicate of `comm`, by MPI. Collective.
+std::unique_ptr<ProcessGroup> make_mpi_group(const Communicator& comm);
+
+}  // namespace longspan

@@ -1,0 +1,21 @@
+#include "slurm/environment.hpp"
+
+#include <cstdlib>
+
+namespace longspan::slurm {
+
+std::optional<SlurmJob> current_job() {
+  const char* id = std::getenv("SLURM_JOB_ID");
+  if (id == nullptr) return std::nullopt;
+  const char* nodes = std::getenv("SLURM_JOB_NODELIST");
+  const char* restarts = std::getenv("SLURM_RESTART_COUNT");
+  return SlurmJob{id, nodes ? nodes : "", restarts ? std::atoi(restarts) : 0};
+}
+
+bool started_by_launcher() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
+    if (std::getenv(name) != nullptr) return true;
+  return false;
+}
+
+}  // namespace longspan::slurm

@@ -1,0 +1,19 @@
+/// What the environment says about who started this process: Slurm, mpirun, or nobody. Standard library only.
+#pragma once
+
+#include <optional>
+#include <string>
+
+namespace longspan::slurm {
+
+struct SlurmJob {
+  std::string id, node_list;
+  int restart_count = 0;
+};
+
+/// The Slurm job this process runs in, if any.
+std::optional<SlurmJob> current_job();
+/// Whether a launcher (mpirun, srun with PMIx or PMI-2) started this process as one of several ranks.
+bool started_by_launcher();
+
+}  // namespace longspan::slurm
