@@ -3,7 +3,6 @@
 #pragma once
 
 #include <fmt/format.h>
-#include <mpi.h>
 
 #include <stdexcept>
 #include <string>

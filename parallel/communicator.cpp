@@ -1,0 +1,174 @@
+#include "parallel/communicator.hpp"
+
+#include <cstdlib>
+#include <exception>
+#include <limits>
+#include <utility>
+
+#include "parallel/error.hpp"
+
+namespace longspan {
+namespace {
+
+using parallel::check_mpi;
+
+bool started_alone() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
+    if (std::getenv(name) != nullptr) return false;
+  return true;
+}
+
+std::int64_t all_reduce(MPI_Comm comm, std::int64_t value, MPI_Op op) {
+  if (comm == MPI_COMM_NULL) return value;
+  std::int64_t result = 0;
+  check_mpi(MPI_Allreduce(&value, &result, 1, MPI_INT64_T, op, comm), "MPI_Allreduce");
+  return result;
+}
+
+}  // namespace
+
+MpiRuntime::MpiRuntime() {
+  if (started_alone()) {
+    ::setenv("OMPI_MCA_pml", "ob1", 0);
+    ::setenv("OMPI_MCA_btl", "self,vader", 0);
+  }
+  int provided = 0;
+  check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
+  if (provided < MPI_THREAD_MULTIPLE)
+    fail("this MPI library offers thread level {}, MPI_THREAD_MULTIPLE is needed to overlap communication "
+         "with compute: use an MPI built with thread support", provided);
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+}
+
+MpiRuntime::~MpiRuntime() {
+  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+}
+
+bool MpiRuntime::active() {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  return initialized && !finalized;
+}
+
+Communicator::Communicator(MPI_Comm comm, bool owned) : comm_(comm), owned_(owned) {
+  if (comm_ == MPI_COMM_NULL) return;
+  MPI_Comm_rank(comm_, &rank_);
+  MPI_Comm_size(comm_, &size_);
+}
+
+Communicator Communicator::world() { return Communicator(MPI_COMM_WORLD, false); }
+Communicator Communicator::self() { return Communicator(MPI_COMM_NULL, false); }
+
+Communicator::Communicator(Communicator&& other) noexcept
+    : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
+      owned_(std::exchange(other.owned_, false)),
+      rank_(other.rank_),
+      size_(other.size_) {}
+
+Communicator& Communicator::operator=(Communicator&& other) noexcept {
+  std::swap(comm_, other.comm_);
+  std::swap(owned_, other.owned_);
+  std::swap(rank_, other.rank_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Communicator::~Communicator() {
+  // Freeing communicates: not while an exception travels, the peers may never come.
+  if (owned_ && std::uncaught_exceptions() == 0 && MpiRuntime::active()) MPI_Comm_free(&comm_);
+}
+
+Communicator Communicator::split(int color, int key) const {
+  if (comm_ == MPI_COMM_NULL) return self();
+  MPI_Comm part = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split(comm_, color, key, &part), "MPI_Comm_split");
+  return Communicator(part, true);
+}
+
+Communicator Communicator::split_by_node() const {
+  if (comm_ == MPI_COMM_NULL) return self();
+  MPI_Comm part = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &part),
+            "MPI_Comm_split_type");
+  return Communicator(part, true);
+}
+
+Communicator Communicator::duplicate() const {
+  if (comm_ == MPI_COMM_NULL) return self();
+  MPI_Comm copy = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_dup(comm_, &copy), "MPI_Comm_dup");
+  return Communicator(copy, true);
+}
+
+void Communicator::barrier() const {
+  if (comm_ != MPI_COMM_NULL) check_mpi(MPI_Barrier(comm_), "MPI_Barrier");
+}
+
+std::int64_t Communicator::all_reduce_sum(std::int64_t value) const { return all_reduce(comm_, value, MPI_SUM); }
+std::int64_t Communicator::all_reduce_min(std::int64_t value) const { return all_reduce(comm_, value, MPI_MIN); }
+std::int64_t Communicator::all_reduce_max(std::int64_t value) const { return all_reduce(comm_, value, MPI_MAX); }
+
+double Communicator::all_reduce_sum(double value) const {
+  double sum = 0;
+  for (double part : all_gather(value)) sum += part;
+  return sum;
+}
+
+double Communicator::all_reduce_max(double value) const {
+  if (comm_ == MPI_COMM_NULL) return value;
+  double result = 0;
+  check_mpi(MPI_Allreduce(&value, &result, 1, MPI_DOUBLE, MPI_MAX, comm_), "MPI_Allreduce");
+  return result;
+}
+
+std::int64_t Communicator::broadcast(std::int64_t value, int root) const {
+  if (comm_ != MPI_COMM_NULL) check_mpi(MPI_Bcast(&value, 1, MPI_INT64_T, root, comm_), "MPI_Bcast");
+  return value;
+}
+
+std::string Communicator::broadcast(const std::string& text, int root) const {
+  if (comm_ == MPI_COMM_NULL) return text;
+  const std::int64_t length = broadcast(static_cast<std::int64_t>(text.size()), root);
+  std::string result = rank_ == root ? text : std::string(static_cast<std::size_t>(length), '\0');
+  check_mpi(MPI_Bcast(result.data(), static_cast<int>(length), MPI_BYTE, root, comm_), "MPI_Bcast");
+  return result;
+}
+
+std::vector<std::string> Communicator::gather(const std::string& text, int root) const {
+  if (comm_ == MPI_COMM_NULL) return {text};
+  const std::vector<std::int64_t> lengths = all_gather(static_cast<std::int64_t>(text.size()));
+  std::vector<int> counts(lengths.size()), offsets(lengths.size());
+  std::int64_t total = 0;
+  for (std::size_t r = 0; r < lengths.size(); ++r) {
+    counts[r] = static_cast<int>(lengths[r]);
+    offsets[r] = static_cast<int>(total);
+    total += lengths[r];
+  }
+  if (total > std::numeric_limits<int>::max())
+    fail("gathering {} bytes of text exceeds MPI's 2 GiB limit", total);
+  std::string all(rank_ == root ? static_cast<std::size_t>(total) : 0, '\0');
+  check_mpi(MPI_Gatherv(text.data(), static_cast<int>(text.size()), MPI_BYTE, all.data(), counts.data(),
+                        offsets.data(), MPI_BYTE, root, comm_), "MPI_Gatherv");
+  std::vector<std::string> parts;
+  if (rank_ == root)
+    for (std::size_t r = 0; r < lengths.size(); ++r)
+      parts.push_back(all.substr(static_cast<std::size_t>(offsets[r]), static_cast<std::size_t>(counts[r])));
+  return parts;
+}
+
+std::vector<std::int64_t> Communicator::all_gather(std::int64_t value) const {
+  if (comm_ == MPI_COMM_NULL) return {value};
+  std::vector<std::int64_t> all(static_cast<std::size_t>(size_));
+  check_mpi(MPI_Allgather(&value, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, comm_), "MPI_Allgather");
+  return all;
+}
+
+std::vector<double> Communicator::all_gather(double value) const {
+  if (comm_ == MPI_COMM_NULL) return {value};
+  std::vector<double> all(static_cast<std::size_t>(size_));
+  check_mpi(MPI_Allgather(&value, 1, MPI_DOUBLE, all.data(), 1, MPI_DOUBLE, comm_), "MPI_Allgather");
+  return all;
+}
+
+}  // namespace longspan

@@ -1,0 +1,268 @@
+#include <mpi.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "parallel/error.hpp"
+#include "parallel/process_group.hpp"
+
+namespace longspan {
+namespace {
+
+using parallel::check_mpi;
+using Clock = std::chrono::steady_clock;
+
+/// MPI counts are ints: longer messages travel in pieces of this many floats.
+constexpr std::int64_t kPieceFloats = std::int64_t{1} << 28;
+
+/// Non-blocking messages with progress: MPI moves data only inside its calls, so the communication thread tests and
+/// naps. A nap of 50 us hides all of a transfer at the cost of a few per cent of a core; spinning would take a whole one from
+/// the compute threads.
+class Messages {
+ public:
+  explicit Messages(MPI_Comm comm) : comm_(comm) {}
+
+  void send(const float* data, std::int64_t count, int to) {
+    for (std::int64_t at = 0; at < count; at += kPieceFloats)
+      check_mpi(MPI_Isend(data + at, piece(count - at), MPI_FLOAT, to, kTag, comm_, add()), "MPI_Isend");
+    sent_ += count * static_cast<std::int64_t>(sizeof(float));
+  }
+  void receive(float* data, std::int64_t count, int from) {
+    for (std::int64_t at = 0; at < count; at += kPieceFloats)
+      check_mpi(MPI_Irecv(data + at, piece(count - at), MPI_FLOAT, from, kTag, comm_, add()), "MPI_Irecv");
+  }
+  void wait_all() {
+    int done = 0;
+    for (int spin = 0; !done; ++spin) {
+      check_mpi(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE),
+                "MPI_Testall");
+      if (!done && spin > 20) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+    requests_.clear();
+  }
+  std::int64_t take_sent() { return std::exchange(sent_, 0); }
+
+ private:
+  static constexpr int kTag = 1;
+  static int piece(std::int64_t rest) { return static_cast<int>(std::min(rest, kPieceFloats)); }
+  MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+
+  MPI_Comm comm_;
+  std::vector<MPI_Request> requests_;
+  std::int64_t sent_ = 0;
+};
+
+class MpiGroup : public ProcessGroup {
+ public:
+  explicit MpiGroup(const Communicator& comm)
+      : comm_(comm.duplicate()), messages_(comm_.raw()) {
+    if (size() > 1) thread_ = std::thread([this] { run(); });
+  }
+
+  ~MpiGroup() override {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    if (!thread_.joinable()) return;
+    // With an exception in flight a peer may never answer the transfer in progress: leave the thread to the process's end.
+    if (std::uncaught_exceptions() > 0)
+      thread_.detach();
+    else
+      thread_.join();
+  }
+
+  int rank() const override { return comm_.rank(); }
+  int size() const override { return comm_.size(); }
+  std::int64_t bytes_sent() const override { return bytes_sent_.load(); }
+  double exposed_seconds() const override { return exposed_seconds_; }
+
+  PendingPtr all_reduce_sum(View<float> data) override {
+    return start([this, data] {
+      // Reduce-scatter by direct exchange, then all-gather: 2 (P-1)/P of the data per rank, summed in rank order.
+      const int ranks = size(), me = rank();
+      const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
+      const auto length = [&](int r) { return begin(r + 1) - begin(r); };
+      const std::int64_t mine = length(me);
+      incoming_.resize(static_cast<std::size_t>(mine * (ranks - 1)));
+      for (int step = 1; step < ranks; ++step) {
+        const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
+        messages_.receive(incoming_.data() + slot(from) * mine, mine, from);
+        messages_.send(data.data() + begin(to), length(to), to);
+      }
+      messages_.wait_all();
+      sum_in_rank_order(data.data() + begin(me), data.data() + begin(me), mine);
+      for (int step = 1; step < ranks; ++step) {
+        const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
+        messages_.receive(data.data() + begin(from), length(from), from);
+        messages_.send(data.data() + begin(me), mine, to);
+      }
+      messages_.wait_all();
+    });
+  }
+
+  PendingPtr all_gather(View<const float> mine, View<float> gathered) override {
+    return start([this, mine, gathered] {
+      const std::int64_t count = mine.size();
+      float* own = gathered.data() + rank() * count;
+      if (own != mine.data()) std::memcpy(own, mine.data(), static_cast<std::size_t>(count) * sizeof(float));
+      for (int step = 1; step < size(); ++step) {
+        const int from = (rank() - step + size()) % size(), to = (rank() + step) % size();
+        messages_.receive(gathered.data() + from * count, count, from);
+        messages_.send(own, count, to);
+      }
+      messages_.wait_all();
+    });
+  }
+
+  PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) override {
+    return start([this, parts, mine] {
+      const std::int64_t count = mine.size();
+      incoming_.resize(static_cast<std::size_t>(count * (size() - 1)));
+      for (int step = 1; step < size(); ++step) {
+        const int from = (rank() - step + size()) % size(), to = (rank() + step) % size();
+        messages_.receive(incoming_.data() + slot(from) * count, count, from);
+        messages_.send(parts.data() + to * count, count, to);
+      }
+      messages_.wait_all();
+      sum_in_rank_order(parts.data() + rank() * count, mine.data(), count);
+    });
+  }
+
+  PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming, int from) override {
+    return start([this, outgoing, to, incoming, from] {
+      if (to == rank() && from == rank()) {
+        std::memcpy(incoming.data(), outgoing.data(), static_cast<std::size_t>(outgoing.size()) * sizeof(float));
+        return;
+      }
+      messages_.receive(incoming.data(), incoming.size(), from);
+      messages_.send(outgoing.data(), outgoing.size(), to);
+      messages_.wait_all();
+    });
+  }
+
+ private:
+  struct Job {
+    std::function<void()> work;
+    bool done = false;
+    std::exception_ptr failure;
+  };
+
+  class JobPending : public Pending {
+   public:
+    JobPending(MpiGroup& group, std::shared_ptr<Job> job) : group_(group), job_(std::move(job)) {}
+    // Leaving the buffers to a transfer in flight would corrupt memory: an abandoned Pending waits too.
+    ~JobPending() override {
+      if (job_ && std::uncaught_exceptions() == 0) group_.finish(*job_);
+    }
+    void wait() override {
+      const auto job = std::exchange(job_, nullptr);
+      if (!job) return;
+      group_.finish(*job);
+      if (job->failure) std::rethrow_exception(job->failure);
+    }
+
+   private:
+    MpiGroup& group_;
+    std::shared_ptr<Job> job_;
+  };
+
+  PendingPtr start(std::function<void()> work) {
+    auto job = std::make_shared<Job>();
+    job->work = std::move(work);
+    if (size() == 1) {
+      perform(*job);
+      job->done = true;
+    } else {
+      std::lock_guard lock(mutex_);
+      queue_.push_back(job);
+      wake_.notify_all();
+    }
+    return std::make_unique<JobPending>(*this, std::move(job));
+  }
+
+  void finish(const Job& job) {
+    if (size() == 1) return;
+    const auto begin = Clock::now();
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [&] { return job.done; });
+    exposed_seconds_ += std::chrono::duration<double>(Clock::now() - begin).count();
+  }
+
+  void perform(Job& job) {
+    try {
+      job.work();
+    } catch (...) {
+      job.failure = std::current_exception();
+    }
+    bytes_sent_ += messages_.take_sent();
+  }
+
+  void run() {
+    for (;;) {
+      std::shared_ptr<Job> job;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
+        if (queue_.empty()) return;
+        job = queue_.front();
+        queue_.pop_front();
+      }
+      perform(*job);
+      {
+        std::lock_guard lock(mutex_);
+        job->done = true;
+      }
+      done_.notify_all();
+    }
+  }
+
+  /// Where rank r's contribution lies in incoming_, which has no slot for this rank itself.
+  std::int64_t slot(int r) const { return r < rank() ? r : r - 1; }
+
+  /// sum[i] = contributions of rank 0, 1, ... added in that order; this rank's is `own` (which may be `sum`).
+  void sum_in_rank_order(const float* own, float* sum, std::int64_t count) {
+    constexpr std::int64_t kBlock = 4096;  // stays in L1 while all ranks' parts are added
+    float total[kBlock];
+    for (std::int64_t at = 0; at < count; at += kBlock) {
+      const std::int64_t length = std::min(kBlock, count - at);
+      for (int r = 0; r < size(); ++r) {
+        const float* part = r == rank() ? own + at : incoming_.data() + slot(r) * count + at;
+        if (r == 0)
+          std::copy(part, part + length, total);
+        else
+          for (std::int64_t i = 0; i < length; ++i) total[i] += part[i];
+      }
+      std::copy(total, total + length, sum + at);
+    }
+  }
+
+  Communicator comm_;
+  Messages messages_;
+  std::vector<float> incoming_;
+  std::thread thread_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::deque<std::shared_ptr<Job>> queue_;
+  bool stop_ = false;
+  std::atomic<std::int64_t> bytes_sent_{0};
+  double exposed_seconds_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<ProcessGroup> make_mpi_group(const Communicator& comm) {
+  return std::make_unique<MpiGroup>(comm);
+}
+
+}  // namespace longspan
