@@ -114,6 +114,29 @@ void RawFile::write(const void* data, std::int64_t bytes, std::int64_t offset) {
   }
 }
 
+void RawFile::reserve(std::int64_t bytes) {
+#ifdef __linux__
+  // Not posix_fallocate: where the file system cannot allocate, that writes a byte into every
+  // block.
+  int result = 0;
+  do result = ::fallocate(descriptor_.get(), 0, 0, bytes);
+  while (result != 0 && errno == EINTR);
+  if (result != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+    fail_errno(path_, fmt::format("cannot reserve {}", format_bytes(bytes)), errno);
+#else
+  static_cast<void>(bytes);
+#endif
+}
+
+void RawFile::start_writeback(std::int64_t offset, std::int64_t bytes) {
+#ifdef __linux__
+  ::sync_file_range(descriptor_.get(), offset, bytes, SYNC_FILE_RANGE_WRITE);
+#else
+  static_cast<void>(offset);
+  static_cast<void>(bytes);
+#endif
+}
+
 void RawFile::sync() {
   if (sync_retrying(descriptor_.get()) != 0) fail_errno(path_, "cannot sync", errno);
 }
