@@ -132,17 +132,16 @@ struct CheckpointReader::Impl {
         .first->second;
   }
 
-  /// Reads a whole block piece by piece, hands each piece with its position to `consume`, and
-  /// returns the hash.
+  /// Reads bytes [begin, end) of a block piece by piece, hands each piece with its position to
+  /// `consume`, and returns the hash.
   template <class Consume>
-  std::uint64_t stream(const TensorEntry& tensor, const Block& block, Consume&& consume) {
+  std::uint64_t stream(const Block& block, std::int64_t begin, std::int64_t end,
+                       Consume&& consume) {
     const RawFile& file = shard(block.shard);
-    const std::int64_t bytes = bytes_of(tensor, block);
-    buffer.resize(static_cast<std::size_t>(
-        std::max<std::int64_t>(static_cast<std::int64_t>(buffer.size()), std::min(kPiece, bytes))));
+    buffer.resize(std::max(buffer.size(), static_cast<std::size_t>(std::min(kPiece, end - begin))));
     Checksum hash;
-    for (std::int64_t at = 0; at < bytes; at += kPiece) {
-      const std::int64_t count = std::min(kPiece, bytes - at);
+    for (std::int64_t at = begin; at < end; at += kPiece) {
+      const std::int64_t count = std::min(kPiece, end - at);
       file.read(buffer.data(), count, static_cast<std::int64_t>(block.file_offset) + at);
       hash.update(buffer.data(), static_cast<std::size_t>(count));
       consume(buffer.data(), at, count);
@@ -162,9 +161,15 @@ struct CheckpointReader::Impl {
   void read_block(const TensorEntry& tensor, const Block& block, const BlockOverlap& overlap,
                   char* out) {
     const std::int64_t bytes = bytes_of(tensor, block);
-    const bool whole =
-        bytes < kAlwaysHashed || overlap.bytes() * 4 >= bytes || overlap.run_bytes() < kShortRun;
-    if (!whole) {
+    std::int64_t begin = overlap.source_byte(0);
+    std::int64_t end = overlap.source_byte(overlap.runs() - 1) + overlap.run_bytes();
+    const bool long_runs = overlap.run_bytes() >= kShortRun;
+    const std::int64_t needed = long_runs ? overlap.bytes() : end - begin;
+    const bool hashed = bytes < kAlwaysHashed || needed * 4 >= bytes;
+    if (hashed) {
+      begin = 0;
+      end = bytes;
+    } else if (long_runs) {
       const RawFile& file = shard(block.shard);
       for (std::int64_t run = 0; run < overlap.runs(); ++run)
         file.read(out + overlap.wanted_byte(run), overlap.run_bytes(),
@@ -173,20 +178,20 @@ struct CheckpointReader::Impl {
     }
     std::int64_t run = 0;
     const std::uint64_t hash =
-        stream(tensor, block, [&](const char* piece, std::int64_t begin, std::int64_t count) {
+        stream(block, begin, end, [&](const char* piece, std::int64_t first, std::int64_t count) {
           // Runs come in the order of their source bytes; one that ends in the next piece is met
           // again there.
           for (; run < overlap.runs(); ++run) {
             const std::int64_t source = overlap.source_byte(run);
-            const std::int64_t from = std::max(source, begin);
-            const std::int64_t to = std::min(source + overlap.run_bytes(), begin + count);
+            const std::int64_t from = std::max(source, first);
+            const std::int64_t to = std::min(source + overlap.run_bytes(), first + count);
             if (from < to)
-              std::memcpy(out + overlap.wanted_byte(run) + (from - source), piece + (from - begin),
+              std::memcpy(out + overlap.wanted_byte(run) + (from - source), piece + (from - first),
                           static_cast<std::size_t>(to - from));
-            if (source + overlap.run_bytes() > begin + count) break;
+            if (source + overlap.run_bytes() > first + count) break;
           }
         });
-    require_hash(tensor, block, hash);
+    if (hashed) require_hash(tensor, block, hash);
   }
 };
 
@@ -262,7 +267,7 @@ std::vector<VerifyProblem> CheckpointReader::verify(
       if (usable[i]) {
         try {
           const std::uint64_t found =
-              impl_->stream(tensor, block, [&](const char*, std::int64_t at, std::int64_t count) {
+              impl_->stream(block, 0, bytes, [&](const char*, std::int64_t at, std::int64_t count) {
                 if (progress) progress(done + at + count, total);
               });
           if (found != block.xxh3)
@@ -297,23 +302,24 @@ TensorStatistics CheckpointReader::statistics(const std::string& name) {
   std::int64_t finite = 0;
   for (const Block& block : tensor.blocks) {
     const auto hash =
-        impl_->stream(tensor, block, [&](const char* piece, std::int64_t, std::int64_t bytes) {
-          for_each_element(tensor.dtype, piece, bytes, [&](double value) {
-            ++result.count;
-            if (std::isnan(value)) {
-              ++result.nan;
-            } else if (std::isinf(value)) {
-              ++result.inf;
-            } else {
-              if (finite++ == 0) shift = value;
-              sum += value - shift;
-              sum_of_squares += (value - shift) * (value - shift);
-              norm += value * value;
-              result.minimum = std::min(result.minimum, value);
-              result.maximum = std::max(result.maximum, value);
-            }
-          });
-        });
+        impl_->stream(block, 0, bytes_of(tensor, block),
+                      [&](const char* piece, std::int64_t, std::int64_t bytes) {
+                        for_each_element(tensor.dtype, piece, bytes, [&](double value) {
+                          ++result.count;
+                          if (std::isnan(value)) {
+                            ++result.nan;
+                          } else if (std::isinf(value)) {
+                            ++result.inf;
+                          } else {
+                            if (finite++ == 0) shift = value;
+                            sum += value - shift;
+                            sum_of_squares += (value - shift) * (value - shift);
+                            norm += value * value;
+                            result.minimum = std::min(result.minimum, value);
+                            result.maximum = std::max(result.maximum, value);
+                          }
+                        });
+                      });
     impl_->require_hash(tensor, block, hash);
   }
   if (finite == 0) {
