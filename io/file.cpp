@@ -165,7 +165,7 @@ std::vector<std::string> list_directory(const std::string& path) {
   const Handle<DIR*, nullptr, [](DIR* raw) { ::closedir(raw); }> folder(::opendir(path.c_str()));
   std::vector<std::string> names;
   if (!folder) {
-    if (errno == ENOENT) return names;
+    if (errno == ENOENT || errno == ENOTDIR) return names;
     fail_errno(path, "cannot list", errno);
   }
   while (const dirent* entry = ::readdir(folder.get())) {
