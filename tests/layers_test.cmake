@@ -6,7 +6,7 @@ set(may_include_io io parallel)
 set(may_include_slurm slurm)
 set(may_include_launcher launcher model io slurm parallel)
 # foreign header -> the files that may include it
-set(doors "hdf5\\.h|^io/hdf5\\." "boost/|^launcher/options\\.cpp" "dnnl|^model/kernels/cpu/"
+set(doors "hdf5\\.h|^io/hdf5[._]" "boost/|^launcher/options\\.cpp" "dnnl|^model/kernels/cpu/"
           "hwy/|^model/kernels/cpu/" "mpi\\.h|^parallel/" "xxhash\\.h|^io/" "zlib\\.h|^io/"
           "omp\\.h|^(model/kernels/cpu|parallel|launcher)/" "cuda|^NOWHERE" "nccl|^NOWHERE")
 set(broken 0)

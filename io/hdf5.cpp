@@ -1,0 +1,165 @@
+#include "io/hdf5.hpp"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "io/hdf5_internal.hpp"
+#include "parallel/error.hpp"
+
+namespace longspan::io::hdf5 {
+namespace {
+
+std::recursive_mutex& library_mutex() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
+}  // namespace
+
+Lock::Lock() : held_(library_mutex()) {
+  thread_local const bool silenced = [] {
+    return H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
+  }();
+  static_cast<void>(silenced);
+}
+
+std::string version() {
+  const Lock lock;
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return fmt::format("{}.{}.{}", major, minor, release);
+}
+
+File File::create(const std::string& path, std::int64_t metadata_bytes) {
+  const Lock lock;
+  const Id access(H5Pcreate(H5P_FILE_ACCESS));
+  H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110);
+  H5Pset_alignment(access.get(), 65536, 4096);
+  H5Pset_meta_block_size(
+      access.get(), static_cast<hsize_t>(std::clamp<std::int64_t>(metadata_bytes, 2048, 1 << 26)));
+  // A leaked id would keep the file open behind our back; with SEMI, closing fails and the leak
+  // shows.
+  H5Pset_fclose_degree(access.get(), H5F_CLOSE_SEMI);
+  struct stat existing = {};
+  if (::lstat(path.c_str(), &existing) == 0)
+    throw Error(fmt::format("{}: cannot create: the file exists already", path));
+  File file(path);
+  file.writing_ = true;
+  file.id_ = H5Fcreate(path.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.get());
+  if (file.id_ < 0) fail_hdf5(path, "cannot create", ExitStatus::kFailed);
+  return file;
+}
+
+File File::open(const std::string& path) {
+  struct stat found = {};
+  if (::stat(path.c_str(), &found) != 0)
+    fail_damaged("{}: cannot open: {}", path, std::strerror(errno));
+  if (S_ISDIR(found.st_mode))
+    fail_damaged("{}: cannot open: it is a folder, not an HDF5 file", path);
+  if (found.st_size == 0) fail_damaged("{}: cannot open: the file is empty", path);
+  const Lock lock;
+  const Id access(H5Pcreate(H5P_FILE_ACCESS));
+  H5Pset_fclose_degree(access.get(), H5F_CLOSE_SEMI);
+  File file(path);
+  file.id_ = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get());
+  if (file.id_ < 0) fail_hdf5(path, "cannot open", ExitStatus::kDamaged);
+  return file;
+}
+
+File::File(File&& other) noexcept
+    : path_(std::move(other.path_)), id_(std::exchange(other.id_, -1)), writing_(other.writing_) {}
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(id_, other.id_);
+  std::swap(writing_, other.writing_);
+  return *this;
+}
+
+File::~File() {
+  if (id_ < 0) return;
+  const Lock lock;
+  if (H5Fclose(id_) < 0) H5Eclear2(H5E_DEFAULT);
+}
+
+void File::close() {
+  if (id_ < 0) return;
+  const Lock lock;
+  if (writing_ && H5Fflush(id_, H5F_SCOPE_LOCAL) < 0)
+    fail_hdf5(path_, "cannot write", ExitStatus::kFailed);
+  const bool closed = H5Fclose(std::exchange(id_, -1)) >= 0;
+  if (!closed) fail_hdf5(path_, "cannot close", ExitStatus::kFailed);
+}
+
+bool File::exists(const std::string& name) const {
+  const Lock lock;
+  return missing_prefix(id_, name).empty();
+}
+
+std::vector<std::string> File::list(const std::string& group) const {
+  const Lock lock;
+  const Id object = open_object(id_, path_, group);
+  std::vector<std::string> names;
+  const auto collect = [](hid_t, const char* name, const H5L_info_t*, void* out) -> herr_t {
+    static_cast<std::vector<std::string>*>(out)->emplace_back(name);
+    return 0;
+  };
+  hsize_t position = 0;
+  if (H5Literate(object.get(), H5_INDEX_NAME, H5_ITER_INC, &position, collect, &names) < 0)
+    fail_hdf5(path_, fmt::format("cannot list '{}'", group), ExitStatus::kDamaged);
+  return names;
+}
+
+std::vector<std::string> File::datasets(const std::string& group) const {
+  const Lock lock;
+  const std::string prefix = group == "/" ? "" : group + "/";
+  std::vector<std::string> found;
+  for (const auto& name : list(group)) {
+    const std::string full = prefix + name;
+    const Id object(H5Oopen(id_, full.c_str(), H5P_DEFAULT));
+    if (!object) {
+      H5Eclear2(H5E_DEFAULT);  // a dangling link is not a dataset
+    } else if (H5Iget_type(object.get()) == H5I_DATASET) {
+      found.push_back(full);
+    } else if (H5Iget_type(object.get()) == H5I_GROUP) {
+      const auto below = datasets(full);
+      found.insert(found.end(), below.begin(), below.end());
+    }
+  }
+  return found;
+}
+
+DatasetInfo File::info(const std::string& name) const {
+  const Lock lock;
+  const Id dataset = open_dataset(id_, path_, name);
+  const Id type(H5Dget_type(dataset.get()));
+  const Id space(H5Dget_space(dataset.get()));
+  const Id properties(H5Dget_create_plist(dataset.get()));
+  DatasetInfo info;
+  info.dtype = dtype_of(type.get());
+  info.type_text = describe_type(type.get());
+  info.shape =
+      H5Sget_simple_extent_type(space.get()) == H5S_NULL ? Shape{0} : shape_of(space.get());
+  info.bytes_per_element = static_cast<std::int64_t>(H5Tget_size(type.get()));
+  const auto layout = H5Pget_layout(properties.get());
+  info.is_virtual = layout == H5D_VIRTUAL;
+  if (layout == H5D_CHUNKED) {
+    std::vector<hsize_t> chunk(info.shape.size());
+    H5Pget_chunk(properties.get(), static_cast<int>(chunk.size()), chunk.data());
+    info.chunk.assign(chunk.begin(), chunk.end());
+  }
+  info.contiguous = layout == H5D_CONTIGUOUS && H5Pget_external_count(properties.get()) == 0;
+  const haddr_t offset = info.contiguous ? H5Dget_offset(dataset.get()) : HADDR_UNDEF;
+  struct stat file = {};
+  if (offset != HADDR_UNDEF && ::stat(path_.c_str(), &file) == 0 &&
+      offset + static_cast<haddr_t>(info.bytes()) <= static_cast<haddr_t>(file.st_size))
+    info.offset = offset;
+  H5Eclear2(H5E_DEFAULT);
+  return info;
+}
+
+}  // namespace longspan::io::hdf5
