@@ -100,14 +100,11 @@ void check_documents(const hdf5::File& file, DatasetFacts& facts) {
   if (descent != offsets.end())
     fail_damaged("{}: 'doc_offsets' falls from {} to {} at entry {}: prepare the data again", path,
                  descent[0], descent[1], descent - offsets.begin());
+  const Shape shape = table(file, "splits", DType::kU64, 2).shape;
+  if (shape != Shape{2, 2})
+    fail_damaged("{}: 'splits' has shape {}, expected [2, 2]", path, to_string(shape));
   std::uint64_t ranges[4];
-  for (int i = 0; i < 2; ++i) {
-    const char* name = i == 0 ? "splits/train" : "splits/valid";
-    const Shape shape = table(file, name, DType::kU64, 2).shape;
-    if (shape != Shape{1, 2})
-      fail_damaged("{}: '{}' has shape {}, expected [1, 2]", path, name, to_string(shape));
-    file.read(name, DType::kU64, ranges + 2 * i);
-  }
+  file.read("splits", DType::kU64, ranges);
   const std::uint64_t documents = offsets.size() - 1;
   if (ranges[0] != 0 || ranges[1] != ranges[2] || ranges[1] > documents || ranges[3] != documents)
     fail_damaged(

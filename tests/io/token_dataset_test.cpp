@@ -29,7 +29,7 @@ struct Recipe {
   std::int64_t vocabulary = 10;
   std::vector<std::uint16_t> tokens = {0, 1, 2, 3, 4, 5, 6, 9};
   std::vector<std::uint64_t> offsets = {0, 3, 3, 8};
-  std::vector<std::uint64_t> train = {0, 2}, valid = {2, 3};
+  std::vector<std::uint64_t> splits = {0, 2, 2, 3};
   std::optional<std::vector<std::uint64_t>> hashes;
   std::string without;  ///< a dataset that is left out
   bool virtual_tokens = false, float_tokens = false;
@@ -59,8 +59,10 @@ struct Recipe {
     const std::vector<std::uint64_t> right = {xxh3(tokens.data(), tokens.size() * 2)};
     if (without != "block_xxh3") file.write("block_xxh3", hashes.value_or(right));
     if (without != "doc_offsets") file.write("doc_offsets", offsets);
-    if (without != "splits/train") file.write("splits/train", DType::kU64, {1, 2}, train.data());
-    if (without != "splits/valid") file.write("splits/valid", DType::kU64, {1, 2}, valid.data());
+    if (without != "splits") {
+      const auto columns = static_cast<std::int64_t>(splits.size()) / 2;
+      file.write("splits", DType::kU64, {2, columns}, splits.data());
+    }
     if (without != "tokenizer") file.write_text("tokenizer", tokenizer);
     file.close();
     return path;
@@ -149,11 +151,12 @@ TEST(TokenDataset, EveryForeignOrBrokenFileGetsItsLine) {
   expect(message_for([](Recipe& r) { r.offsets = {1, 3, 3, 8}; }), "begin with 0");
   expect(message_for([](Recipe& r) { r.offsets = {0, 5, 3, 8}; }), "falls from 5 to 3 at entry 1");
   expect(message_for([](Recipe& r) { r.offsets = {0}; }), "1 entries");
-  expect(message_for([](Recipe& r) { r.valid = {2, 4}; }), "valid [2, 4)");
-  expect(message_for([](Recipe& r) { r.train = {1, 2}; }), "train [1, 2)");
+  expect(message_for([](Recipe& r) { r.splits = {0, 2, 2, 4}; }), "valid [2, 4)");
+  expect(message_for([](Recipe& r) { r.splits = {1, 2, 2, 3}; }), "train [1, 2)");
+  expect(message_for([](Recipe& r) { r.splits = {0, 2, 0, 2, 3, 0}; }), "shape [2, 3]");
   expect(message_for([](Recipe& r) { r.hashes = std::vector<std::uint64_t>{1, 2}; }), "has 2 hashes");
   expect(message_for([](Recipe& r) { r.uuid = "aaaaaaaa-aaaa-8aaa-aaaa-aaaaaaaaaaaa"; }), "the file is damaged");
-  for (const char* name : {"tokens", "block_xxh3", "doc_offsets", "splits/train", "splits/valid", "tokenizer"})
+  for (const char* name : {"tokens", "block_xxh3", "doc_offsets", "splits", "tokenizer"})
     expect(message_for([&](Recipe& r) { r.without = name; }), name);
 }
 
