@@ -65,7 +65,7 @@ std::int64_t peak_resident_bytes() {
 
 std::string version_line() {
   return fmt::format("longspan {}, {}, {}, {}, g++ {}", LONGSPAN_VERSION, parallel::mpi_version(),
-                     model::math_library_version(), io::hdf5::library_version(), __VERSION__);
+                     model::math_library_version(), fmt::format("HDF5 {}", io::hdf5::version()), __VERSION__);
 }
 
 }  // namespace longspan::launcher

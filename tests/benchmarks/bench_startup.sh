@@ -13,6 +13,6 @@ for ((i = 1; i <= runs; i++)); do
     --train.steps 1 --train.validate-every 0 >"$work/log" 2>&1
   # The line of step 1 is flushed when the step has finished; saving the checkpoint and leaving come after it.
   first=$(stat -c %.9Y "$work/run$i/metrics.jsonl")
-  echo "$first - $begin" | bc -l
+  awk -v a="$begin" -v b="$first" 'BEGIN { printf "%.4f\n", b - a }'
 done | sort -n | awk '{t[NR] = $1} END {
   printf "command to first finished step, 2 ranks: median %.3f s (min %.3f, max %.3f, %d runs)\n", t[int((NR + 1) / 2)], t[1], t[NR], NR }'
