@@ -9,6 +9,7 @@
 #include "launcher/command.hpp"
 #include "launcher/inspect_checkpoint.hpp"
 #include "launcher/inspect_dataset.hpp"
+#include "launcher/progress.hpp"
 #include "launcher/table.hpp"
 #include "parallel/log.hpp"
 

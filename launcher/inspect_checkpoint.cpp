@@ -1,7 +1,5 @@
 #include "launcher/inspect_checkpoint.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -15,6 +13,7 @@
 #include "io/checkpoint_reader.hpp"
 #include "io/file.hpp"
 #include "launcher/options.hpp"
+#include "launcher/progress.hpp"
 #include "launcher/table.hpp"
 
 namespace longspan::launcher {
@@ -90,29 +89,6 @@ std::vector<double> first_values(io::CheckpointReader& reader, const TensorEntry
     values.push_back(value_at(tensor.dtype, bytes.data() + at));
   return values;
 }
-
-/// One line on stderr that is written over, where there is a terminal.
-class Progress {
- public:
-  void operator()(std::int64_t done, std::int64_t total) {
-    const int percent =
-        total == 0
-            ? 100
-            : static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total));
-    if (!terminal_ || percent == shown_) return;
-    shown_ = percent;
-    fmt::print(stderr, "\rverifying {} of {} ({}%)", io::format_bytes(done),
-               io::format_bytes(total), percent);
-    std::fflush(stderr);
-  }
-  ~Progress() {
-    if (shown_ >= 0) fmt::print(stderr, "\r\033[K");
-  }
-
- private:
-  bool terminal_ = ::isatty(STDERR_FILENO) != 0;
-  int shown_ = -1;
-};
 
 /// Everything the report shows, gathered before anything is formatted.
 struct Inspection {
@@ -361,8 +337,9 @@ CheckpointReport report_checkpoint(const std::string& path, bool verify,
   inspection.listed = select(inspection, tensor);
   if (verify) {
     Progress progress;
-    inspection.problems = inspection.reader.verify(
-        [&](std::int64_t done, std::int64_t total) { progress(done, total); });
+    inspection.problems = inspection.reader.verify([&](std::int64_t done, std::int64_t total) {
+      progress.update("verifying", "B", done, total);
+    });
     inspection.verified = true;
   }
   gather_statistics(inspection, !tensor.empty());

@@ -56,13 +56,6 @@ std::string Table::text(int indent) const {
   return out;
 }
 
-std::string grouped(std::int64_t value) {
-  std::string digits = fmt::format("{}", value);
-  const std::size_t first = value < 0 ? 1 : 0;
-  for (std::size_t at = digits.size(); at > first + 3;) digits.insert(at -= 3, 1, ',');
-  return digits;
-}
-
 std::string short_number(double value) {
   return fmt::format("{:.4g}", value);
 }

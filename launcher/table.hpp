@@ -27,8 +27,7 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-std::string grouped(std::int64_t value);  ///< 1234567 -> "1,234,567"
-std::string short_number(double value);   ///< four significant digits: "0.01998", "-3.2e-05", "12"
+std::string short_number(double value);  ///< four significant digits: "0.01998", "-3.2e-05", "12"
 std::string utc_text(std::int64_t unix_seconds);  ///< "2025-01-31 14:03:59 UTC"
 
 }  // namespace longspan::launcher
