@@ -171,7 +171,7 @@ std::string facts_text(const Inspection& inspection) {
   table.add({"size", fmt::format("{} in {} shard{}", io::format_bytes(inspection.bytes()), shards,
                                  shards == 1 ? "" : "s")});
   table.add({"written", utc_text(facts.created_unix)});
-  table.add({"by", facts.program_version});
+  table.add({"program", facts.program_version});
   table.add({"data", fmt::format("dataset {}, next sample {}, seed {}", facts.dataset_uuid,
                                  grouped(facts.next_sample), facts.seed)});
   table.add({"uuid", facts.uuid});
