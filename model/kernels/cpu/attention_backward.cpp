@@ -32,7 +32,7 @@ struct BackwardScratch {
       *dv;
   BackwardScratch(Carver& carver, std::int64_t block_heads, std::int64_t key_groups,
                   std::int64_t head_size) {
-    const std::int64_t rows = block_heads * kQueryBlock, size = widest_size(head_size);
+    const std::int64_t rows = block_heads * kQueryBlock, size = row_size(head_size);
     q = carver.take(rows * size);
     dout = carver.take(rows * size);
     dq = carver.take(rows * size);
@@ -66,7 +66,7 @@ inline void pack_queries(const AttentionBackwardArgs& args, std::int64_t batch, 
                          const BackwardScratch& scratch) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const AttentionShape& shape = args.shape;
-  const std::int64_t size = padded_size(shape.head_size), query = block * kQueryBlock;
+  const std::int64_t size = row_size(shape.head_size), query = block * kQueryBlock;
   const float* const q =
       args.q + batch * args.q_batch + query * args.q_row + head * shape.head_size;
   const float* const dout =
@@ -98,7 +98,7 @@ inline void pack_keys(const AttentionBackwardArgs& args, const MaskIndex& mask,
   pack_transposed(args.v + at, args.kv_row, keys, padded, shape.head_size, positions,
                   scratch.values_transposed);
   pack_rows(args.k + at, args.kv_row, keys, padded, shape.head_size, positions, 1.0f, scratch.keys,
-            padded_size(shape.head_size));
+            row_size(shape.head_size));
 }
 
 /// p = exp(s - lse) and ds = p (dp - delta), in place of s and dp. s - lse before the factor
@@ -129,7 +129,7 @@ inline void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64
                            std::int64_t rows, std::int64_t group, PanelRun run,
                            std::int64_t head_size, const BackwardScratch& scratch,
                            std::int64_t first_row, std::int64_t group_row) {
-  const std::int64_t size = padded_size(head_size);
+  const std::int64_t size = row_size(head_size);
   const std::int64_t first = run.first * kKeyPanel, keys = run.last * kKeyPanel - first;
   const float* const q = scratch.q + first_row * size;
   const float* const dout = scratch.dout + first_row * size;
@@ -149,11 +149,11 @@ inline void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64
   for (std::int64_t r = 0; r < rows; ++r)
     softmax_backward_row(keys, scratch.lse[first_row + r], scratch.delta[first_row + r],
                          scratch.p + r * kScoreRow, scratch.ds + r * kScoreRow);
-  multiply<true>(keys, size, rows, {scratch.p, 1, kScoreRow}, {dout, size, kTileWidth},
-                 {scratch.dv + (group_row + first) * size, size});
-  multiply<true>(keys, size, rows, {scratch.ds, 1, kScoreRow}, {q, size, kTileWidth},
-                 {scratch.dk + (group_row + first) * size, size});
-  multiply<true>(rows, size, keys, {scratch.ds, kScoreRow, 1},
+  multiply<true>(keys, padded_size(head_size), rows, {scratch.p, 1, kScoreRow},
+                 {dout, size, kTileWidth}, {scratch.dv + (group_row + first) * size, size});
+  multiply<true>(keys, padded_size(head_size), rows, {scratch.ds, 1, kScoreRow},
+                 {q, size, kTileWidth}, {scratch.dk + (group_row + first) * size, size});
+  multiply<true>(rows, padded_size(head_size), keys, {scratch.ds, kScoreRow, 1},
                  {scratch.keys + first * size, size, kTileWidth},
                  {scratch.dq + first_row * size, size});
 }
@@ -161,7 +161,7 @@ inline void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64
 void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
                    const AttentionTask& task, float* memory) {
   const AttentionShape& shape = args.shape;
-  const std::int64_t heads = shape.heads / shape.kv_heads, size = padded_size(shape.head_size);
+  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
   const std::int64_t block_heads = (task.last_block - task.first_block) * heads;
   const std::int64_t groups = task.last_group - task.first_group;
   Carver carver(memory);
@@ -203,7 +203,7 @@ inline void add_rows(std::int64_t rows, std::int64_t size, float factor,
 
 void add_query_share(const AttentionBackwardArgs& args, const AttentionTask& task, float* memory) {
   const AttentionShape& shape = args.shape;
-  const std::int64_t heads = shape.heads / shape.kv_heads, size = padded_size(shape.head_size);
+  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
   const std::int64_t block_heads = (task.last_block - task.first_block) * heads;
   Carver carver(memory);
   const BackwardScratch scratch(carver, block_heads, task.last_group - task.first_group,
@@ -222,7 +222,7 @@ void add_key_share(const AttentionBackwardArgs& args, const AttentionTask& task,
   const AttentionShape& shape = args.shape;
   const std::int64_t block_heads =
       (task.last_block - task.first_block) * (shape.heads / shape.kv_heads);
-  const std::int64_t size = padded_size(shape.head_size), first = task.first_group * kKeyGroup;
+  const std::int64_t size = row_size(shape.head_size), first = task.first_group * kKeyGroup;
   Carver carver(memory);
   const BackwardScratch scratch(carver, block_heads, task.last_group - task.first_group,
                                 shape.head_size);

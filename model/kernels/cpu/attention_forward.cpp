@@ -30,7 +30,7 @@ namespace longspan::model::cpu {
 struct ForwardScratch {
   float *q, *result, *maximum, *sum, *scores, *keys, *values;
   ForwardScratch(Carver& carver, std::int64_t block_heads, std::int64_t head_size) {
-    const std::int64_t rows = block_heads * kQueryBlock, size = widest_size(head_size);
+    const std::int64_t rows = block_heads * kQueryBlock, size = row_size(head_size);
     q = carver.take(rows * size);
     result = carver.take(rows * size);
     maximum = carver.take(rows);
@@ -109,7 +109,7 @@ inline void forward_block(const MaskIndex& mask, std::int64_t batch, std::int64_
                           std::int64_t rows, std::int64_t group, PanelRun run,
                           std::int64_t head_size, const ForwardScratch& scratch,
                           std::int64_t first_row) {
-  const std::int64_t size = padded_size(head_size);
+  const std::int64_t size = row_size(head_size);
   const std::int64_t keys = (run.last - run.first) * kKeyPanel;
   float* const result = scratch.result + first_row * size;
   multiply<false>(
@@ -125,7 +125,7 @@ inline void forward_block(const MaskIndex& mask, std::int64_t batch, std::int64_
   for (std::int64_t r = 0; r < rows; ++r)
     softmax_row(keys, scratch.scores + r * kScoreRow, scratch.maximum + first_row + r,
                 scratch.sum + (first_row + r) * kLanes, result + r * size, size);
-  multiply<true>(rows, size, keys, {scratch.scores, kScoreRow, 1},
+  multiply<true>(rows, padded_size(head_size), keys, {scratch.scores, kScoreRow, 1},
                  {scratch.values + run.first * kKeyPanel * size, size, kTileWidth}, {result, size});
 }
 
@@ -146,7 +146,7 @@ inline void finish_block(const AttentionForwardArgs& args, std::int64_t rows, st
 void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                   const AttentionTask& task, float* memory) {
   const AttentionShape& shape = args.shape;
-  const std::int64_t heads = shape.heads / shape.kv_heads, size = padded_size(shape.head_size);
+  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
   const std::int64_t blocks = task.last_block - task.first_block;
   Carver carver(memory);
   const ForwardScratch scratch(carver, blocks * heads, shape.head_size);
@@ -250,9 +250,8 @@ void attention_forward(const AttentionForwardArgs& args) {
   Scratch scratch(threads, measure.used());
   const auto count = static_cast<std::int64_t>(tasks.size());
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (std::int64_t t = 0; t < count; ++t)
-    HWY_DYNAMIC_DISPATCH(forward_task)
-    (args, mask, tasks[order[t]], scratch.of(omp_get_thread_num()));
+  for (std::int64_t t = 0; t < count; ++t) HWY_DYNAMIC_DISPATCH(forward_task)
+  (args, mask, tasks[order[t]], scratch.of(omp_get_thread_num()));
 }
 
 }  // namespace longspan::model::cpu

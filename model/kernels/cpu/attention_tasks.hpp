@@ -53,10 +53,14 @@ class Carver {
 /// fall into few sets.
 inline constexpr std::int64_t kScoreRow = kKeyGroup + 16;
 
-/// Row lengths are rounded up to this in scratch sizes: the widest vector of any target.
+/// Lanes of the widest vector of any target.
 inline constexpr std::int64_t kWidestVector = 16;
-inline std::int64_t widest_size(std::int64_t head_size) {
-  return (head_size + kWidestVector - 1) / kWidestVector * kWidestVector;
+
+/// Row length of packed queries, keys and values. Beyond 64 an odd number of cache lines: with a
+/// power of two, 64 columns of all rows would share half of the first cache's sets.
+inline std::int64_t row_size(std::int64_t head_size) {
+  const std::int64_t lines = (head_size + kWidestVector - 1) / kWidestVector;
+  return kWidestVector * (lines <= 4 ? lines : lines | 1);
 }
 
 }  // namespace longspan::model::cpu

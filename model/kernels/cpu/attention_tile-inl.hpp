@@ -41,7 +41,7 @@ static_assert(kKeyPanel % kTileWidth == 0);
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
 
-/// head_size rounded up to whole vectors: the row length of packed operands.
+/// head_size rounded up to whole vectors: the columns of products; the zeros behind stay zeros.
 inline std::int64_t padded_size(std::int64_t head_size) {
   return (head_size + kLanes - 1) / kLanes * kLanes;
 }
