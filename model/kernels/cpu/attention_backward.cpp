@@ -101,61 +101,62 @@ inline void pack_keys(const AttentionBackwardArgs& args, const MaskIndex& mask,
             row_size(shape.head_size));
 }
 
-/// p = exp(s - lse) and ds = p (dp - delta), in place of s and dp. s - lse before the factor
-/// log2(e): the difference is nearly exact where p matters, however large the logits are. The
-/// columns behind, which the last register tile of p^T and ds^T covers, become zeros: their
-/// products are added to rows of other keys.
-HWY_INLINE void softmax_backward_row(std::int64_t keys, float lse, float delta,
-                                     float* HWY_RESTRICT p, float* HWY_RESTRICT ds) {
+/// p = exp(s - lse) and ds = p (dp - delta), in place of s and dp, for keys [begin, end). s - lse
+/// before the factor log2(e): the difference is nearly exact where p matters, however large the
+/// logits are. The rest up to `keys`, and to the end of the last register tile of p^T and ds^T,
+/// becomes zeros: it meets other queries there.
+HWY_INLINE void softmax_backward_row(std::int64_t keys, std::int64_t begin, std::int64_t end,
+                                     float lse, float delta, float* HWY_RESTRICT p,
+                                     float* HWY_RESTRICT ds) {
   const FloatTag tag;
   const Floats all_lse = hn::Set(tag, lse), all_delta = hn::Set(tag, delta),
                log2e = hn::Set(tag, kLog2E);
-  for (std::int64_t j = 0; j < keys; j += 4 * kLanes) {
-#pragma GCC unroll 4
-    for (std::int64_t v = 0; v < 4; ++v) {
-      float* const p_at = p + j + v * kLanes;
-      float* const ds_at = ds + j + v * kLanes;
-      const Floats probability = exp2(hn::Mul(hn::Sub(hn::Load(tag, p_at), all_lse), log2e));
-      hn::Store(probability, tag, p_at);
-      hn::Store(hn::Mul(probability, hn::Sub(hn::Load(tag, ds_at), all_delta)), tag, ds_at);
-    }
+  for (std::int64_t j = 0; j < begin; j += kLanes) {
+    hn::Store(hn::Zero(tag), tag, p + j);
+    hn::Store(hn::Zero(tag), tag, ds + j);
   }
-  for (std::int64_t j = keys; j % kTileRows != 0; ++j) p[j] = ds[j] = 0.0f;
+#pragma GCC unroll 4
+  for (std::int64_t j = begin; j < end; j += kLanes) {
+    const Floats probability = exp2(hn::Mul(hn::Sub(hn::Load(tag, p + j), all_lse), log2e));
+    hn::Store(probability, tag, p + j);
+    hn::Store(hn::Mul(probability, hn::Sub(hn::Load(tag, ds + j), all_delta)), tag, ds + j);
+  }
+  for (std::int64_t j = end; j < keys || j % kStrip != 0; ++j) p[j] = ds[j] = 0.0f;
 }
 
 /// One block of one head against panels `run` of the packed group, whose rows of dk and dv start at
 /// group_row.
 inline void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
-                           std::int64_t rows, std::int64_t group, PanelRun run,
+                           std::int64_t group, PanelRun run, const TileRanges& ranges,
                            std::int64_t head_size, const BackwardScratch& scratch,
                            std::int64_t first_row, std::int64_t group_row) {
-  const std::int64_t size = row_size(head_size);
+  const std::int64_t size = row_size(head_size), padded = padded_size(head_size),
+                     rows = mask.rows(block);
   const std::int64_t first = run.first * kKeyPanel, keys = run.last * kKeyPanel - first;
   const float* const q = scratch.q + first_row * size;
   const float* const dout = scratch.dout + first_row * size;
-  multiply<false>(rows, keys, head_size, {q, size, 1},
-                  {scratch.keys_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
-                  {scratch.p, kScoreRow});
-  for (std::int64_t p = run.first; p < run.last; ++p) {
-    const std::int64_t panel = group * kGroupPanels + p;
-    if (mask.tile(batch, block, panel) != Visible::kAll)
-      mask_panel(mask, batch, block * kQueryBlock, rows, panel * kKeyPanel,
-                 scratch.p + p * kKeyPanel - first, kScoreRow);
-  }
-  multiply<false>(
+  multiply_visible(
+      rows, keys, head_size, {q, size, 1},
+      {scratch.keys_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
+      {scratch.p, kScoreRow}, ranges.key_begin, ranges.key_end);
+  mask_scores(mask, batch, block, group, run, ranges, scratch.p, kScoreRow);
+  multiply_visible(
       rows, keys, head_size, {dout, size, 1},
       {scratch.values_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
-      {scratch.ds, kScoreRow});
+      {scratch.ds, kScoreRow}, ranges.key_begin, ranges.key_end);
   for (std::int64_t r = 0; r < rows; ++r)
-    softmax_backward_row(keys, scratch.lse[first_row + r], scratch.delta[first_row + r],
+    softmax_backward_row(keys, ranges.key_begin[r / kStrip], ranges.key_end[r / kStrip],
+                         scratch.lse[first_row + r], scratch.delta[first_row + r],
                          scratch.p + r * kScoreRow, scratch.ds + r * kScoreRow);
-  multiply<true>(keys, padded_size(head_size), rows, {scratch.p, 1, kScoreRow},
-                 {dout, size, kTileWidth}, {scratch.dv + (group_row + first) * size, size});
-  multiply<true>(keys, padded_size(head_size), rows, {scratch.ds, 1, kScoreRow},
-                 {q, size, kTileWidth}, {scratch.dk + (group_row + first) * size, size});
-  multiply<true>(rows, padded_size(head_size), keys, {scratch.ds, kScoreRow, 1},
-                 {scratch.keys + first * size, size, kTileWidth},
-                 {scratch.dq + first_row * size, size});
+  multiply_add_visible(keys, padded, {scratch.p, 1, kScoreRow}, {dout, size, kTileWidth},
+                       {scratch.dv + (group_row + first) * size, size}, ranges.row_begin,
+                       ranges.row_end);
+  multiply_add_visible(keys, padded, {scratch.ds, 1, kScoreRow}, {q, size, kTileWidth},
+                       {scratch.dk + (group_row + first) * size, size}, ranges.row_begin,
+                       ranges.row_end);
+  multiply_add_visible(rows, padded, {scratch.ds, kScoreRow, 1},
+                       {scratch.keys + first * size, size, kTileWidth},
+                       {scratch.dq + first_row * size, size}, ranges.key_begin, ranges.key_end);
 }
 
 void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
@@ -166,20 +167,18 @@ void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
   const std::int64_t groups = task.last_group - task.first_group;
   Carver carver(memory);
   const BackwardScratch scratch(carver, block_heads, groups, shape.head_size);
-  const auto rows_of = [&](std::int64_t block) {
-    return std::min(kQueryBlock, shape.queries - block * kQueryBlock);
-  };
   const auto first_row = [&](std::int64_t block, std::int64_t head) {
     return ((block - task.first_block) * heads + head) * kQueryBlock;
   };
 
   for (std::int64_t block = task.first_block; block < task.last_block; ++block)
     for (std::int64_t head = 0; head < heads; ++head)
-      pack_queries(args, task.batch, task.kv_head * heads + head, block, rows_of(block),
+      pack_queries(args, task.batch, task.kv_head * heads + head, block, mask.rows(block),
                    first_row(block, head), scratch);
   clear(block_heads * kQueryBlock * size, scratch.dq);
   clear(groups * kKeyGroup * size, scratch.dk);
   clear(groups * kKeyGroup * size, scratch.dv);
+  TileRanges ranges;
   for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
     bool packed = false;
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
@@ -187,9 +186,10 @@ void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
       if (run.first == run.last) continue;
       if (!packed) pack_keys(args, mask, task, group, scratch);
       packed = true;
+      mask.find_ranges(task.batch, block, group, run, ranges);
       for (std::int64_t head = 0; head < heads; ++head)
-        backward_block(mask, task.batch, block, rows_of(block), group, run, shape.head_size,
-                       scratch, first_row(block, head), (group - task.first_group) * kKeyGroup);
+        backward_block(mask, task.batch, block, group, run, ranges, shape.head_size, scratch,
+                       first_row(block, head), (group - task.first_group) * kKeyGroup);
     }
   }
 }
@@ -269,21 +269,23 @@ struct Plan {
   std::vector<OrderedTask> tasks;
 };
 
-/// Chunks of about 1024 row-heads (512 for large heads) by as many keys, halved while there would
+/// Chunks of at most 1024 row-heads (512 for large heads) by as many keys, halved while there would
 /// be few tasks; along diagonals, so that neighbours in the list share no chunk. A function of the
 /// shape and the mask, never of the threads.
 Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
   Plan plan;
   const std::int64_t heads = shape.heads / shape.kv_heads, pairs = shape.batch * shape.kv_heads;
-  const auto chunks = [](std::int64_t count, std::int64_t each) {
-    return (count + each - 1) / each;
+  // The number of chunks of at most `most`, and what each then needs to hold.
+  const auto split = [](std::int64_t count, std::int64_t most, std::int64_t& each) {
+    most = std::max<std::int64_t>(1, most);
+    const std::int64_t chunks = (count + most - 1) / most;
+    each = chunks ? (count + chunks - 1) / chunks : 1;
+    return chunks;
   };
   for (std::int64_t rows = shape.head_size > 64 ? 512 : 1024;; rows /= 2) {
-    plan.blocks = std::max<std::int64_t>(1, rows / (kQueryBlock * heads));
-    plan.groups = std::max<std::int64_t>(1, rows / kKeyGroup);
-    plan.query_chunks = chunks(mask.query_blocks(), plan.blocks);
-    plan.key_chunks = chunks(mask.key_groups(), plan.groups);
-    if (rows <= 256 || pairs * plan.query_chunks * plan.key_chunks >= 64) break;
+    plan.query_chunks = split(mask.query_blocks(), rows / (kQueryBlock * heads), plan.blocks);
+    plan.key_chunks = split(mask.key_groups(), rows / kKeyGroup, plan.groups);
+    if (rows <= 256 || pairs * plan.query_chunks * plan.key_chunks >= 24) break;
   }
   std::vector<std::int32_t> query_turns(pairs * plan.query_chunks),
       key_turns(pairs * plan.key_chunks);

@@ -64,16 +64,20 @@ inline void start_block(const AttentionForwardArgs& args, std::int64_t rows, con
 }
 
 /// Scores of one row become exp2(scores - maximum) after the maximum, and with it sum and result,
-/// were brought up to date.
+/// were brought up to date. keys: a multiple of kKeyChunk.
 HWY_INLINE void softmax_row(std::int64_t keys, float* HWY_RESTRICT scores,
                             float* HWY_RESTRICT maximum, float* HWY_RESTRICT sum,
                             float* HWY_RESTRICT result, std::int64_t size) {
   const FloatTag tag;
+  const std::int64_t whole = keys - keys % (4 * kLanes);
   Floats top[4];
-  for (std::int64_t v = 0; v < 4; ++v) top[v] = hn::Load(tag, scores + v * kLanes);
-  for (std::int64_t j = 4 * kLanes; j < keys; j += 4 * kLanes)
+  for (std::int64_t v = 0; v < 4; ++v)
+    top[v] = hn::Set(tag, -std::numeric_limits<float>::infinity());
+  for (std::int64_t j = 0; j < whole; j += 4 * kLanes)
     for (std::int64_t v = 0; v < 4; ++v)
       top[v] = hn::Max(top[v], hn::Load(tag, scores + j + v * kLanes));
+  for (std::int64_t j = whole; j < keys; j += kLanes)
+    top[0] = hn::Max(top[0], hn::Load(tag, scores + j));
   const Floats top_all = hn::Max(hn::Max(top[0], top[1]), hn::Max(top[2], top[3]));
   const Floats log2e = hn::Set(tag, kLog2E);
   // After the first groups a row's maximum hardly ever moves: one comparison then replaces the
@@ -92,7 +96,7 @@ HWY_INLINE void softmax_row(std::int64_t keys, float* HWY_RESTRICT scores,
   Floats total[4];
   total[0] = hn::Load(tag, sum);
   for (std::int64_t v = 1; v < 4; ++v) total[v] = hn::Zero(tag);
-  for (std::int64_t j = 0; j < keys; j += 4 * kLanes) {
+  for (std::int64_t j = 0; j < whole; j += 4 * kLanes) {
 #pragma GCC unroll 4
     for (std::int64_t v = 0; v < 4; ++v) {
       float* const at = scores + j + v * kLanes;
@@ -101,32 +105,35 @@ HWY_INLINE void softmax_row(std::int64_t keys, float* HWY_RESTRICT scores,
       total[v] = hn::Add(total[v], p);
     }
   }
+  for (std::int64_t j = whole; j < keys; j += kLanes) {
+    const Floats p = exp2(hn::MulAdd(hn::Load(tag, scores + j), log2e, minus_maximum));
+    hn::Store(p, tag, scores + j);
+    total[0] = hn::Add(total[0], p);
+  }
   hn::Store(hn::Add(hn::Add(total[0], total[1]), hn::Add(total[2], total[3])), tag, sum);
 }
 
 /// One block of one head against panels `run` of the packed group.
 inline void forward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
-                          std::int64_t rows, std::int64_t group, PanelRun run,
+                          std::int64_t group, PanelRun run, const TileRanges& ranges,
                           std::int64_t head_size, const ForwardScratch& scratch,
                           std::int64_t first_row) {
-  const std::int64_t size = row_size(head_size);
-  const std::int64_t keys = (run.last - run.first) * kKeyPanel;
+  const std::int64_t size = row_size(head_size), rows = mask.rows(block);
+  const std::int64_t first = run.first * kKeyPanel, keys = run.last * kKeyPanel - first;
   float* const result = scratch.result + first_row * size;
-  multiply<false>(
-      rows, keys, head_size, {scratch.q + first_row * size, size, 1},
-      {scratch.keys + run.first * kKeyPanel * head_size, kTileWidth, kTileWidth * head_size},
-      {scratch.scores, kScoreRow});
-  for (std::int64_t p = run.first; p < run.last; ++p) {
-    const std::int64_t panel = group * kGroupPanels + p;
-    if (mask.tile(batch, block, panel) != Visible::kAll)
-      mask_panel(mask, batch, block * kQueryBlock, rows, panel * kKeyPanel,
-                 scratch.scores + (p - run.first) * kKeyPanel, kScoreRow);
+  multiply_visible(rows, keys, head_size, {scratch.q + first_row * size, size, 1},
+                   {scratch.keys + first * head_size, kTileWidth, kTileWidth * head_size},
+                   {scratch.scores, kScoreRow}, ranges.key_begin, ranges.key_end);
+  mask_scores(mask, batch, block, group, run, ranges, scratch.scores, kScoreRow);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t begin = ranges.key_begin[r / kStrip];
+    softmax_row(ranges.key_end[r / kStrip] - begin, scratch.scores + r * kScoreRow + begin,
+                scratch.maximum + first_row + r, scratch.sum + (first_row + r) * kLanes,
+                result + r * size, size);
   }
-  for (std::int64_t r = 0; r < rows; ++r)
-    softmax_row(keys, scratch.scores + r * kScoreRow, scratch.maximum + first_row + r,
-                scratch.sum + (first_row + r) * kLanes, result + r * size, size);
-  multiply<true>(rows, padded_size(head_size), keys, {scratch.scores, kScoreRow, 1},
-                 {scratch.values + run.first * kKeyPanel * size, size, kTileWidth}, {result, size});
+  multiply_add_visible(rows, padded_size(head_size), {scratch.scores, kScoreRow, 1},
+                       {scratch.values + first * size, size, kTileWidth}, {result, size},
+                       ranges.key_begin, ranges.key_end);
 }
 
 inline void finish_block(const AttentionForwardArgs& args, std::int64_t rows, std::int64_t size,
@@ -150,9 +157,6 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
   const std::int64_t blocks = task.last_block - task.first_block;
   Carver carver(memory);
   const ForwardScratch scratch(carver, blocks * heads, shape.head_size);
-  const auto rows_of = [&](std::int64_t block) {
-    return std::min(kQueryBlock, shape.queries - block * kQueryBlock);
-  };
 
   struct Place {
     const float* q;
@@ -170,13 +174,14 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
   for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
     for (std::int64_t head = 0; head < heads; ++head) {
       const Place at = place(block, head);
-      pack_rows(at.q, args.q_row, rows_of(block), kQueryBlock, shape.head_size, nullptr,
+      pack_rows(at.q, args.q_row, mask.rows(block), kQueryBlock, shape.head_size, nullptr,
                 shape.scale, scratch.q + at.first_row * size, size);
-      start_block(args, rows_of(block), at.o, at.lse, size, scratch.result + at.first_row * size,
+      start_block(args, mask.rows(block), at.o, at.lse, size, scratch.result + at.first_row * size,
                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes);
     }
   }
 
+  TileRanges ranges;
   for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
     bool packed = false;
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
@@ -194,8 +199,9 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                   mask.key_positions() + first, 1.0f, scratch.values, size);
         packed = true;
       }
+      mask.find_ranges(task.batch, block, group, run, ranges);
       for (std::int64_t head = 0; head < heads; ++head)
-        forward_block(mask, task.batch, block, rows_of(block), group, run, shape.head_size, scratch,
+        forward_block(mask, task.batch, block, group, run, ranges, shape.head_size, scratch,
                       ((block - task.first_block) * heads + head) * kQueryBlock);
     }
   }
@@ -203,7 +209,7 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
   for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
     for (std::int64_t head = 0; head < heads; ++head) {
       const Place at = place(block, head);
-      finish_block(args, rows_of(block), size, scratch.result + at.first_row * size,
+      finish_block(args, mask.rows(block), size, scratch.result + at.first_row * size,
                    scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes, at.o,
                    at.lse);
     }

@@ -10,6 +10,7 @@ namespace longspan::model {
 namespace {
 
 constexpr std::int32_t kLargest = std::numeric_limits<std::int32_t>::max();
+constexpr std::int32_t kSmallest = std::numeric_limits<std::int32_t>::min();
 
 struct Interval {
   std::int32_t low = kLargest, high = -1;  // empty
@@ -66,85 +67,86 @@ std::int64_t visible_pairs(const AttentionShape& shape) {
 namespace cpu {
 
 MaskIndex::MaskIndex(const AttentionShape& shape)
-    : queries_(shape.queries),
+    : documents_(shape.query_documents != nullptr),
+      queries_(shape.queries),
       query_blocks_((shape.queries + kQueryBlock - 1) / kQueryBlock),
-      key_panels_((shape.keys + kKeyPanel - 1) / kKeyPanel) {
+      key_panels_((shape.keys + kKeyPanel - 1) / kKeyPanel),
+      low_(shape.queries),
+      high_(shape.queries),
+      key_positions_(key_panels_ * kKeyPanel, -1) {
   check(shape);
-  index_queries(shape);
-  index_keys(shape);
-}
-
-void MaskIndex::index_queries(const AttentionShape& shape) {
-  low_.resize(queries_);
-  high_.resize(queries_);
-  block_positions_.assign(query_blocks_, {kLargest, 0, kLargest, -1});
   for (std::int64_t i = 0; i < queries_; ++i) {
     const auto [low, high] = visible_interval(shape.query_positions[i], shape.mask);
     low_[i] = low;
     high_[i] = high;
-    QueryRange& block = block_positions_[i / kQueryBlock];
-    block.low_min = std::min(block.low_min, low);
-    block.low_max = std::max(block.low_max, low);
-    block.high_min = std::min(block.high_min, high);
-    block.high_max = std::max(block.high_max, high);
   }
-  if (!shape.query_documents) return;
-  query_documents_.assign(shape.query_documents, shape.query_documents + shape.batch * queries_);
-  block_documents_.assign(shape.batch * query_blocks_,
-                          {kLargest, std::numeric_limits<std::int32_t>::min()});
-  for (std::int64_t b = 0; b < shape.batch; ++b) {
-    for (std::int64_t i = 0; i < queries_; ++i) {
-      Range& block = block_documents_[b * query_blocks_ + i / kQueryBlock];
-      block.min = std::min(block.min, query_documents_[b * queries_ + i]);
-      block.max = std::max(block.max, query_documents_[b * queries_ + i]);
-    }
+  for (std::int64_t j = 0; j < shape.keys; ++j)
+    key_positions_[j] = std::max(shape.key_positions[j], -1);
+  const std::int64_t masks = documents_ ? shape.batch : 1, padded_keys = key_panels_ * kKeyPanel;
+  if (documents_) {
+    query_documents_.assign(shape.query_documents, shape.query_documents + masks * queries_);
+    key_documents_.assign(masks * padded_keys, 0);
+    for (std::int64_t b = 0; b < masks; ++b)
+      std::copy_n(shape.key_documents + b * shape.keys, shape.keys,
+                  key_documents_.begin() + b * padded_keys);
+  }
+  for (std::int64_t b = 0; b < masks; ++b) {
+    for (std::int64_t i = 0; i < query_blocks_; ++i)
+      blocks_.push_back(summarise_queries(b, i * kQueryBlock, kQueryBlock));
+    for (std::int64_t i = 0; i < query_blocks_ * TileRanges::kRowStrips; ++i)
+      strips_.push_back(summarise_queries(b, i * kStrip, kStrip));
+    for (std::int64_t j = 0; j < key_panels_; ++j)
+      panels_.push_back(summarise_keys(b, j * kKeyPanel, kKeyPanel));
+    for (std::int64_t j = 0; j < padded_keys / kKeyChunk; ++j)
+      chunks_.push_back(summarise_keys(b, j * kKeyChunk, kKeyChunk));
   }
 }
 
-void MaskIndex::index_keys(const AttentionShape& shape) {
-  const std::int64_t padded = key_panels_ * kKeyPanel;
-  key_positions_.assign(padded, -1);
-  panel_positions_.assign(key_panels_, {kLargest, -1});
-  panel_has_padding_.assign(key_panels_, 0);
-  for (std::int64_t j = 0; j < padded; ++j) {
-    if (j < shape.keys) key_positions_[j] = std::max(shape.key_positions[j], -1);
-    Range& panel = panel_positions_[j / kKeyPanel];
+MaskIndex::Queries MaskIndex::summarise_queries(std::int64_t batch, std::int64_t first,
+                                                std::int64_t count) const {
+  Queries all{kLargest, 0, kLargest, -1, kLargest, kSmallest};
+  for (std::int64_t i = first; i < std::min(first + count, queries_); ++i) {
+    all.low_min = std::min(all.low_min, low_[i]);
+    all.low_max = std::max(all.low_max, low_[i]);
+    all.high_min = std::min(all.high_min, high_[i]);
+    all.high_max = std::max(all.high_max, high_[i]);
+    if (low_[i] > high_[i]) continue;
+    const std::int32_t document = documents_ ? query_documents_[batch * queries_ + i] : 0;
+    all.document_min = std::min(all.document_min, document);
+    all.document_max = std::max(all.document_max, document);
+  }
+  return all;
+}
+
+MaskIndex::Keys MaskIndex::summarise_keys(std::int64_t batch, std::int64_t first,
+                                          std::int64_t count) const {
+  Keys all{kLargest, -1, kLargest, kSmallest, false};
+  for (std::int64_t j = first; j < first + count; ++j) {
     if (key_positions_[j] < 0) {
-      panel_has_padding_[j / kKeyPanel] = 1;
-    } else {
-      panel.min = std::min(panel.min, key_positions_[j]);
-      panel.max = std::max(panel.max, key_positions_[j]);
+      all.padding = true;
+      continue;
     }
+    all.position_min = std::min(all.position_min, key_positions_[j]);
+    all.position_max = std::max(all.position_max, key_positions_[j]);
+    const std::int32_t document =
+        documents_ ? key_documents_[batch * key_panels_ * kKeyPanel + j] : 0;
+    all.document_min = std::min(all.document_min, document);
+    all.document_max = std::max(all.document_max, document);
   }
-  if (!shape.key_documents) return;
-  key_documents_.assign(shape.batch * padded, 0);
-  panel_documents_.assign(shape.batch * key_panels_,
-                          {kLargest, std::numeric_limits<std::int32_t>::min()});
-  for (std::int64_t b = 0; b < shape.batch; ++b) {
-    for (std::int64_t j = 0; j < shape.keys; ++j) {
-      const std::int32_t document = shape.key_documents[b * shape.keys + j];
-      key_documents_[b * padded + j] = document;
-      Range& panel = panel_documents_[b * key_panels_ + j / kKeyPanel];
-      panel.min = std::min(panel.min, document);
-      panel.max = std::max(panel.max, document);
-    }
-  }
+  return all;
 }
 
-Visible MaskIndex::tile(std::int64_t batch, std::int64_t query_block,
-                        std::int64_t key_panel) const {
-  const QueryRange& block = block_positions_[query_block];
-  const Range& panel = panel_positions_[key_panel];
-  if (panel.max < block.low_min || panel.min > block.high_max) return Visible::kNone;
-  bool all =
-      panel.min >= block.low_max && panel.max <= block.high_min && !panel_has_padding_[key_panel];
-  if (!query_documents_.empty()) {
-    const Range& asking = block_documents_[batch * query_blocks_ + query_block];
-    const Range& asked = panel_documents_[batch * key_panels_ + key_panel];
-    if (asked.max < asking.min || asked.min > asking.max) return Visible::kNone;
-    all = all && asked.min == asked.max && asking.min == asking.max && asked.min == asking.min;
-  }
-  return all ? Visible::kAll : Visible::kSome;
+Visible MaskIndex::see(const Queries& queries, const Keys& keys) {
+  if (keys.position_max < queries.low_min || keys.position_min > queries.high_max ||
+      keys.document_max < queries.document_min || keys.document_min > queries.document_max)
+    return Visible::kNone;
+  const bool one_document = keys.document_min == keys.document_max &&
+                            queries.document_min == queries.document_max &&
+                            keys.document_min == queries.document_min;
+  return one_document && !keys.padding && keys.position_min >= queries.low_max &&
+                 keys.position_max <= queries.high_min
+             ? Visible::kAll
+             : Visible::kSome;
 }
 
 PanelRun MaskIndex::visible_run(std::int64_t batch, std::int64_t query_block,
@@ -160,6 +162,34 @@ PanelRun MaskIndex::visible_run(std::int64_t batch, std::int64_t query_block,
   return run;
 }
 
+void MaskIndex::find_ranges(std::int64_t batch, std::int64_t query_block, std::int64_t key_group,
+                            PanelRun run, TileRanges& ranges) const {
+  constexpr std::int64_t kPanelChunks = kKeyPanel / kKeyChunk;
+  const std::int64_t block_rows = rows(query_block), strips = (block_rows + kStrip - 1) / kStrip;
+  const std::int64_t chunks = (run.last - run.first) * kPanelChunks;
+  const Queries* const asking = strips_.data() +
+                                offset(batch, query_blocks_ * TileRanges::kRowStrips) +
+                                query_block * TileRanges::kRowStrips;
+  const Keys* const asked = chunks_.data() + offset(batch, key_panels_ * kPanelChunks) +
+                            (key_group * kGroupPanels + run.first) * kPanelChunks;
+  const std::int64_t key_strips = (chunks * kKeyChunk + kStrip - 1) / kStrip;
+  std::fill_n(ranges.row_begin, key_strips, std::int16_t{0});
+  std::fill_n(ranges.row_end, key_strips, std::int16_t{0});
+  for (std::int64_t s = 0; s < strips; ++s) {
+    std::int64_t begin = 0, end = chunks;
+    while (begin < end && see(asking[s], asked[begin]) == Visible::kNone) ++begin;
+    while (begin < end && see(asking[s], asked[end - 1]) == Visible::kNone) --end;
+    if (begin == end) begin = end = 0;
+    ranges.key_begin[s] = static_cast<std::int16_t>(begin * kKeyChunk);
+    ranges.key_end[s] = static_cast<std::int16_t>(end * kKeyChunk);
+    for (std::int64_t k = begin * kKeyChunk / kStrip; k * kStrip < end * kKeyChunk; ++k) {
+      if (ranges.row_begin[k] == ranges.row_end[k])
+        ranges.row_begin[k] = static_cast<std::int16_t>(s * kStrip);
+      ranges.row_end[k] = static_cast<std::int16_t>(std::min((s + 1) * kStrip, block_rows));
+    }
+  }
+}
+
 std::int64_t MaskIndex::visible_tiles(std::int64_t batch, std::int64_t first_block,
                                       std::int64_t last_block, std::int64_t first_group,
                                       std::int64_t last_group) const {
@@ -172,11 +202,11 @@ std::int64_t MaskIndex::visible_tiles(std::int64_t batch, std::int64_t first_blo
 }
 
 const std::int32_t* MaskIndex::query_documents(std::int64_t batch) const {
-  return query_documents_.empty() ? nullptr : query_documents_.data() + batch * queries_;
+  return documents_ ? query_documents_.data() + batch * queries_ : nullptr;
 }
 
 const std::int32_t* MaskIndex::key_documents(std::int64_t batch) const {
-  return key_documents_.empty() ? nullptr : key_documents_.data() + batch * key_panels_ * kKeyPanel;
+  return documents_ ? key_documents_.data() + batch * key_panels_ * kKeyPanel : nullptr;
 }
 
 }  // namespace cpu

@@ -3,6 +3,7 @@
 /// no mask arithmetic.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -19,11 +20,27 @@ inline constexpr std::int64_t kKeyPanel = 64;
 inline constexpr std::int64_t kGroupPanels = 3;
 inline constexpr std::int64_t kKeyGroup = kKeyPanel * kGroupPanels;
 
+/// Rows of the register tile, and the keys that the edge of a mask is resolved to.
+inline constexpr std::int64_t kStrip = 6;
+inline constexpr std::int64_t kKeyChunk = 16;
+static_assert(kQueryBlock % kStrip == 0 && kKeyGroup % kStrip == 0);
+
 enum class Visible { kNone, kSome, kAll };
 
 /// Panels [first, last) of a group, counted from the group's first; empty if first == last.
 struct PanelRun {
   std::int64_t first = 0, last = 0;
+};
+
+/// What of a query block against a run of panels is worth computing, strip by strip. Outside
+/// nothing is visible.
+struct TileRanges {
+  static constexpr std::int64_t kRowStrips = kQueryBlock / kStrip, kKeyStrips = kKeyGroup / kStrip;
+  /// For rows [6 s, 6 s + 6): keys of the run, multiples of kKeyChunk. begin == end: none.
+  std::int16_t key_begin[kRowStrips], key_end[kRowStrips];
+  /// For keys [6 s, 6 s + 6) of the run: rows of the block, from a multiple of 6 to one or to the
+  /// block's end.
+  std::int16_t row_begin[kKeyStrips], row_end[kKeyStrips];
 };
 
 class MaskIndex {
@@ -34,12 +51,21 @@ class MaskIndex {
   std::int64_t query_blocks() const { return query_blocks_; }
   std::int64_t key_panels() const { return key_panels_; }
   std::int64_t key_groups() const { return (key_panels_ + kGroupPanels - 1) / kGroupPanels; }
+  std::int64_t rows(std::int64_t query_block) const {
+    return std::min(kQueryBlock, queries_ - query_block * kQueryBlock);
+  }
 
   /// Conservative: kSome may also stand for a tile that is all hidden or all visible.
-  Visible tile(std::int64_t batch, std::int64_t query_block, std::int64_t key_panel) const;
+  Visible tile(std::int64_t batch, std::int64_t query_block, std::int64_t key_panel) const {
+    return see(blocks_[offset(batch, query_blocks_) + query_block],
+               panels_[offset(batch, key_panels_) + key_panel]);
+  }
 
   /// The smallest run of panels of `key_group` outside which nothing is visible to the block.
   PanelRun visible_run(std::int64_t batch, std::int64_t query_block, std::int64_t key_group) const;
+
+  void find_ranges(std::int64_t batch, std::int64_t query_block, std::int64_t key_group,
+                   PanelRun run, TileRanges& ranges) const;
 
   /// Visible tiles of blocks [first_block, last_block) x groups [first_group, last_group): a
   /// measure of the work.
@@ -56,21 +82,28 @@ class MaskIndex {
   const std::int32_t* key_documents(std::int64_t batch) const;
 
  private:
-  struct QueryRange {
-    std::int32_t low_min, low_max, high_min, high_max;
+  /// What some queries want to see and some keys have to show. Padding has no say in minima and
+  /// maxima, except that it raises low_max and lowers high_min, so that its tiles are never kAll.
+  struct Queries {
+    std::int32_t low_min, low_max, high_min, high_max, document_min, document_max;
   };
-  struct Range {
-    std::int32_t min, max;
+  struct Keys {
+    std::int32_t position_min, position_max, document_min, document_max;
+    bool padding;
   };
-  void index_queries(const AttentionShape& shape);
-  void index_keys(const AttentionShape& shape);
+  static Visible see(const Queries& queries, const Keys& keys);
+  Queries summarise_queries(std::int64_t batch, std::int64_t first, std::int64_t count) const;
+  Keys summarise_keys(std::int64_t batch, std::int64_t first, std::int64_t count) const;
+  /// Without documents all sequences of the batch share one mask.
+  std::int64_t offset(std::int64_t batch, std::int64_t each) const {
+    return documents_ ? batch * each : 0;
+  }
 
+  bool documents_ = false;
   std::int64_t queries_ = 0, query_blocks_ = 0, key_panels_ = 0;
   std::vector<std::int32_t> low_, high_, key_positions_, query_documents_, key_documents_;
-  std::vector<QueryRange> block_positions_;
-  std::vector<Range> panel_positions_;  // of the keys that are not padding
-  std::vector<char> panel_has_padding_;
-  std::vector<Range> block_documents_, panel_documents_;  // [batch, blocks], [batch, panels]
+  std::vector<Queries> blocks_, strips_;  // of kQueryBlock, of kStrip queries, for each mask
+  std::vector<Keys> panels_, chunks_;     // of kKeyPanel, of kKeyChunk keys, for each mask
 };
 
 }  // namespace longspan::model::cpu

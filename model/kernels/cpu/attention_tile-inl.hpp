@@ -10,6 +10,7 @@
 #define LONGSPAN_ATTENTION_TILE_INL_
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -28,15 +29,14 @@ constexpr std::int64_t kLanes = hn::MaxLanes(FloatTag());
 /// The register tile: 6 rows by 4 vectors fills 24 of 32 registers, 6 by 2 fills 12 of 16. Every
 /// product then needs fewer loads than the two per cycle a core can do, and has more independent
 /// sums than its latency asks for.
-constexpr std::int64_t kTileRows = 6;
+constexpr std::int64_t kTileRows = kStrip;
 #if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM
 constexpr std::int64_t kTileVectors = 4;
 #else
 constexpr std::int64_t kTileVectors = 2;
 #endif
 constexpr std::int64_t kTileWidth = kTileVectors * kLanes;
-static_assert(kQueryBlock % kTileRows == 0 && kKeyGroup % kTileRows == 0);
-static_assert(kKeyPanel % kTileWidth == 0);
+static_assert(kKeyPanel % kTileWidth == 0 && kKeyChunk % kLanes == 0);
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.693147181f;
@@ -129,25 +129,61 @@ HWY_NOINLINE void multiply_panel(std::int64_t rows, std::int64_t depth, Left a, 
                                   c + r * c_row, c_row);
 }
 
-/// c[rows x columns] = or += a[rows x depth] b[depth x columns]; columns: a multiple of kLanes.
+/// As multiply_panel, up to kTileVectors of width.
 template <bool kAdd>
-HWY_INLINE void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, Left a,
-                         Right b, Result c) {
-  std::int64_t column = 0;
-  const float* right = b.data;
-  for (; column + kTileWidth <= columns; column += kTileWidth, right += b.panel)
-    multiply_panel<kTileVectors, kAdd>(rows, depth, a, right, b.row, c.data + column, c.row);
-  switch ((columns - column) / kLanes) {
-    case 1:
-      return multiply_panel<1, kAdd>(rows, depth, a, right, b.row, c.data + column, c.row);
+inline void multiply_vectors(std::int64_t vectors, std::int64_t rows, std::int64_t depth, Left a,
+                             const float* b, std::int64_t b_row, float* c, std::int64_t c_row) {
+  if (vectors == kTileVectors)
+    return multiply_panel<kTileVectors, kAdd>(rows, depth, a, b, b_row, c, c_row);
+  if (vectors == 1) return multiply_panel<1, kAdd>(rows, depth, a, b, b_row, c, c_row);
 #if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM
-    case 2:
-      return multiply_panel<2, kAdd>(rows, depth, a, right, b.row, c.data + column, c.row);
-    case 3:
-      return multiply_panel<3, kAdd>(rows, depth, a, right, b.row, c.data + column, c.row);
+  if (vectors == 2) return multiply_panel<2, kAdd>(rows, depth, a, b, b_row, c, c_row);
+  if (vectors == 3) return multiply_panel<3, kAdd>(rows, depth, a, b, b_row, c, c_row);
 #endif
-    default:
-      return;
+}
+
+/// Rows from r on, in whole strips, that share the range of r's strip.
+inline std::int64_t rows_alike(std::int64_t r, std::int64_t rows, const std::int16_t* begin,
+                               const std::int16_t* end) {
+  std::int64_t next = r + kStrip;
+  while (next < rows && begin[next / kStrip] == begin[r / kStrip] &&
+         end[next / kStrip] == end[r / kStrip])
+    next += kStrip;
+  return next - r;
+}
+
+/// c = a b, rows by keys: of each strip of 6 rows only columns [begin[strip], end[strip]),
+/// multiples of kKeyChunk.
+inline void multiply_visible(std::int64_t rows, std::int64_t columns, std::int64_t depth, Left a,
+                             Right b, Result c, const std::int16_t* begin,
+                             const std::int16_t* end) {
+  for (std::int64_t first = 0; first < columns; first += kTileWidth, b.data += b.panel) {
+    for (std::int64_t r = 0, count; r < rows; r += count) {
+      count = rows_alike(r, rows, begin, end);
+      const std::int64_t from = std::max<std::int64_t>(begin[r / kStrip], first);
+      const std::int64_t to = std::min<std::int64_t>(end[r / kStrip], first + kTileWidth);
+      if (from < to)
+        multiply_vectors<false>((to - from) / kLanes, count, depth,
+                                {a.data + r * a.row, a.row, a.depth}, b.data + from - first, b.row,
+                                c.data + r * c.row + from, c.row);
+    }
+  }
+}
+
+/// c += a b: for each strip of 6 rows of c only depths [begin[strip], end[strip]). columns: a
+/// multiple of kLanes.
+inline void multiply_add_visible(std::int64_t rows, std::int64_t columns, Left a, Right b, Result c,
+                                 const std::int16_t* begin, const std::int16_t* end) {
+  for (std::int64_t first = 0; first < columns; first += kTileWidth, b.data += b.panel) {
+    const std::int64_t vectors = std::min(kTileWidth, columns - first) / kLanes;
+    for (std::int64_t r = 0, count; r < rows; r += count) {
+      count = rows_alike(r, rows, begin, end);
+      const std::int64_t from = begin[r / kStrip], depth = end[r / kStrip] - from;
+      if (depth > 0)
+        multiply_vectors<true>(vectors, count, depth,
+                               {a.data + r * a.row + from * a.depth, a.row, a.depth},
+                               b.data + from * b.row, b.row, c.data + r * c.row + first, c.row);
+    }
   }
 }
 
@@ -202,28 +238,37 @@ inline void pack_transposed(const float* from, std::int64_t from_row, std::int64
 #endif
 }
 
-/// Scores of keys that queries [first_query, first_query + rows) may not see become -inf. s: [rows,
-/// kKeyPanel] with row stride s_row, for the panel of keys that starts at first_key.
-inline void mask_panel(const MaskIndex& mask, std::int64_t batch, std::int64_t first_query,
-                       std::int64_t rows, std::int64_t first_key, float* s, std::int64_t s_row) {
+/// Scores of keys that a query may not see become -inf, in the part of the tile that was computed.
+/// s: rows of the block by keys of the run.
+inline void mask_scores(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
+                        std::int64_t group, PanelRun run, const TileRanges& ranges, float* s,
+                        std::int64_t s_row) {
   const FloatTag tag;
   const IntTag int_tag;
-  const std::int32_t* const positions = mask.key_positions() + first_key;
-  const std::int32_t* const documents = mask.key_documents(batch);
-  const std::int32_t* const own_documents = mask.query_documents(batch);
   const Floats hidden = hn::Set(tag, -std::numeric_limits<float>::infinity());
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const auto low = hn::Set(int_tag, mask.low()[first_query + r]);
-    const auto high = hn::Set(int_tag, mask.high()[first_query + r]);
-    for (std::int64_t j = 0; j < kKeyPanel; j += kLanes) {
-      const auto position = hn::LoadU(int_tag, positions + j);
-      auto outside = hn::Or(hn::Lt(position, low), hn::Gt(position, high));
-      if (documents) {
-        const auto own = hn::Set(int_tag, own_documents[first_query + r]);
-        outside = hn::Or(outside, hn::Ne(hn::LoadU(int_tag, documents + first_key + j), own));
+  for (std::int64_t p = run.first; p < run.last; ++p) {
+    const std::int64_t panel = group * kGroupPanels + p, column = (p - run.first) * kKeyPanel;
+    if (mask.tile(batch, block, panel) == Visible::kAll) continue;
+    const std::int32_t* const positions = mask.key_positions() + panel * kKeyPanel;
+    const std::int32_t* const documents =
+        mask.key_documents(batch) ? mask.key_documents(batch) + panel * kKeyPanel : nullptr;
+    for (std::int64_t r = 0; r < mask.rows(block); ++r) {
+      const std::int64_t query = block * kQueryBlock + r;
+      const auto low = hn::Set(int_tag, mask.low()[query]),
+                 high = hn::Set(int_tag, mask.high()[query]);
+      const std::int64_t end =
+          std::min<std::int64_t>(ranges.key_end[r / kStrip] - column, kKeyPanel);
+      for (std::int64_t j = std::max<std::int64_t>(0, ranges.key_begin[r / kStrip] - column);
+           j < end; j += kLanes) {
+        const auto position = hn::LoadU(int_tag, positions + j);
+        auto outside = hn::Or(hn::Lt(position, low), hn::Gt(position, high));
+        if (documents) {
+          const auto own = hn::Set(int_tag, mask.query_documents(batch)[query]);
+          outside = hn::Or(outside, hn::Ne(hn::LoadU(int_tag, documents + j), own));
+        }
+        float* const at = s + r * s_row + column + j;
+        hn::Store(hn::IfThenElse(hn::RebindMask(tag, outside), hidden, hn::Load(tag, at)), tag, at);
       }
-      float* const at = s + r * s_row + j;
-      hn::Store(hn::IfThenElse(hn::RebindMask(tag, outside), hidden, hn::Load(tag, at)), tag, at);
     }
   }
 }
