@@ -19,4 +19,11 @@ bool started_by_launcher() {
   return false;
 }
 
+int launcher_rank() {
+  // Not SLURM_PROCID: under mpirun it is the rank of mpirun's daemon.
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"})
+    if (const char* rank = std::getenv(name)) return std::atoi(rank);
+  return 0;
+}
+
 }  // namespace longspan::slurm
