@@ -196,8 +196,9 @@ struct CheckpointReader::Impl {
 };
 
 CheckpointReader::CheckpointReader(const std::string& path) : impl_(std::make_unique<Impl>()) {
-  impl_->path = path;
-  impl_->index = read_index(path);
+  // The index may be named instead of its folder.
+  impl_->path = base_name(path) == "index.h5" ? parent_path(path) : path;
+  impl_->index = read_index(impl_->path);
   impl_->checked.assign(impl_->index.shard_files.size(), false);
   for (std::size_t i = 0; i < impl_->index.tensors.size(); ++i)
     impl_->by_name[impl_->index.tensors[i].name] = i;

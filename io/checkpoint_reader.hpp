@@ -38,7 +38,7 @@ struct TensorStatistics {
 /// An opened checkpoint. Not thread safe. Nothing here communicates: every rank opens and reads what it needs.
 class CheckpointReader {
  public:
-  /// Reads the index and its manifest. Throws Error (damaged) naming the file and what is wrong with it.
+  /// Reads the index and its manifest. `path`: the folder or its index.h5. Throws Error (damaged) naming the file and what is wrong with it.
   explicit CheckpointReader(const std::string& path);
   CheckpointReader(CheckpointReader&&) noexcept;
   ~CheckpointReader();

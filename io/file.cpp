@@ -44,6 +44,22 @@ void sync_path(const std::string& path, int flags) {
     fail_errno(path, "cannot sync", errno);
 }
 
+/// Of the nearest folder above `path` that exists.
+struct statvfs file_system_of(const std::string& path) {
+  struct statvfs system = {};
+  std::string place = path;
+  while (::statvfs(place.c_str(), &system) != 0 && place != "." && place != "/")
+    place = parent_path(place);
+  return system;
+}
+
+std::string space_left(const std::string& path) {
+  const struct statvfs system = file_system_of(path);
+  if (system.f_files > 0 && system.f_favail == 0)
+    return "its file system has no room for more files";
+  return format_bytes(free_bytes(path)) + " free";
+}
+
 }  // namespace
 
 void close_descriptor(int descriptor) {
@@ -54,8 +70,8 @@ void fail_errno(const std::string& path, const std::string& action, int error_nu
   const char* reason = std::strerror(error_number);
   switch (error_number) {
     case ENOSPC:
-      fail("{}: {}: {} ({} free): free space there, or choose another run.directory", path, action,
-           reason, format_bytes(free_bytes(path)));
+      fail("{}: {}: {} ({}): free space there, or choose another run.directory", path, action,
+           reason, space_left(path));
     case EDQUOT:
       fail("{}: {}: {}: remove files or ask for a larger quota, or choose another run.directory",
            path, action, reason);
@@ -165,7 +181,7 @@ std::vector<std::string> list_directory(const std::string& path) {
   const Handle<DIR*, nullptr, [](DIR* raw) { ::closedir(raw); }> folder(::opendir(path.c_str()));
   std::vector<std::string> names;
   if (!folder) {
-    if (errno == ENOENT) return names;
+    if (errno == ENOENT || errno == ENOTDIR) return names;
     fail_errno(path, "cannot list", errno);
   }
   while (const dirent* entry = ::readdir(folder.get())) {
@@ -220,12 +236,7 @@ std::string symlink_target(const std::string& path) {
 }
 
 std::int64_t free_bytes(const std::string& path) {
-  struct statvfs system = {};
-  std::string place = path;
-  while (::statvfs(place.c_str(), &system) != 0) {
-    if (place == "." || place == "/") return 0;
-    place = parent_path(place);
-  }
+  const struct statvfs system = file_system_of(path);
   return static_cast<std::int64_t>(system.f_bavail) * static_cast<std::int64_t>(system.f_frsize);
 }
 

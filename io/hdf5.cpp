@@ -21,10 +21,12 @@ std::recursive_mutex& library_mutex() {
 }  // namespace
 
 Lock::Lock() : held_(library_mutex()) {
-  thread_local const bool silenced = [] {
-    return H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
-  }();
-  static_cast<void>(silenced);
+  // The library's clean-up at exit crashes (1.10.8: H5F__close_cb) once writing a file has failed,
+  // on a full disk for instance. Files close themselves, so it is not needed. Must be the first
+  // call.
+  static const bool left_alone = H5dont_atexit() >= 0;
+  thread_local const bool silenced = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
+  static_cast<void>(left_alone && silenced);
 }
 
 std::string version() {
@@ -49,7 +51,9 @@ File File::create(const std::string& path, std::int64_t metadata_bytes) {
     throw Error(fmt::format("{}: cannot create: the file exists already", path));
   File file(path);
   file.writing_ = true;
-  file.id_ = H5Fcreate(path.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.get());
+  const Id creation(H5Pcreate(H5P_FILE_CREATE));
+  H5Pset_obj_track_times(creation.get(), false);  // of the root: equal contents, equal bytes
+  file.id_ = H5Fcreate(path.c_str(), H5F_ACC_EXCL, creation.get(), access.get());
   if (file.id_ < 0) fail_hdf5(path, "cannot create", ExitStatus::kFailed);
   return file;
 }
@@ -67,6 +71,18 @@ File File::open(const std::string& path) {
   File file(path);
   file.id_ = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get());
   if (file.id_ < 0) fail_hdf5(path, "cannot open", ExitStatus::kDamaged);
+  return file;
+}
+
+File File::update(const std::string& path) {
+  const Lock lock;
+  const Id access(H5Pcreate(H5P_FILE_ACCESS));
+  H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110);
+  H5Pset_fclose_degree(access.get(), H5F_CLOSE_SEMI);
+  File file(path);
+  file.writing_ = true;
+  file.id_ = H5Fopen(path.c_str(), H5F_ACC_RDWR, access.get());
+  if (file.id_ < 0) fail_hdf5(path, "cannot open for writing", ExitStatus::kFailed);
   return file;
 }
 

@@ -65,6 +65,9 @@ class File {
   /// file, and says which.
   static File open(const std::string& path);
 
+  /// An existing file of our own making, to add to it. Throws Error as open() does.
+  static File update(const std::string& path);
+
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
   ~File();  ///< closes; errors are dropped, so writers call close()
