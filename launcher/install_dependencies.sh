@@ -55,5 +55,5 @@ if ((EUID != 0)); then
   as_root=(sudo)
 fi
 apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"; }
-apt update
+apt update || echo "packages: the lists could not be renewed, going on with those that are here"
 apt install -y --no-install-recommends "${missing[@]}"
