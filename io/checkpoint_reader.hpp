@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,7 +38,7 @@ struct TensorStatistics {
 /// An opened checkpoint. Not thread safe. Nothing here communicates: every rank opens and reads what it needs.
 class CheckpointReader {
  public:
-  /// Reads the index and its manifest. Throws Error (damaged) naming the file and what is wrong with it.
+  /// Reads the index and its manifest. `path`: the folder or its index.h5. Throws Error (damaged) naming the file and what is wrong with it.
   explicit CheckpointReader(const std::string& path);
   CheckpointReader(CheckpointReader&&) noexcept;
   ~CheckpointReader();
@@ -49,11 +50,14 @@ class CheckpointReader {
   std::vector<std::int64_t> shard_bytes() const;
 
   /// Fills `array` (name, global_shape and block as asked for, data = destination) from whatever blocks overlap it, on any layout.
-  /// Blocks read whole are hashed. Throws Error: usage if the tensor is missing or shaped otherwise (says both shapes), damaged
+  /// A block is hashed if it is read whole, is below 1 MiB, or at least a quarter of it is wanted; of others only the wanted rows
+  /// are read, so that a rank never reads much more than it needs (verify() hashes all). Throws Error: usage if the tensor is missing or shaped otherwise (says both shapes), damaged
   /// naming shard, tensor, expected and found hash.
   void read(const ShardedArray& array);
-  /// Every shard's existence, size, identity and every block's hash. Empty = all good.
-  std::vector<VerifyProblem> verify();
+  /// Every shard's existence, size, identity and every block's hash. Empty = all good. `progress` hears of (bytes done, all bytes).
+  std::vector<VerifyProblem> verify(
+      const std::function<void(std::int64_t, std::int64_t)>& progress = {});
+  /// Reads the whole tensor, hashed; NaN and Inf are counted and left out of the rest.
   TensorStatistics statistics(const std::string& name);
 
  private:

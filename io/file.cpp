@@ -44,6 +44,22 @@ void sync_path(const std::string& path, int flags) {
     fail_errno(path, "cannot sync", errno);
 }
 
+/// Of the nearest folder above `path` that exists.
+struct statvfs file_system_of(const std::string& path) {
+  struct statvfs system = {};
+  std::string place = path;
+  while (::statvfs(place.c_str(), &system) != 0 && place != "." && place != "/")
+    place = parent_path(place);
+  return system;
+}
+
+std::string space_left(const std::string& path) {
+  const struct statvfs system = file_system_of(path);
+  if (system.f_files > 0 && system.f_favail == 0)
+    return "its file system has no room for more files";
+  return format_bytes(free_bytes(path)) + " free";
+}
+
 }  // namespace
 
 void close_descriptor(int descriptor) {
@@ -54,8 +70,8 @@ void fail_errno(const std::string& path, const std::string& action, int error_nu
   const char* reason = std::strerror(error_number);
   switch (error_number) {
     case ENOSPC:
-      fail("{}: {}: {} ({} free): free space there, or choose another run.directory", path, action,
-           reason, format_bytes(free_bytes(path)));
+      fail("{}: {}: {} ({}): free space there, or choose another run.directory", path, action,
+           reason, space_left(path));
     case EDQUOT:
       fail("{}: {}: {}: remove files or ask for a larger quota, or choose another run.directory",
            path, action, reason);
@@ -114,6 +130,29 @@ void RawFile::write(const void* data, std::int64_t bytes, std::int64_t offset) {
   }
 }
 
+void RawFile::reserve(std::int64_t bytes) {
+#ifdef __linux__
+  // Not posix_fallocate: where the file system cannot allocate, that writes a byte into every
+  // block.
+  int result = 0;
+  do result = ::fallocate(descriptor_.get(), 0, 0, bytes);
+  while (result != 0 && errno == EINTR);
+  if (result != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+    fail_errno(path_, fmt::format("cannot reserve {}", format_bytes(bytes)), errno);
+#else
+  static_cast<void>(bytes);
+#endif
+}
+
+void RawFile::start_writeback(std::int64_t offset, std::int64_t bytes) {
+#ifdef __linux__
+  ::sync_file_range(descriptor_.get(), offset, bytes, SYNC_FILE_RANGE_WRITE);
+#else
+  static_cast<void>(offset);
+  static_cast<void>(bytes);
+#endif
+}
+
 void RawFile::sync() {
   if (sync_retrying(descriptor_.get()) != 0) fail_errno(path_, "cannot sync", errno);
 }
@@ -142,7 +181,7 @@ std::vector<std::string> list_directory(const std::string& path) {
   const Handle<DIR*, nullptr, [](DIR* raw) { ::closedir(raw); }> folder(::opendir(path.c_str()));
   std::vector<std::string> names;
   if (!folder) {
-    if (errno == ENOENT) return names;
+    if (errno == ENOENT || errno == ENOTDIR) return names;
     fail_errno(path, "cannot list", errno);
   }
   while (const dirent* entry = ::readdir(folder.get())) {
@@ -197,12 +236,7 @@ std::string symlink_target(const std::string& path) {
 }
 
 std::int64_t free_bytes(const std::string& path) {
-  struct statvfs system = {};
-  std::string place = path;
-  while (::statvfs(place.c_str(), &system) != 0) {
-    if (place == "." || place == "/") return 0;
-    place = parent_path(place);
-  }
+  const struct statvfs system = file_system_of(path);
   return static_cast<std::int64_t>(system.f_bavail) * static_cast<std::int64_t>(system.f_frsize);
 }
 

@@ -27,6 +27,12 @@ class RawFile {
   /// All of [offset, offset + bytes) into `data`. Throws Error (damaged) if the file ends before.
   void read(void* data, std::int64_t bytes, std::int64_t offset) const;
   void write(const void* data, std::int64_t bytes, std::int64_t offset);
+  /// Allocates the first `bytes` where the file system can, so that a full disk is found before the
+  /// first write.
+  void reserve(std::int64_t bytes);
+  /// Asks the system to begin writing this range to disk, so that sync() has less to wait for. A
+  /// hint.
+  void start_writeback(std::int64_t offset, std::int64_t bytes);
   /// On disk, not only in the page cache.
   void sync();
   /// close() reports what network file systems keep back until then.

@@ -21,10 +21,12 @@ std::recursive_mutex& library_mutex() {
 }  // namespace
 
 Lock::Lock() : held_(library_mutex()) {
-  thread_local const bool silenced = [] {
-    return H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
-  }();
-  static_cast<void>(silenced);
+  // The library's clean-up at exit crashes (1.10.8: H5F__close_cb) once writing a file has failed,
+  // on a full disk for instance. Files close themselves, so it is not needed. Must be the first
+  // call.
+  static const bool left_alone = H5dont_atexit() >= 0;
+  thread_local const bool silenced = H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr) >= 0;
+  static_cast<void>(left_alone && silenced);
 }
 
 std::string version() {

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
+#include <cstring>
 #include <string_view>
+#include <vector>
 
+#include "io/file.hpp"
 #include "parallel/error.hpp"
 
 namespace longspan::io::hdf5 {
@@ -22,15 +26,23 @@ std::vector<std::string> take_error_stack() {
   return texts;
 }
 
+const std::string* find_text(const std::vector<std::string>& texts, std::string_view part) {
+  for (const auto& text : texts)
+    if (text.find(part) != std::string::npos) return &text;
+  return nullptr;
+}
+
+/// The system's reason, if there is one: "..., errno = 28, error message = 'No space left on
+/// device', ...". 0 = none.
+int errno_in(const std::vector<std::string>& texts) {
+  const auto* text = find_text(texts, "errno = ");
+  return text == nullptr ? 0 : std::atoi(text->c_str() + text->find("errno = ") + 8);
+}
+
 /// What a person wants to read. Neither end of the stack is always the useful one, so known texts
 /// are looked for first.
-std::string explain_error() {
-  const auto texts = take_error_stack();
-  const auto find = [&](std::string_view part) -> const std::string* {
-    for (const auto& text : texts)
-      if (text.find(part) != std::string::npos) return &text;
-    return nullptr;
-  };
+std::string explain(const std::vector<std::string>& texts) {
+  const auto find = [&](std::string_view part) { return find_text(texts, part); };
   if (const auto* text = find("truncated file"))
     return "file is truncated: " + text->substr(text->find(':') + 2);
   if (find("file signature not found")) return "not an HDF5 file";
@@ -45,10 +57,7 @@ std::string explain_error() {
     return *text +
            " (compression plugin not installed; rewrite the file without it, e.g. h5repack -f "
            "NONE)";
-  if (const auto* text = find("error message = '")) {
-    const auto begin = text->find("error message = '") + 17;
-    return text->substr(begin, text->find('\'', begin) - begin);
-  }
+  if (const int number = errno_in(texts)) return std::strerror(number);
   return texts.empty() ? "unknown HDF5 error" : texts.front();
 }
 
@@ -58,7 +67,11 @@ constexpr std::array kAllTypes = {DType::kF32, DType::kBF16, DType::kU8,  DType:
 }  // namespace
 
 [[noreturn]] void fail_hdf5(const std::string& path, const std::string& what, ExitStatus status) {
-  throw Error(path + ": " + what + ": " + explain_error(), status);
+  const auto texts = take_error_stack();
+  const int number = errno_in(texts);
+  if (status == ExitStatus::kFailed && number != 0 && !find_text(texts, "unable to lock file"))
+    fail_errno(path, what, number);
+  throw Error(path + ": " + what + ": " + explain(texts), status);
 }
 
 Id make_type(DType dtype) {

@@ -1,0 +1,91 @@
+#include <algorithm>
+#include <charconv>
+
+#include "io/checkpoint_index.hpp"
+#include "io/file.hpp"
+#include "parallel/error.hpp"
+#include "parallel/log.hpp"
+
+namespace longspan::io {
+
+std::string step_folder_name(std::int64_t step) {
+  return fmt::format("step-{:010}", step);
+}
+
+std::vector<StoredCheckpoint> list_checkpoints(const std::string& directory) {
+  std::vector<StoredCheckpoint> found;
+  for (const std::string& name : list_directory(directory)) {
+    std::int64_t step = -1;
+    if (!name.starts_with("step-")) continue;
+    const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), step);
+    if (error == std::errc() && end == name.data() + name.size() && step >= 0 &&
+        is_directory(directory + "/" + name))
+      found.push_back({step, directory + "/" + name});
+  }
+  std::sort(found.begin(), found.end(),
+            [](const auto& a, const auto& b) { return a.step < b.step; });
+  return found;
+}
+
+std::string why_incomplete(const std::string& folder) {
+  try {
+    const CheckpointIndex index = read_index(folder);
+    for (std::size_t i = 0; i < index.shard_files.size(); ++i) {
+      const std::int64_t size = file_size(folder + "/" + index.shard_files[i]);
+      if (size < 0) return fmt::format("{}/{}: the shard is missing", folder, index.shard_files[i]);
+      if (size != index.shard_bytes[i])
+        return fmt::format("{}/{}: the shard has {} bytes, {} were written", folder,
+                           index.shard_files[i], size, index.shard_bytes[i]);
+    }
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void prune_checkpoints(const std::string& directory, std::int64_t keep) {
+  for (const std::string& name : list_directory(directory))
+    if (name == ".latest.tmp" || (name.starts_with(".step-") && name.ends_with(".tmp")))
+      remove_path(directory + "/" + name);
+  if (keep <= 0) return;
+  const std::string latest = symlink_target(directory + "/latest");
+  auto stored = list_checkpoints(directory);
+  std::reverse(stored.begin(), stored.end());
+  // Only complete checkpoints count: a damaged newest one must not push out the last good one.
+  std::int64_t kept = 0;
+  for (const StoredCheckpoint& checkpoint : stored) {
+    if (kept < keep) {
+      if (why_incomplete(checkpoint.path).empty()) ++kept;
+      continue;
+    }
+    const std::string name = base_name(checkpoint.path);
+    if (name == base_name(latest)) continue;
+    // Under a temporary name first: a half-removed folder must never look like a checkpoint.
+    const std::string doomed = fmt::format("{}/.{}.tmp", directory, name);
+    rename_path(checkpoint.path, doomed);
+    remove_path(doomed);
+  }
+}
+
+std::string newest_checkpoint(const std::string& directory) {
+  const std::string latest = symlink_target(directory + "/latest");
+  std::string skipped;
+  if (!latest.empty()) {
+    const std::string path = directory + "/" + base_name(latest);
+    const std::string why = why_incomplete(path);
+    if (why.empty()) return path;
+    log::warn("{} (skipped; 'latest' points to it)", why);
+    skipped = path;
+  }
+  auto stored = list_checkpoints(directory);
+  std::reverse(stored.begin(), stored.end());
+  for (const StoredCheckpoint& checkpoint : stored) {
+    if (checkpoint.path == skipped) continue;
+    const std::string why = why_incomplete(checkpoint.path);
+    if (why.empty()) return checkpoint.path;
+    log::warn("{} (skipped)", why);
+  }
+  return "";
+}
+
+}  // namespace longspan::io

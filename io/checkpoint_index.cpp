@@ -1,0 +1,303 @@
+#include "io/checkpoint_index.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "io/checksum.hpp"
+#include "io/file.hpp"
+#include "io/hdf5.hpp"
+#include "parallel/error.hpp"
+
+namespace longspan::io {
+namespace {
+
+/// The manifest as flat columns, one row per shard, tensor or block. `dims` columns hold as many
+/// numbers per row as the row's tensor has dims.
+struct Tables {
+  std::vector<std::uint64_t> shard_bytes;
+  std::vector<std::string> tensor_name, tensor_dtype;
+  std::vector<std::uint64_t> tensor_dim_count, tensor_dims;
+  std::vector<std::uint64_t> block_tensor, block_shard, block_file_offset, block_xxh3;
+  std::vector<std::uint64_t> block_offset_dims, block_shape_dims;
+};
+
+Tables tables_of(const CheckpointIndex& index) {
+  Tables t;
+  t.shard_bytes.assign(index.shard_bytes.begin(), index.shard_bytes.end());
+  for (std::size_t i = 0; i < index.tensors.size(); ++i) {
+    const TensorEntry& tensor = index.tensors[i];
+    t.tensor_name.push_back(tensor.name);
+    t.tensor_dtype.emplace_back(name_of(tensor.dtype));
+    t.tensor_dim_count.push_back(tensor.global_shape.size());
+    t.tensor_dims.insert(t.tensor_dims.end(), tensor.global_shape.begin(),
+                         tensor.global_shape.end());
+    for (const TensorEntry::Block& block : tensor.blocks) {
+      t.block_tensor.push_back(i);
+      t.block_shard.push_back(static_cast<std::uint64_t>(block.shard));
+      t.block_file_offset.push_back(block.file_offset);
+      t.block_xxh3.push_back(block.xxh3);
+      t.block_offset_dims.insert(t.block_offset_dims.end(), block.offset.begin(),
+                                 block.offset.end());
+      t.block_shape_dims.insert(t.block_shape_dims.end(), block.shape.begin(), block.shape.end());
+    }
+  }
+  return t;
+}
+
+/// Over everything in the index that HDF5 does not checksum itself, i.e. all datasets; with the
+/// identity, so that tables of another checkpoint do not pass.
+std::uint64_t hash_of(const CheckpointIndex& index, const Tables& t) {
+  Checksum hash;
+  const auto text = [&](const std::string& value) {
+    hash.update(value.size());
+    hash.update(value);
+  };
+  const auto texts = [&](const std::vector<std::string>& values) {
+    hash.update(values.size());
+    for (const auto& value : values) text(value);
+  };
+  const auto numbers = [&](const auto& values) {
+    hash.update(values.size());
+    hash.update(values.data(), values.size() * sizeof values[0]);
+  };
+  text(index.facts.uuid);
+  hash.update(static_cast<std::uint64_t>(index.facts.step));
+  texts(index.shard_files);
+  numbers(t.shard_bytes);
+  texts(t.tensor_name);
+  texts(t.tensor_dtype);
+  numbers(t.tensor_dim_count);
+  numbers(t.tensor_dims);
+  numbers(t.block_tensor);
+  numbers(t.block_shard);
+  numbers(t.block_file_offset);
+  numbers(t.block_xxh3);
+  numbers(t.block_offset_dims);
+  numbers(t.block_shape_dims);
+  text(index.facts.config);
+  text(index.facts.tokenizer);
+  numbers(index.facts.loss_history);
+  return hash.digest();
+}
+
+DType dtype_named(const std::string& path, const std::string& name) {
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kU8, DType::kU16, DType::kU32,
+                            DType::kI32, DType::kI64, DType::kU64, DType::kF64})
+    if (name_of(dtype) == name) return dtype;
+  fail_damaged("{}: the manifest names an unknown element type '{}'", path, name);
+}
+
+/// Takes rows out of a `dims` column.
+class DimsColumn {
+ public:
+  DimsColumn(std::string path, std::vector<std::uint64_t> values)
+      : path_(std::move(path)), values_(std::move(values)) {}
+  Shape take(std::size_t count) {
+    if (values_.size() - next_ < count)
+      fail_damaged("{}: the tables of the manifest have unequal lengths", path_);
+    const auto begin = values_.begin() + static_cast<std::ptrdiff_t>(next_);
+    next_ += count;
+    return Shape(begin, begin + static_cast<std::ptrdiff_t>(count));
+  }
+
+ private:
+  std::string path_;
+  std::vector<std::uint64_t> values_;
+  std::size_t next_ = 0;
+};
+
+CheckpointFacts read_facts(const hdf5::File& file) {
+  CheckpointFacts facts;
+  const auto number = [&](const char* name) { return file.i64_attribute("/", name); };
+  facts.step = number("step");
+  facts.tokens_seen = number("tokens_seen");
+  facts.created_unix = number("created_unix");
+  facts.data = static_cast<int>(number("mesh_data"));
+  facts.context = static_cast<int>(number("mesh_context"));
+  facts.tensor = static_cast<int>(number("mesh_tensor"));
+  facts.world_size = static_cast<int>(number("world_size"));
+  facts.seed = file.u64_attribute("/", "cursor_seed");
+  facts.next_sample = number("cursor_next_sample");
+  facts.dataset_uuid = file.text_attribute("/", "cursor_dataset_uuid");
+  facts.uuid = file.text_attribute("/", "checkpoint_uuid");
+  facts.program_version = file.text_attribute("/", "program_version");
+  facts.config = file.read_text("config");
+  facts.tokenizer = file.read_text("tokenizer");
+  facts.loss_history = file.read_f32("loss_history");
+  return facts;
+}
+
+Tables read_tables(const hdf5::File& file) {
+  Tables t;
+  t.shard_bytes = file.read_u64("manifest/shard_bytes");
+  t.tensor_name = file.read_strings("manifest/tensor_name");
+  t.tensor_dtype = file.read_strings("manifest/tensor_dtype");
+  t.tensor_dim_count = file.read_u64("manifest/tensor_dim_count");
+  t.tensor_dims = file.read_u64("manifest/tensor_dims");
+  t.block_tensor = file.read_u64("manifest/block_tensor");
+  t.block_shard = file.read_u64("manifest/block_shard");
+  t.block_file_offset = file.read_u64("manifest/block_file_offset");
+  t.block_xxh3 = file.read_u64("manifest/block_xxh3");
+  t.block_offset_dims = file.read_u64("manifest/block_offset_dims");
+  t.block_shape_dims = file.read_u64("manifest/block_shape_dims");
+  return t;
+}
+
+void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& index) {
+  const std::size_t blocks = t.block_tensor.size();
+  if (t.tensor_dtype.size() != t.tensor_name.size() ||
+      t.tensor_dim_count.size() != t.tensor_name.size() || t.block_shard.size() != blocks ||
+      t.block_file_offset.size() != blocks || t.block_xxh3.size() != blocks)
+    fail_damaged("{}: the tables of the manifest have unequal lengths", path);
+  DimsColumn dims(path, t.tensor_dims), offsets(path, t.block_offset_dims),
+      shapes(path, t.block_shape_dims);
+  for (std::size_t i = 0; i < t.tensor_name.size(); ++i) {
+    TensorEntry tensor;
+    tensor.name = t.tensor_name[i];
+    tensor.dtype = dtype_named(path, t.tensor_dtype[i]);
+    tensor.global_shape = dims.take(t.tensor_dim_count[i]);
+    index.tensors.push_back(std::move(tensor));
+  }
+  for (std::size_t i = 0; i < blocks; ++i) {
+    if (t.block_tensor[i] >= index.tensors.size() || t.block_shard[i] >= index.shard_files.size())
+      fail_damaged("{}: block {} of the manifest refers to a tensor or shard that does not exist",
+                   path, i);
+    TensorEntry& tensor = index.tensors[t.block_tensor[i]];
+    TensorEntry::Block block;
+    block.shard = static_cast<int>(t.block_shard[i]);
+    block.offset = offsets.take(tensor.global_shape.size());
+    block.shape = shapes.take(tensor.global_shape.size());
+    block.file_offset = t.block_file_offset[i];
+    block.xxh3 = t.block_xxh3[i];
+    tensor.blocks.push_back(std::move(block));
+  }
+}
+
+}  // namespace
+
+std::string shard_file_name(int rank, int world_size) {
+  return fmt::format("shard-{:05}-of-{:05}.h5", rank, world_size);
+}
+
+void require_exact_cover(const std::vector<TensorEntry>& tensors) {
+  for (const TensorEntry& tensor : tensors) {
+    std::int64_t covered = 0;
+    std::vector<const TensorEntry::Block*> blocks;
+    for (const auto& block : tensor.blocks) {
+      covered += element_count(block.shape);
+      blocks.push_back(&block);
+    }
+    const std::int64_t expected = element_count(tensor.global_shape);
+    std::sort(blocks.begin(), blocks.end(),
+              [](const auto* a, const auto* b) { return a->offset < b->offset; });
+    // Sorted by first row: a block can only meet those that start before it ends.
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      const auto& a = *blocks[i];
+      for (std::size_t j = i + 1;
+           j < blocks.size() && blocks[j]->offset[0] < a.offset[0] + a.shape[0]; ++j) {
+        const auto& b = *blocks[j];
+        bool meet = true;
+        for (std::size_t d = 0; d < a.shape.size(); ++d)
+          meet = meet && a.offset[d] < b.offset[d] + b.shape[d] &&
+                 b.offset[d] < a.offset[d] + a.shape[d];
+        if (meet)
+          fail(
+              "checkpoint: ranks {} and {} both hold elements of '{}': blocks {} at {} and {} at "
+              "{}; each element must "
+              "have one owner",
+              a.shard, b.shard, tensor.name, to_string(a.shape), to_string(a.offset),
+              to_string(b.shape), to_string(b.offset));
+      }
+    }
+    if (covered != expected)
+      fail(
+          "checkpoint: the ranks hold {} of the {} elements of '{}' {}: every element needs an "
+          "owner",
+          covered, expected, tensor.name, to_string(tensor.global_shape));
+  }
+}
+
+void write_index(const std::string& path, const CheckpointIndex& index) {
+  const Tables t = tables_of(index);
+  const CheckpointFacts& facts = index.facts;
+  const auto metadata = static_cast<std::int64_t>(800 * index.tensors.size() +
+                                                  120 * t.block_tensor.size() + (1 << 16));
+  hdf5::File file = hdf5::File::create(path, metadata);
+  const auto attribute = [&](const char* name, const auto& value) {
+    file.set_attribute("/", name, value);
+  };
+  attribute("format", kIndexFormat);
+  attribute("format_version", kCheckpointFormatVersion);
+  attribute("checkpoint_uuid", facts.uuid);
+  attribute("step", facts.step);
+  attribute("tokens_seen", facts.tokens_seen);
+  attribute("created_unix", facts.created_unix);
+  attribute("mesh_data", std::int64_t{facts.data});
+  attribute("mesh_context", std::int64_t{facts.context});
+  attribute("mesh_tensor", std::int64_t{facts.tensor});
+  attribute("world_size", std::int64_t{facts.world_size});
+  attribute("cursor_seed", facts.seed);
+  attribute("cursor_next_sample", facts.next_sample);
+  attribute("cursor_dataset_uuid", facts.dataset_uuid);
+  attribute("program_version", facts.program_version);
+  attribute("hdf5_version", hdf5::version());
+
+  file.write_strings("manifest/shard_file", index.shard_files);
+  file.write("manifest/shard_bytes", t.shard_bytes);
+  file.write_strings("manifest/tensor_name", t.tensor_name);
+  file.write_strings("manifest/tensor_dtype", t.tensor_dtype);
+  file.write("manifest/tensor_dim_count", t.tensor_dim_count);
+  file.write("manifest/tensor_dims", t.tensor_dims);
+  file.write("manifest/block_tensor", t.block_tensor);
+  file.write("manifest/block_shard", t.block_shard);
+  file.write("manifest/block_file_offset", t.block_file_offset);
+  file.write("manifest/block_xxh3", t.block_xxh3);
+  file.write("manifest/block_offset_dims", t.block_offset_dims);
+  file.write("manifest/block_shape_dims", t.block_shape_dims);
+  file.write("manifest/self_xxh3", std::vector<std::uint64_t>{hash_of(index, t)});
+  file.write_text("config", facts.config);
+  file.write_text("tokenizer", facts.tokenizer);
+  file.write("loss_history", facts.loss_history);
+
+  std::vector<hdf5::VirtualBlock> blocks;
+  for (const TensorEntry& tensor : index.tensors) {
+    blocks.clear();
+    for (const auto& block : tensor.blocks)
+      blocks.push_back({index.shard_files[static_cast<std::size_t>(block.shard)], tensor.name,
+                        block.offset, block.shape});
+    file.create_virtual(tensor.name, tensor.dtype, tensor.global_shape, blocks);
+    file.set_attribute(tensor.name, "dtype", std::string(name_of(tensor.dtype)));
+  }
+  file.close();
+}
+
+CheckpointIndex read_index(const std::string& folder) {
+  const std::string path = folder + "/index.h5";
+  if (!path_exists(path)) fail_damaged("{}: no checkpoint: it has no index.h5", folder);
+  const hdf5::File file = hdf5::File::open(path);
+  if (!file.has_attribute("/", "format") || file.text_attribute("/", "format") != kIndexFormat)
+    fail_damaged("{}: an HDF5 file, but not the index of a checkpoint", path);
+  const std::int64_t version = file.i64_attribute("/", "format_version");
+  if (version > kCheckpointFormatVersion)
+    fail_damaged(
+        "{}: checkpoint format {} is newer than this program, which reads up to {}: use the "
+        "program that "
+        "wrote it ({})",
+        path, version, kCheckpointFormatVersion, file.text_attribute("/", "program_version"));
+  CheckpointIndex index;
+  index.facts = read_facts(file);
+  index.hdf5_version = file.text_attribute("/", "hdf5_version");
+  index.shard_files = file.read_strings("manifest/shard_file");
+  const Tables t = read_tables(file);
+  index.shard_bytes.assign(t.shard_bytes.begin(), t.shard_bytes.end());
+  const auto stored = file.read_u64("manifest/self_xxh3");
+  const std::uint64_t found = hash_of(index, t);
+  if (stored.size() != 1 || stored[0] != found ||
+      index.shard_bytes.size() != index.shard_files.size())
+    fail_damaged("{}: the manifest is damaged: its hash is {:016x}, {:016x} was stored", path,
+                 found, stored.empty() ? 0 : stored[0]);
+  fill_tensors(path, t, index);
+  return index;
+}
+
+}  // namespace longspan::io

@@ -1,0 +1,53 @@
+/// index.h5 of a checkpoint as a value: facts, manifest and how both are stored (FORMAT.md
+/// section 2.3); and the names in a directory of checkpoints. Shared by the writer, the reader and
+/// `inspect`. Nothing here communicates.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/checkpoint.hpp"
+#include "io/checkpoint_reader.hpp"
+
+namespace longspan::io {
+
+constexpr std::int64_t kCheckpointFormatVersion = 1;
+constexpr const char* kShardFormat = "h5ckpt-shard";
+constexpr const char* kIndexFormat = "h5ckpt-index";
+
+struct CheckpointIndex {
+  CheckpointFacts facts;
+  std::string hdf5_version;  ///< of the writer
+  std::vector<std::string> shard_files;
+  std::vector<std::int64_t> shard_bytes;
+  std::vector<TensorEntry> tensors;
+};
+
+/// "shard-00003-of-00016.h5"
+std::string shard_file_name(int rank, int world_size);
+/// "step-0000001000"
+std::string step_folder_name(std::int64_t step);
+
+/// Throws Error unless the blocks of every tensor cover it exactly once; names the tensor and the
+/// elements missing or written twice.
+void require_exact_cover(const std::vector<TensorEntry>& tensors);
+
+/// Creates `path` with the manifest, its hash and a virtual dataset per tensor. Not durable until
+/// synced.
+void write_index(const std::string& path, const CheckpointIndex& index);
+/// Reads `<folder>/index.h5`. Throws Error (damaged) for a missing or foreign file, a format from
+/// the future, or a manifest that does not match its hash.
+CheckpointIndex read_index(const std::string& folder);
+
+struct StoredCheckpoint {
+  std::int64_t step = 0;
+  std::string path;
+};
+/// The step folders of a directory, oldest first, complete or not.
+std::vector<StoredCheckpoint> list_checkpoints(const std::string& directory);
+/// Why a folder is no complete checkpoint (unreadable index, shard missing or of another size);
+/// empty if it is one. Looks at names and sizes only: CheckpointReader::verify hashes.
+std::string why_incomplete(const std::string& folder);
+
+}  // namespace longspan::io

@@ -1,0 +1,283 @@
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <ctime>
+#include <random>
+#include <set>
+#include <utility>
+
+#include "io/checkpoint.hpp"
+#include "io/checkpoint_index.hpp"
+#include "io/checksum.hpp"
+#include "io/file.hpp"
+#include "io/hdf5.hpp"
+#include "parallel/agree.hpp"
+
+namespace longspan::io {
+namespace {
+
+/// What one rank tells rank 0 about its shard; travels as bytes between equal machines.
+struct BlockRecord {
+  std::uint64_t tensor = 0, file_offset = 0, xxh3 = 0;
+  Shape offset, shape;
+};
+struct ShardRecord {
+  std::int64_t bytes = 0;
+  std::vector<BlockRecord> blocks;
+};
+
+std::string packed(const ShardRecord& record) {
+  std::string bytes;
+  const auto put = [&](std::uint64_t value) {
+    bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
+  };
+  put(static_cast<std::uint64_t>(record.bytes));
+  for (const BlockRecord& block : record.blocks) {
+    put(block.tensor);
+    put(block.file_offset);
+    put(block.xxh3);
+    for (const auto extent : block.offset) put(static_cast<std::uint64_t>(extent));
+    for (const auto extent : block.shape) put(static_cast<std::uint64_t>(extent));
+  }
+  return bytes;
+}
+
+/// Appends the blocks of `shard` to the tensors and returns the shard's size.
+std::int64_t unpack_into(std::vector<TensorEntry>& tensors, int shard, const std::string& bytes) {
+  std::size_t next = 0;
+  const auto get = [&] {
+    std::uint64_t value = 0;
+    std::memcpy(&value, bytes.data() + next, sizeof value);
+    next += sizeof value;
+    return value;
+  };
+  const auto size = static_cast<std::int64_t>(get());
+  while (next < bytes.size()) {
+    TensorEntry& tensor = tensors[get()];
+    TensorEntry::Block block;
+    block.shard = shard;
+    block.file_offset = get();
+    block.xxh3 = get();
+    for (Shape* dims : {&block.offset, &block.shape})
+      for (std::size_t d = 0; d < tensor.global_shape.size(); ++d)
+        dims->push_back(static_cast<std::int64_t>(get()));
+    tensor.blocks.push_back(std::move(block));
+  }
+  return size;
+}
+
+std::string random_uuid() {
+  std::random_device device;
+  std::uniform_int_distribution<std::uint64_t> any;
+  const std::uint64_t high = (any(device) & ~std::uint64_t{0xf000}) | 0x4000;  // version 4: random
+  const std::uint64_t low =
+      (any(device) & ~(std::uint64_t{3} << 62)) | (std::uint64_t{1} << 63);  // RFC 4122
+  return fmt::format("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, (high >> 16) & 0xffff,
+                     high & 0xffff, low >> 48, low & 0xffffffffffff);
+}
+
+/// One line per tensor: name, type and global shape; equal on all ranks or the shards do not belong
+/// together.
+std::string description_of(const std::vector<ShardedArray>& arrays) {
+  std::string text;
+  for (const ShardedArray& array : arrays)
+    text += fmt::format("'{}' {} {}\n", array.name, name_of(array.dtype),
+                        to_string(array.global_shape));
+  return text;
+}
+
+void require_valid(const std::vector<ShardedArray>& arrays) {
+  std::set<std::string> names;
+  for (const ShardedArray& array : arrays) {
+    if (array.name.empty() || array.name.starts_with('/') || array.name.starts_with("manifest/"))
+      fail("checkpoint: '{}' cannot be the name of a tensor", array.name);
+    if (!names.insert(array.name).second)
+      fail("checkpoint: two tensors are called '{}'", array.name);
+    const std::size_t dims = array.global_shape.size();
+    bool inside = dims > 0 && array.offset.size() == dims && array.shape.size() == dims;
+    for (std::size_t d = 0; inside && d < dims; ++d)
+      inside = array.offset[d] >= 0 && array.shape[d] >= 0 &&
+               array.offset[d] + array.shape[d] <= array.global_shape[d];
+    if (!inside)
+      fail("checkpoint: block {} at {} is not inside '{}' {} (scalars are stored as [1])",
+           to_string(array.shape), to_string(array.offset), array.name,
+           to_string(array.global_shape));
+    if (array.data == nullptr && array.bytes() > 0)
+      fail("checkpoint: '{}' has no data", array.name);
+  }
+}
+
+/// Collective. Every rank must bring the same tensors; the error names the first that does not, and
+/// the first difference.
+void require_same_tensors(const std::vector<ShardedArray>& arrays, const Communicator& comm) {
+  const std::string mine = description_of(arrays);
+  Checksum hash;
+  hash.update(mine);
+  const auto digest = static_cast<std::int64_t>(hash.digest() >> 1);
+  if (comm.all_reduce_min(digest) == comm.all_reduce_max(digest)) return;
+  const std::string first = comm.broadcast(mine, 0);
+  agree(comm, [&] {
+    if (mine == first) return;
+    const auto at = std::mismatch(mine.begin(), mine.end(), first.begin(), first.end());
+    const auto line = [](const std::string& text, std::string::const_iterator position) {
+      const auto begin = text.rfind(
+          '\n', static_cast<std::size_t>(position - text.begin() - (position != text.begin())));
+      const auto start = position == text.begin() || begin == std::string::npos ? 0 : begin + 1;
+      return start >= text.size() ? "nothing" : text.substr(start, text.find('\n', start) - start);
+    };
+    fail("checkpoint: rank {} brings other tensors than rank 0: {} where rank 0 has {}",
+         comm.rank(), line(mine, at.first), line(first, at.second));
+  });
+}
+
+/// HDF5 lays the shard out, then the bytes go past it: no lock during the bulk, and hash and disk
+/// see the same buffer.
+ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>& arrays,
+                        const CheckpointFacts& facts, int rank, int world_size) {
+  if (!is_directory(parent_path(path)))
+    fail(
+        "{}: rank {} does not see this folder: run.directory must be on a file system that all "
+        "nodes share",
+        parent_path(path), rank);
+  ShardRecord record;
+  {
+    const hdf5::Lock lock;
+    hdf5::File file = hdf5::File::create(path, static_cast<std::int64_t>(arrays.size()) * 800);
+    file.set_attribute("/", "format", kShardFormat);
+    file.set_attribute("/", "format_version", kCheckpointFormatVersion);
+    file.set_attribute("/", "checkpoint_uuid", facts.uuid);
+    file.set_attribute("/", "step", facts.step);
+    file.set_attribute("/", "rank", std::int64_t{rank});
+    file.set_attribute("/", "world_size", std::int64_t{world_size});
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+      const ShardedArray& array = arrays[i];
+      if (array.bytes() == 0) continue;
+      const std::uint64_t offset = file.create_contiguous(array.name, array.dtype, array.shape);
+      file.set_attribute(array.name, "dtype", std::string(name_of(array.dtype)));
+      file.set_attribute(array.name, "global_shape", array.global_shape);
+      file.set_attribute(array.name, "global_offset", array.offset);
+      record.blocks.push_back({i, offset, 0, array.offset, array.shape});
+    }
+    file.close();
+  }
+  RawFile file = RawFile::open(path, RawFile::Mode::kWrite);
+  record.bytes = file.size();
+  file.reserve(record.bytes);
+  for (BlockRecord& block : record.blocks) {
+    const ShardedArray& array = arrays[block.tensor];
+    const auto* bytes = static_cast<const char*>(array.data);
+    constexpr std::int64_t kPiece = std::int64_t{16} << 20;
+    Checksum hash;
+    for (std::int64_t done = 0; done < array.bytes(); done += kPiece) {
+      const std::int64_t count = std::min(kPiece, array.bytes() - done);
+      hash.update(bytes + done, static_cast<std::size_t>(count));
+      file.write(bytes + done, count, static_cast<std::int64_t>(block.file_offset) + done);
+      file.start_writeback(static_cast<std::int64_t>(block.file_offset) + done, count);
+    }
+    block.xxh3 = hash.digest();
+  }
+  file.sync();
+  file.close();
+  return record;
+}
+
+CheckpointIndex index_of(const std::vector<ShardedArray>& arrays, const CheckpointFacts& facts,
+                         const std::vector<std::string>& records) {
+  CheckpointIndex index;
+  index.facts = facts;
+  for (const ShardedArray& array : arrays)
+    index.tensors.push_back({array.name, array.dtype, array.global_shape, {}});
+  for (std::size_t shard = 0; shard < records.size(); ++shard) {
+    index.shard_files.push_back(
+        shard_file_name(static_cast<int>(shard), static_cast<int>(records.size())));
+    index.shard_bytes.push_back(
+        unpack_into(index.tensors, static_cast<int>(shard), records[shard]));
+  }
+  return index;
+}
+
+/// From a folder under its temporary name to a checkpoint. Each sync orders what follows after what
+/// precedes it.
+void commit(const std::string& temporary, const std::string& final_path) {
+  const std::string directory = parent_path(final_path);
+  sync_file(temporary + "/index.h5");
+  sync_directory(temporary);
+  std::string replaced;
+  if (path_exists(final_path)) {  // only ever a damaged one, see write_checkpoint
+    replaced = fmt::format("{}/.{}.damaged.tmp", directory, base_name(final_path));
+    remove_path(replaced);
+    rename_path(final_path, replaced);
+  }
+  rename_path(temporary, final_path);
+  sync_directory(directory);
+  replace_symlink(base_name(final_path), directory + "/latest");
+  sync_directory(directory);
+  if (!replaced.empty()) remove_path(replaced);
+}
+
+}  // namespace
+
+std::string write_checkpoint(const std::string& directory, const std::vector<ShardedArray>& arrays,
+                             const CheckpointFacts& facts, const Communicator& comm) {
+  const std::string final_path = directory + "/" + step_folder_name(facts.step);
+  const std::string temporary = fmt::format("{}/.{}.tmp", directory, step_folder_name(facts.step));
+  agree(comm, [&] { require_valid(arrays); });
+  require_same_tensors(arrays, comm);
+
+  CheckpointFacts complete = facts;
+  complete.world_size = comm.size();
+  complete.created_unix = static_cast<std::int64_t>(std::time(nullptr));
+  std::int64_t bytes =
+      64 << 10;  // names, alignment and tables: generous, so that "enough" means enough
+  for (const ShardedArray& array : arrays) bytes += array.bytes() + 8192;
+  bytes = comm.all_reduce_sum(bytes);
+
+  bool exists = false;
+  agree(comm, [&] {
+    if (comm.rank() != 0) return;
+    make_directories(directory);
+    exists = path_exists(final_path) && why_incomplete(final_path).empty();
+    if (exists) {
+      // A crash may have come between the rename and the link.
+      if (symlink_target(directory + "/latest") != base_name(final_path))
+        replace_symlink(base_name(final_path), directory + "/latest");
+      return;
+    }
+    complete.uuid = random_uuid();
+    require_free_space(directory, bytes, fmt::format("the checkpoint of step {}", facts.step));
+    remove_path(temporary);
+    make_directory(temporary);
+  });
+  if (comm.broadcast(std::int64_t{exists}, 0) != 0) return final_path;
+  complete.uuid = comm.broadcast(complete.uuid, 0);
+
+  try {
+    ShardRecord record;
+    agree(comm, [&] {
+      record = write_shard(temporary + "/" + shard_file_name(comm.rank(), comm.size()), arrays,
+                           complete, comm.rank(), comm.size());
+    });
+    const auto records = comm.gather(packed(record), 0);
+    agree(comm, [&] {
+      if (comm.rank() != 0) return;
+      const CheckpointIndex index = index_of(arrays, complete, records);
+      require_exact_cover(index.tensors);
+      write_index(temporary + "/index.h5", index);
+      commit(temporary, final_path);
+    });
+  } catch (const AgreedError&) {
+    // All ranks are past their writes: agree() returned or threw everywhere.
+    if (comm.rank() == 0) {
+      try {
+        remove_path(temporary);
+      } catch (const Error&) {
+        // The first error is the one to report; prune_checkpoints removes the rest later.
+      }
+    }
+    throw;
+  }
+  return final_path;
+}
+
+}  // namespace longspan::io

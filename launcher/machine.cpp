@@ -1,0 +1,71 @@
+#include "launcher/machine.hpp"
+
+#include <fmt/format.h>
+#include <omp.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <thread>
+
+#include "io/hdf5.hpp"
+#include "model/kernels/version.hpp"
+#include "parallel/version.hpp"
+
+namespace longspan::launcher {
+
+int available_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return static_cast<int>(std::thread::hardware_concurrency());
+  return std::max(1, CPU_COUNT(&set));
+}
+
+int set_threads(int requested, const Communicator& world) {
+  const Communicator node = world.split_by_node();
+  const int cores = available_cores();
+  // Bound by mpirun to fewer cores than the node has, the mask is already this rank's share.
+  const int hardware = static_cast<int>(std::thread::hardware_concurrency());
+  const int share = cores < hardware ? cores : std::max(1, cores / node.size());
+  const int threads = requested > 0 ? requested : share;
+  omp_set_num_threads(threads);
+  return threads;
+}
+
+double measure_peak_flops(const model::Backend& backend, bool bf16, const Communicator& world) {
+  constexpr std::int64_t kSize = 1024;
+  Buffer<float> a(backend.device, kSize, kSize), b(backend.device, kSize, kSize), c(backend.device, kSize, kSize);
+  std::fill(a.view().begin(), a.view().end(), 1.0f);
+  std::fill(b.view().begin(), b.view().end(), 1.0f);
+  model::GemmArgs args;
+  args.m = args.n = args.k = args.lda = args.ldb = args.ldc = kSize;
+  args.a = a.data(), args.b = b.data(), args.c = c.data();
+  args.trans_b = true;
+  args.bf16_operands = bf16;
+  backend.kernels.gemm(args, backend.stream);  // compiles the kernel
+  double best = 0;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    world.barrier();
+    const auto begin = std::chrono::steady_clock::now();
+    backend.kernels.gemm(args, backend.stream);
+    backend.stream.synchronize();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    best = std::max(best, world.all_reduce_sum(2.0 * kSize * kSize * kSize / seconds.count()));
+  }
+  return best;
+}
+
+std::int64_t peak_resident_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.rfind("VmHWM:", 0) == 0) return std::stoll(line.substr(6)) * 1024;
+  return 0;
+}
+
+std::string version_line() {
+  return fmt::format("longspan {}, {}, {}, {}, g++ {}", LONGSPAN_VERSION, parallel::mpi_version(),
+                     model::math_library_version(), fmt::format("HDF5 {}", io::hdf5::version()), __VERSION__);
+}
+
+}  // namespace longspan::launcher

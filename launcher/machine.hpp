@@ -1,0 +1,29 @@
+/// What this rank may use of its node: cores, threads, memory, and how fast a matrix product really is here.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "model/kernels/kernels.hpp"
+#include "parallel/communicator.hpp"
+
+namespace longspan::launcher {
+
+/// Cores this process may run on (its affinity mask).
+int available_cores();
+
+/// Threads for this rank: `requested`, or the node's cores / ranks on it when 0, within the affinity mask. Sets OpenMP accordingly.
+/// Collective over `world`.
+int set_threads(int requested, const Communicator& world);
+
+/// FLOP/s of all ranks together in one matrix product of 1024^3 each, all at the same time, best of three: the denominator of MFU.
+/// About 50 ms. Collective over `world`.
+double measure_peak_flops(const model::Backend& backend, bool bf16, const Communicator& world);
+
+/// Largest resident memory of this process so far, bytes (VmHWM).
+std::int64_t peak_resident_bytes();
+
+/// "longspan 0.1.0, Open MPI 4.1.4, oneDNN 2.6.3, HDF5 1.10.8, g++ 12.2.0": for logs and checkpoints.
+std::string version_line();
+
+}  // namespace longspan::launcher

@@ -1,0 +1,260 @@
+/// `longspan train`: the run from start to end, and the step from top to bottom. Every rank runs this. What the pieces are is in
+/// training_run.hpp; why a rank may not leave alone is in parallel/agree.hpp.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <optional>
+
+#include "launcher/arguments.hpp"
+#include "launcher/command.hpp"
+#include "launcher/machine.hpp"
+#include "launcher/metrics.hpp"
+#include "launcher/options.hpp"
+#include "launcher/training_run.hpp"
+#include "model/lr_schedule.hpp"
+#include "parallel/agree.hpp"
+#include "parallel/log.hpp"
+#include "slurm/environment.hpp"
+#include "slurm/signals.hpp"
+
+namespace longspan::launcher {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+/// What one optimizer step measured; the same on every rank.
+struct StepResult {
+  double loss = 0, gradient_norm = 0, learning_rate = 0;
+};
+
+/// One optimizer step.
+StepResult train_step(TrainingRun& run) {
+  const RunConfig& config = run.config();
+  const Communicator& world = run.mesh().world();
+  Progress& progress = run.progress();
+
+  // This rank's share of the global batch. The targets that count are counted first, over all ranks: the loss is one global mean.
+  std::vector<io::Batch> batches;
+  std::int64_t valid = 0;
+  for (int i = 0; i < run.accumulation(); ++i) {
+    batches.push_back(run.loader().next());
+    const auto& targets = batches.back().targets_BT;
+    valid += std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; });
+  }
+  valid = std::max<std::int64_t>(1, world.all_reduce_sum(valid));
+  const float gradient_scale = 1.0f / static_cast<float>(valid);
+
+  // Forward and backward. During the last micro-batch finished gradients start on their way while backward goes on.
+  double loss_sum = 0;
+  for (int i = 0; i < run.accumulation(); ++i) {
+    const bool last = i + 1 == run.accumulation();
+    const auto reduce = [&](std::int64_t begin) { run.reducer().ready_from(begin); };
+    loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]), gradient_scale,
+                                        last ? model::Transformer::GradientsReady(reduce) : nullptr);
+  }
+  run.reducer().finish();
+
+  // The same numbers on every rank from here on.
+  StepResult result;
+  result.loss = world.all_reduce_sum(loss_sum) / static_cast<double>(valid);
+  result.gradient_norm = run.optimizer().gradient_norm();
+  if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
+    const std::string culprit = run.diagnose(batches);
+    const std::string last_good = world.broadcast(io::newest_checkpoint(config.directory() + "/checkpoints"), 0);
+    throw AgreedError(fmt::format("step {}: loss {} and gradient norm {}; first not finite: {}; last good checkpoint: {}: lower "
+                                  "optimizer.learning-rate or look at the data of samples {} to {}",
+                                  progress.step + 1, result.loss, result.gradient_norm, culprit,
+                                  last_good.empty() ? "none" : last_good, progress.next_sample,
+                                  progress.next_sample + config.train.global_batch - 1));
+  }
+  result.learning_rate = model::learning_rate_at(config.optimizer, progress.step + 1, config.train.steps);
+  run.optimizer().update(result.learning_rate, result.gradient_norm, progress.step + 1);
+
+  progress.step += 1;
+  progress.tokens += valid;
+  progress.next_sample += config.train.global_batch;
+  progress.losses.push_back(static_cast<float>(result.loss));
+  return result;
+}
+
+/// Saves, and keeps the run alive when it cannot: the previous checkpoint is still good, and the next save may work.
+class Saver {
+ public:
+  explicit Saver(TrainingRun& run) : run_(run) {}
+  void save() {
+    if (saved_step_ == run_.progress().step) return;
+    const auto begin = Clock::now();
+    try {
+      const std::string path = run_.save();
+      saved_step_ = run_.progress().step;
+      failure_.reset();
+      log::info("saved {} in {:.2f} s", path, seconds_since(begin));
+    } catch (const AgreedError& e) {
+      failure_ = e.what();
+      log::warn("step {} was not saved: {}", run_.progress().step, e.what());
+    }
+  }
+  /// Throws if the newest state is not on disk.
+  void finish() const {
+    if (failure_) throw AgreedError("the last save failed: " + *failure_);
+  }
+  void already_saved(std::int64_t step) { saved_step_ = step; }
+
+ private:
+  TrainingRun& run_;
+  std::int64_t saved_step_ = -1;
+  std::optional<std::string> failure_;
+};
+
+void make_run_directory(const RunConfig& config) {
+  const std::string directory = config.directory();
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error)
+    fail("cannot make the run directory {}: {}: set run.directory to a place you may write to", directory, error.message());
+  std::ofstream file(directory + "/config.ini");
+  file << "# effective configuration; " << version_line() << "\n" << to_ini(config);
+  if (!file.flush()) fail("cannot write {}/config.ini: is the disk full?", directory);
+  log::open_file(directory + "/log.txt");
+}
+
+void print_header(const TrainingRun& run, double peak_flops) {
+  const RunConfig& c = run.config();
+  const auto memory = run.memory_estimate();
+  log::info("{}", version_line());
+  log::info("{} rank{} ({}), {} thread{} each; {} parameters; {}", run.mesh().world().size(),
+            run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
+            run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
+  log::info("a step: {} sequence{} of {} tokens, {:.4g} GFLOP (model FLOPs: 6 per weight and token, 12 per visible query-key pair "
+            "and channel, no recomputation)", c.train.global_batch, c.train.global_batch == 1 ? "" : "s", c.data.sequence_length,
+            run.step_flops() * 1e-9);
+  log::info("peak: {:.1f} GFLOP/s ({} matrix product of 1024^3, all ranks at once): 100 % of mfu", peak_flops * 1e-9,
+            c.model.precision == model::Precision::kBf16 ? "bf16" : "fp32");
+  log::info("memory predicted per rank: {:.1f} MiB weights, gradients and optimizer + {:.1f} MiB kept activations + {:.1f} MiB at work",
+            static_cast<double>(memory.states) / 1048576, static_cast<double>(memory.activations) / 1048576,
+            static_cast<double>(memory.transient) / 1048576);
+  if (const auto job = slurm::current_job())
+    log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
+  if (c.attention.mask == model::MaskKind::kFull)
+    log::warn("attention.mask=full lets every token see the one it is to predict: the loss says nothing about the data");
+}
+
+ExitStatus train(const RunConfig& requested, const Communicator& world) {
+  const auto begin = Clock::now();
+  slurm::catch_stop_signals();
+  log::set_rank(world.rank());
+  TrainingRun run(requested, world);
+  const RunConfig& config = run.config();
+  agree(world, [&] {
+    if (world.rank() == 0) make_run_directory(config);
+  });
+  const std::string resumed = run.restore();
+  const double peak_flops =
+      measure_peak_flops(model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
+  print_header(run, peak_flops);
+  if (!resumed.empty()) log::info("continuing from {} after step {}", resumed, run.progress().step);
+
+  std::optional<MetricsWriter> metrics;
+  agree(world, [&] {
+    if (world.rank() == 0) metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
+  });
+  MetricsTable table(config.train.steps);
+  Saver saver(run);
+  if (!resumed.empty()) saver.already_saved(run.progress().step);
+
+  const std::int64_t first_step = run.progress().step;
+  double best_validation = std::numeric_limits<double>::infinity();
+  std::int64_t validations_without_progress = 0;
+  int stop_signal = 0;
+  std::string stop_reason;
+  while (run.progress().step < config.train.steps && stop_reason.empty()) {
+    const auto step_begin = Clock::now();
+    const double communication_before = run.communication_seconds(), data_before = run.data_seconds();
+    const std::int64_t tokens_before = run.progress().tokens;
+    const StepResult result = train_step(run);
+
+    StepMetrics line;
+    line.step = run.progress().step;
+    line.tokens = run.progress().tokens;
+    line.loss = result.loss, line.grad_norm = result.gradient_norm, line.learning_rate = result.learning_rate;
+    line.step_seconds = world.all_reduce_max(seconds_since(step_begin));
+    line.tokens_per_second = static_cast<double>(line.tokens - tokens_before) / line.step_seconds;
+    line.mfu = run.step_flops() / line.step_seconds / peak_flops;
+    line.comm_seconds = world.all_reduce_max(run.communication_seconds() - communication_before);
+    line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
+    line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
+
+    const std::int64_t step = run.progress().step;
+    const bool finished = step == config.train.steps;
+    if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
+      line.validation_loss = run.validate();
+      if (*line.validation_loss < best_validation) {
+        best_validation = *line.validation_loss;
+        validations_without_progress = 0;
+      } else if (++validations_without_progress == config.train.patience && !finished) {
+        stop_reason = fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_validation,
+                                  config.train.patience);
+      }
+    }
+    agree(world, [&] {
+      if (metrics) metrics->write(line);
+    });
+    if (step % config.log.every == 0 || finished || step == first_step + 1) log::line(table.row(line));
+
+    // Signals reach the ranks at different moments, or only some of them: all stop after the same step.
+    stop_signal = static_cast<int>(world.all_reduce_max(std::int64_t{slurm::stop_signal()}));
+    const bool early = config.train.stop_after > 0 && step - first_step >= config.train.stop_after && !finished;
+    if (stop_signal != 0 && !finished && stop_reason.empty())
+      stop_reason = fmt::format("{} was received", slurm::signal_name(stop_signal));
+    if (early && stop_reason.empty())
+      stop_reason = fmt::format("train.stop-after={}", config.train.stop_after);
+    const bool regular = config.checkpoint.every > 0 && step % config.checkpoint.every == 0;
+    if (regular || finished || !stop_reason.empty()) saver.save();
+  }
+  saver.finish();
+
+  const auto memory = run.memory_estimate();
+  log::info("memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the peak",
+            static_cast<double>(memory.total()) / 1048576,
+            static_cast<double>(world.all_reduce_max(cpu_device().peak_bytes())) / 1048576,
+            static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
+  const bool planned = run.progress().step < config.train.steps &&
+                       validations_without_progress < std::max<std::int64_t>(1, config.train.patience);
+  if (!stop_reason.empty()) log::info("stopped after step {}: {}", run.progress().step, stop_reason);
+  log::info("{} steps in {:.1f} s; {}", run.progress().step - first_step, seconds_since(begin),
+            planned ? "the same command continues" : "done");
+  return planned ? ExitStatus::kRequeue : ExitStatus::kDone;
+}
+
+}  // namespace
+
+ExitStatus train_command(const std::vector<std::string>& arguments) {
+  const Arguments args(arguments, "train", "trains, on every rank that runs this command",
+                       {{"config", "FILE", "settings, an INI file"}},
+                       "mpirun -n 2 longspan train --config configs/tiny.ini --mesh.context 2", true);
+  if (args.help_wanted()) {
+    log::line(args.help());
+    return ExitStatus::kDone;
+  }
+  std::optional<AgreedError> failure;
+  {
+    const MpiRuntime mpi;
+    try {
+      const Communicator world = Communicator::world();
+      log::set_rank(world.rank());
+      RunConfig config;
+      agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });
+      return train(config, world);
+    } catch (const AgreedError& e) {
+      failure = e;  // everybody is here: MPI is left in good order before the error goes on
+    }
+  }
+  throw *failure;
+}
+
+}  // namespace longspan::launcher

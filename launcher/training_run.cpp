@@ -1,0 +1,247 @@
+#include "launcher/training_run.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <utility>
+
+#include "io/checkpoint_reader.hpp"
+#include "launcher/machine.hpp"
+#include "launcher/options.hpp"
+#include "parallel/agree.hpp"
+#include "parallel/log.hpp"
+#include "parallel/random.hpp"
+
+namespace longspan::launcher {
+namespace {
+
+constexpr std::size_t kLossHistory = 100;
+
+io::TokenDataset open_agreed(const std::string& path, const Communicator& world) {
+  std::optional<io::TokenDataset> dataset;
+  agree(world, [&] {
+    if (path.empty()) fail_usage("data.path is not set: prepare a dataset with `longspan prepare` and name it");
+    dataset.emplace(io::TokenDataset::open(path));
+  });
+  return std::move(*dataset);
+}
+
+RunConfig resolved(RunConfig config, const io::TokenDataset& dataset, const Communicator& world) {
+  agree(world, [&] {
+    const std::int64_t tokens = dataset.facts().vocabulary;
+    if (config.model.vocabulary > 0 && config.model.vocabulary < tokens)
+      fail_usage("model.vocabulary={} but {} has token ids up to {}: set model.vocabulary={} or 0 (the dataset's)",
+                 config.model.vocabulary, dataset.facts().path, tokens - 1, tokens);
+    if (config.run.device == "cuda")
+      fail_usage("run.device=cuda: this build has no GPU plug-in (liblongspan_cuda.so): set run.device=cpu");
+    resolve(config, tokens);
+  });
+  return config;
+}
+
+/// Ranks that would train on different settings or data give wrong gradients without a word: compare before the first step.
+void check_same_everywhere(const RunConfig& config, const io::TokenDataset& dataset, const Communicator& world) {
+  const auto mine = static_cast<std::int64_t>(hash_name(to_ini(config) + dataset.facts().uuid) >> 1);
+  const auto all = world.all_gather(mine);
+  for (std::size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
+      throw AgreedError(fmt::format("rank {} has another configuration or another dataset at {} than rank 0: start every "
+                                    "rank with the same arguments and give every node the same file", r, config.data.path),
+                        ExitStatus::kUsage);
+}
+
+int accumulation_of(const RunConfig& config, const MeshShape& mesh) {
+  const std::int64_t at_once = config.train.micro_batch * mesh.data;
+  if (config.train.global_batch % at_once != 0)
+    throw AgreedError(fmt::format("train.global-batch={} is not a multiple of train.micro-batch={} * mesh.data={}: set it to {}",
+                                  config.train.global_batch, config.train.micro_batch, mesh.data,
+                                  (config.train.global_batch / at_once + 1) * at_once),
+                      ExitStatus::kUsage);
+  return static_cast<int>(config.train.global_batch / at_once);
+}
+
+MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
+  MeshShape shape;
+  agree(world, [&] { shape = resolve_mesh(config.mesh, world.size()); });
+  return shape;
+}
+
+}  // namespace
+
+TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
+    : dataset_(open_agreed(config.data.path, world)),
+      mesh_(world, mesh_of(config, world)),
+      threads_(set_threads(config.run.threads, world)),
+      backend_(model::cpu_backend()) {
+  config_ = resolved(std::move(config), dataset_, world);
+  const MeshShape& shape = mesh_.shape();
+  config_.mesh = {shape.data, shape.context};
+  if (config_.train.global_batch == 0) config_.train.global_batch = config_.train.micro_batch * shape.data;
+  check_same_everywhere(config_, dataset_, world);
+  accumulation_ = accumulation_of(config_, shape);
+
+  if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
+  gradient_group_ = make_mpi_group(mesh_.world());
+  const bool causal = config_.attention.mask == model::MaskKind::kCausal;
+  SequenceShards shards = shard_sequence(config_.data.sequence_length,
+                                         causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous, context_group_.get());
+
+  plan_.positions_T = shards.mine();
+  plan_.sequence_length = config_.data.sequence_length;
+  plan_.micro_batch = config_.train.micro_batch;
+  plan_.data_index = mesh_.data_index();
+  plan_.data_size = shape.data;
+  plan_.documents = config_.data.pack == io::Pack::kDocuments;
+  agree(world, [&] {
+    io::Sampler(config_.run.seed, dataset_.split_tokens(io::Split::kTrain), config_.data.sequence_length);
+    if (config_.train.validate_every == 0) return;
+    const std::int64_t valid = dataset_.split_tokens(io::Split::kValid);
+    if (valid <= config_.data.sequence_length)
+      fail_usage("train.validate-every={} but the validation split of {} has {} tokens and a sequence needs {}: prepare it "
+                 "with a larger --validation, or set train.validate-every=0", config_.train.validate_every,
+                 dataset_.facts().path, valid, config_.data.sequence_length + 1);
+  });
+
+  agree(world, [&] {
+    model_ = std::make_unique<model::Transformer>(config_.model, config_.attention, config_.memory, std::move(shards), backend_);
+    optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), config_.optimizer, backend_);
+  });
+  reducer_ = std::make_unique<GradientReducer>(*gradient_group_, model_->parameters().gradients());
+}
+
+double TrainingRun::step_flops() const {
+  return model::model_flops(config_.model, config_.attention, config_.train.global_batch, config_.data.sequence_length).total();
+}
+
+model::MemoryEstimate TrainingRun::memory_estimate() const {
+  return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch, model_->shards().tokens(),
+                                mesh_.shape().context > 1);
+}
+
+double TrainingRun::communication_seconds() const {
+  return gradient_group_->exposed_seconds() + (context_group_ ? context_group_->exposed_seconds() : 0.0);
+}
+
+model::MicroBatch TrainingRun::micro_batch(const io::Batch& batch) const {
+  const auto view = [](const std::vector<std::int32_t>& v) {
+    return View<const std::int32_t>(v.data(), static_cast<std::int64_t>(v.size()));
+  };
+  model::MicroBatch result;
+  result.sequences = static_cast<std::int64_t>(batch.sequences_B.size());
+  result.inputs_BT = view(batch.inputs_BT);
+  result.targets_BT = view(batch.targets_BT);
+  result.documents_BT = view(batch.documents_BT);
+  result.sequence_numbers_B = {batch.sequences_B.data(), result.sequences};
+  const std::uint64_t dropout = derive_key(config_.run.seed, hash_name("dropout"));
+  result.dropout_key = derive_key(dropout, static_cast<std::uint64_t>(progress_.step));
+  return result;
+}
+
+double TrainingRun::validate() {
+  io::Loader loader(dataset_, io::Split::kValid, 0, false, plan_, 0);
+  const std::int64_t wanted = std::min(config_.train.validate_sequences, loader.windows());
+  const std::int64_t at_once = plan_.micro_batch * plan_.data_size;
+  double sum = 0;
+  std::int64_t valid = 0;
+  for (std::int64_t first = 0; first < wanted; first += at_once) {
+    io::Batch batch = loader.next();
+    const std::int64_t tokens = static_cast<std::int64_t>(plan_.positions_T.size());
+    // The last round may reach beyond what was asked for: the same sequences count on every mesh.
+    for (std::size_t b = 0; b < batch.sequences_B.size(); ++b)
+      if (batch.sequences_B[b] >= wanted)
+        std::fill_n(batch.targets_BT.begin() + static_cast<std::ptrdiff_t>(b) * tokens, tokens, -1);
+    valid += std::count_if(batch.targets_BT.begin(), batch.targets_BT.end(), [](std::int32_t t) { return t >= 0; });
+    sum += model_->evaluate(micro_batch(batch));
+  }
+  return mesh_.world().all_reduce_sum(sum) / static_cast<double>(mesh_.world().all_reduce_sum(valid));
+}
+
+std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
+  std::string culprit;
+  for (const io::Batch& batch : batches) {
+    const std::string found = model_->first_non_finite(micro_batch(batch));
+    if (culprit.empty()) culprit = found;
+  }
+  const auto& store = model_->parameters();
+  for (std::size_t id = store.parameters().size(); id-- > 0 && culprit.empty();) {
+    const View<float> gradient = store.gradient(id);
+    if (!std::isfinite(backend_.kernels.sum_of_squares(gradient.size(), gradient.data(), backend_.stream)))
+      culprit = "gradient of " + store.parameters()[id].name;
+  }
+  // The lowest rank that saw something speaks for all.
+  const Communicator& world = mesh_.world();
+  const std::int64_t first = world.all_reduce_min(std::int64_t{culprit.empty() ? world.size() : world.rank()});
+  return first == world.size() ? "nothing bad was found when the step was repeated"
+                               : world.broadcast(culprit, static_cast<int>(first));
+}
+
+std::vector<ShardedArray> TrainingRun::arrays() const {
+  auto arrays = model_->parameters().arrays("model/", model_->parameters().weights());
+  for (auto& array : optimizer_->arrays()) arrays.push_back(std::move(array));
+  return arrays;
+}
+
+std::string TrainingRun::save() {
+  const Communicator& world = mesh_.world();
+  io::CheckpointFacts facts;
+  facts.step = progress_.step;
+  facts.tokens_seen = progress_.tokens;
+  facts.seed = config_.run.seed;
+  facts.next_sample = progress_.next_sample;
+  facts.dataset_uuid = dataset_.facts().uuid;
+  facts.tokenizer = dataset_.facts().tokenizer;
+  facts.data = mesh_.shape().data, facts.context = mesh_.shape().context, facts.world_size = world.size();
+  facts.config = to_ini(config_);
+  facts.program_version = version_line();
+  facts.loss_history = progress_.losses;
+  // All ranks hold the same tensors: each writes its share of the rows.
+  std::vector<ShardedArray> mine;
+  for (const ShardedArray& array : arrays()) mine.push_back(rows_of_replica(array, world.rank(), world.size()));
+  const std::string directory = config_.directory() + "/checkpoints";
+  const std::string path = io::write_checkpoint(directory, mine, facts, world);
+  agree(world, [&] {
+    if (world.rank() == 0) io::prune_checkpoints(directory, config_.checkpoint.keep);
+  });
+  return path;
+}
+
+void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string& path) const {
+  const RunConfig saved = parse_ini(facts.config);
+  if (saved.model.vocabulary != config_.model.vocabulary)
+    fail_damaged("{} was trained with model.vocabulary={} but this run has {} ({}): use its dataset, or start afresh with "
+                 "checkpoint.resume=never in another run.directory", path, saved.model.vocabulary, config_.model.vocabulary,
+                 config_.data.path);
+  if (facts.dataset_uuid != dataset_.facts().uuid)
+    log::warn("{} was trained on another dataset than {}: its data order does not continue", path, config_.data.path);
+  else if (facts.seed != config_.run.seed || saved.data.sequence_length != config_.data.sequence_length)
+    log::warn("{} was trained with run.seed={} and data.sequence-length={}: its data order does not continue", path,
+              facts.seed, saved.data.sequence_length);
+}
+
+std::string TrainingRun::restore() {
+  const Communicator& world = mesh_.world();
+  std::string path;
+  agree(world, [&] {
+    const std::string& resume = config_.checkpoint.resume;
+    if (world.rank() != 0 || resume == "never") return;
+    path = resume == "auto" ? io::newest_checkpoint(config_.directory() + "/checkpoints") : resume;
+  });
+  path = world.broadcast(path, 0);  // one rank looks, so that all take the same
+  if (!path.empty())
+    agree(world, [&] {
+      io::CheckpointReader reader(path);
+      const io::CheckpointFacts& facts = reader.facts();
+      check_fits(facts, path);
+      for (const ShardedArray& array : arrays()) reader.read(array);
+      progress_ = {facts.step, facts.tokens_seen, facts.next_sample, facts.loss_history};
+    });
+  if (path.empty()) model_->parameters().initialize(config_.run.seed);
+  agree(world, [&] {
+    loader_ = std::make_unique<io::Loader>(dataset_, io::Split::kTrain, config_.run.seed, true, plan_, progress_.next_sample);
+  });
+  if (progress_.losses.size() > kLossHistory)
+    progress_.losses.erase(progress_.losses.begin(), progress_.losses.end() - kLossHistory);
+  return path;
+}
+
+}  // namespace longspan::launcher

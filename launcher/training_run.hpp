@@ -1,0 +1,85 @@
+/// A training run in pieces: what train.cpp puts together step by step. Built once per start; every rank has one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "io/checkpoint.hpp"
+#include "io/loader.hpp"
+#include "io/token_dataset.hpp"
+#include "launcher/run_config.hpp"
+#include "model/adamw.hpp"
+#include "model/flops.hpp"
+#include "model/transformer.hpp"
+#include "parallel/data_parallel.hpp"
+#include "parallel/mesh.hpp"
+
+namespace longspan::launcher {
+
+/// Where a run stands: all that changes from step to step besides the tensors.
+struct Progress {
+  std::int64_t step = 0;          ///< finished optimizer steps
+  std::int64_t tokens = 0;        ///< valid targets seen so far
+  std::int64_t next_sample = 0;   ///< data cursor
+  std::vector<float> losses;      ///< of the last steps
+};
+
+class TrainingRun {
+ public:
+  /// Opens the dataset, builds the mesh and the model, resolves what is 0 in `config`. Throws the same Error on every rank. Collective.
+  TrainingRun(RunConfig config, const Communicator& world);
+
+  const RunConfig& config() const { return config_; }
+  const Mesh& mesh() const { return mesh_; }
+  model::Transformer& transformer() { return *model_; }
+  model::AdamW& optimizer() { return *optimizer_; }
+  GradientReducer& reducer() { return *reducer_; }
+  io::Loader& loader() { return *loader_; }
+  Progress& progress() { return progress_; }
+  int accumulation() const { return accumulation_; }
+  int threads() const { return threads_; }
+
+  /// Model FLOPs of one optimizer step over all ranks.
+  double step_flops() const;
+  model::MemoryEstimate memory_estimate() const;
+  /// Seconds this rank has waited for bulk communication, and for data, since the run was built.
+  double communication_seconds() const;
+  double data_seconds() const { return loader_->wait_seconds(); }
+
+  /// The micro-batch as the model wants it; `batch` must outlive it.
+  model::MicroBatch micro_batch(const io::Batch& batch) const;
+  /// Mean loss over train.validate-sequences sequences of the validation split: the same sequences every time and on every mesh.
+  /// Collective.
+  double validate();
+  /// What went bad when a step's loss or gradient is not finite: a layer, a weight or a gradient. Collective.
+  std::string diagnose(const std::vector<io::Batch>& batches);
+
+  /// Writes a checkpoint of this moment, then drops the oldest beyond checkpoint.keep. Collective; throws AgreedError.
+  std::string save();
+  /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run starts from its initial weights.
+  /// Starts the loader. Collective.
+  std::string restore();
+
+ private:
+  std::vector<ShardedArray> arrays() const;
+  void check_fits(const io::CheckpointFacts& facts, const std::string& path) const;
+
+  RunConfig config_;
+  io::TokenDataset dataset_;
+  Mesh mesh_;
+  int threads_;
+  std::unique_ptr<ProcessGroup> context_group_, gradient_group_;
+  model::Backend backend_;
+  std::unique_ptr<model::Transformer> model_;
+  std::unique_ptr<model::AdamW> optimizer_;
+  std::unique_ptr<GradientReducer> reducer_;
+  std::unique_ptr<io::Loader> loader_;
+  io::LoaderPlan plan_;
+  int accumulation_ = 1;
+  Progress progress_;
+};
+
+}  // namespace longspan::launcher

@@ -1,0 +1,133 @@
+#include "model/block.hpp"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "parallel/random.hpp"
+
+namespace longspan::model {
+namespace {
+
+std::string block_name(std::int64_t index, const char* part) { return fmt::format("blocks.{}.{}", index, part); }
+
+/// Projections that end in the residual stream start smaller, so that its variance does not grow with depth (GPT-2).
+float output_deviation(const ModelConfig& config) {
+  return 0.02f / std::sqrt(2.0f * static_cast<float>(config.layers));
+}
+
+std::vector<Linear::Part> qkv_parts(std::int64_t index, const ModelConfig& config) {
+  const std::int64_t kv = config.kv_heads * config.head_size;
+  return {{block_name(index, "attention.query"), config.heads * config.head_size},
+          {block_name(index, "attention.key"), kv},
+          {block_name(index, "attention.value"), kv}};
+}
+
+}  // namespace
+
+void Block::Saved::trim(Keep keep) {
+  if (keep == Keep::kAll) return;
+  attention_norm = {};
+  mlp_norm = {};
+  normed_ND.clear();
+  qkv.clear();
+  x2_ND.clear();
+  normed2_ND.clear();
+  mlp = {};
+  if (keep == Keep::kBlock) attention = {};
+}
+
+Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& config, const AttentionConfig& attention,
+             Backend backend)
+    : index_(index),
+      config_(config),
+      first_parameter_(store.parameters().size()),
+      attention_norm_(store, block_name(index, "attention_norm"), config, backend),
+      qkv_(store, qkv_parts(index, config), config.width, config.bias, 0.02f, config.precision == Precision::kBf16,
+           backend),
+      output_(store, {{block_name(index, "attention.output"), config.width}}, config.heads * config.head_size,
+              config.bias, output_deviation(config), config.precision == Precision::kBf16, backend),
+      mlp_norm_(store, block_name(index, "mlp_norm"), config, backend),
+      mlp_(store, block_name(index, "mlp"), config, output_deviation(config), backend),
+      attention_(config, attention, backend),
+      backend_(backend) {}
+
+Dropout Block::dropout(const PassContext& pass, int site) const {
+  if (!pass.training || config_.dropout == 0.0f) return {};
+  return {config_.dropout, derive_key(pass.batch.dropout_key, static_cast<std::uint64_t>(2 * index_ + site + 1)),
+          pass.batch.sequence_numbers_B.data(), pass.shards.mine().data(), pass.tokens()};
+}
+
+void Block::project_qkv(View<const float> x_ND, Saved& saved, const RotaryTable* rotary) const {
+  saved.normed_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
+  attention_norm_.forward(x_ND, saved.normed_ND, &saved.attention_norm);
+  saved.qkv = Buffer<float>(backend_.device, x_ND.rows(), qkv_.outputs());
+  qkv_.forward(saved.normed_ND, saved.qkv);
+  if (rotary != nullptr) rotary->apply(saved.qkv, config_.heads + config_.kv_heads, false);
+  if (config_.precision == Precision::kBf16)
+    backend_.kernels.round_to_bf16(saved.qkv.size(), saved.qkv.data(), backend_.stream);
+}
+
+void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassContext& pass) const {
+  saved.x2_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
+  output_.forward(saved.attention.output_NHK, saved.x2_ND);
+  backend_.kernels.residual_forward(
+      {x_ND.rows(), x_ND.cols(), x_ND.data(), saved.x2_ND.data(), saved.x2_ND.data(), dropout(pass, 0)},
+      backend_.stream);
+  saved.normed2_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
+  mlp_norm_.forward(saved.x2_ND, saved.normed2_ND, &saved.mlp_norm);
+}
+
+void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, const PassContext& pass,
+                    const RotaryTable* rotary) const {
+  project_qkv(x_ND, saved, rotary);
+  attention_.forward(saved.qkv, saved.attention, pass);
+  attend_residual(x_ND, saved, pass);
+  mlp_.forward(saved.normed2_ND, y_ND, saved.mlp);
+  backend_.kernels.residual_forward(
+      {x_ND.rows(), x_ND.cols(), saved.x2_ND.data(), y_ND.data(), y_ND.data(), dropout(pass, 1)}, backend_.stream);
+}
+
+void Block::recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass,
+                      const RotaryTable* rotary) const {
+  if (keep == Keep::kAll) return;
+  project_qkv(x_ND, saved, rotary);
+  if (keep == Keep::kBlock) attention_.forward(saved.qkv, saved.attention, pass);
+  attend_residual(x_ND, saved, pass);
+  // The block's output is not needed again: only what the activation leaves behind.
+  mlp_.activate(saved.normed2_ND, saved.mlp);
+}
+
+void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND, const PassContext& pass,
+                     const RotaryTable* rotary) {
+  const std::int64_t rows = x_ND.rows(), width = x_ND.cols();
+  Device& device = backend_.device;
+  const bool drops = dropout(pass, 0).probability > 0.0f;
+  Buffer<float> dbranch_ND(device, rows, width);  // gradient inside a branch; dx_ND is the residual stream's
+  Buffer<float> masked_ND = drops ? Buffer<float>(device, rows, width) : Buffer<float>();
+  const auto through_dropout = [&](int site) -> View<const float> {
+    if (!drops) return dx_ND;
+    backend_.kernels.residual_backward({rows, width, dx_ND.data(), masked_ND.data(), dropout(pass, site)}, backend_.stream);
+    return masked_ND;
+  };
+
+  mlp_.backward(through_dropout(1), saved.normed2_ND, saved.mlp, dbranch_ND);
+  saved.mlp = {};
+  mlp_norm_.backward(dbranch_ND, saved.x2_ND, saved.mlp_norm, dx_ND);
+  saved.normed2_ND.clear();
+  saved.x2_ND.clear();
+
+  Buffer<float> dattention_NHK(device, rows, config_.heads * config_.head_size);
+  output_.backward(through_dropout(0), saved.attention.output_NHK, dattention_NHK);
+  Buffer<float> dqkv(device, rows, qkv_.outputs());
+  attention_.backward(dattention_NHK, saved.qkv, saved.attention, dqkv, pass);
+  dattention_NHK.clear();
+  saved.qkv.clear();
+  saved.attention = {};
+  if (rotary != nullptr) rotary->apply(dqkv, config_.heads + config_.kv_heads, true);
+  qkv_.backward(dqkv, saved.normed_ND, dbranch_ND);
+  attention_norm_.backward(dbranch_ND, x_ND, saved.attention_norm, dx_ND);
+  saved = {};
+}
+
+}  // namespace longspan::model

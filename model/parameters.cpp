@@ -1,0 +1,60 @@
+#include "model/parameters.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+#include "parallel/random.hpp"
+
+namespace longspan::model {
+
+ParameterStore::Id ParameterStore::add(std::string name, Shape shape, Initial initial, bool decay) {
+  assert(weights_.empty());
+  parameters_.push_back({std::move(name), std::move(shape), initial, decay, count_});
+  count_ += parameters_.back().count();
+  return parameters_.size() - 1;
+}
+
+void ParameterStore::allocate(Device& device) {
+  weights_ = Buffer<float>(device, count_);
+  gradients_ = Buffer<float>(device, count_);
+  device.fill_zero(gradients_.data(), static_cast<std::size_t>(count_) * sizeof(float), device.stream());
+}
+
+void ParameterStore::initialize(std::uint64_t seed) {
+  for (const Parameter& p : parameters_) {
+    float* w = weights_.data() + p.offset;
+    const std::int64_t count = p.count();
+    if (p.initial.standard_deviation == 0.0f) {
+      std::fill_n(w, count, p.initial.constant);
+      continue;
+    }
+    const std::uint64_t key = derive_key(seed, hash_name(p.name));
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < count; ++i)
+      w[i] = p.initial.standard_deviation * normal_at(key, static_cast<std::uint64_t>(i));
+  }
+}
+
+View<float> ParameterStore::weight(Id id) const {
+  return weights_.view().slice(parameters_[id].offset, parameters_[id].count());
+}
+
+View<float> ParameterStore::gradient(Id id) const {
+  return gradients_.view().slice(parameters_[id].offset, parameters_[id].count());
+}
+
+const std::string& ParameterStore::name_at(std::int64_t index) const {
+  const auto after = std::upper_bound(parameters_.begin(), parameters_.end(), index,
+                                      [](std::int64_t i, const Parameter& p) { return i < p.offset; });
+  return std::prev(after)->name;
+}
+
+std::vector<ShardedArray> ParameterStore::arrays(const std::string& prefix, View<float> flat) const {
+  std::vector<ShardedArray> result;
+  for (const Parameter& p : parameters_)
+    result.push_back({prefix + p.name, DType::kF32, p.shape, Shape(p.shape.size(), 0), p.shape, flat.data() + p.offset});
+  return result;
+}
+
+}  // namespace longspan::model

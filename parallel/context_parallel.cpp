@@ -1,0 +1,37 @@
+#include "parallel/context_parallel.hpp"
+
+namespace longspan {
+namespace {
+
+void append_chunk(std::vector<std::int32_t>& positions, std::int64_t begin, std::int64_t count, std::int64_t length) {
+  for (std::int64_t p = begin; p < begin + count; ++p)
+    positions.push_back(p < length ? static_cast<std::int32_t>(p) : -1);
+}
+
+}  // namespace
+
+std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int count, SequenceLayout layout) {
+  std::vector<std::int32_t> positions;
+  if (layout == SequenceLayout::kContiguous || count == 1) {
+    const std::int64_t chunk = (length + count - 1) / count;
+    append_chunk(positions, index * chunk, chunk, length);
+    return positions;
+  }
+  const std::int64_t chunk = (length + 2 * count - 1) / (2 * count);
+  append_chunk(positions, index * chunk, chunk, length);
+  append_chunk(positions, (2 * count - 1 - index) * chunk, chunk, length);
+  return positions;
+}
+
+SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, ProcessGroup* group) {
+  SequenceShards shards;
+  const int ranks = group == nullptr ? 1 : group->size();
+  for (int r = 0; r < ranks; ++r) shards.positions.push_back(sequence_positions(length, r, ranks, layout));
+  if (ranks > 1) {
+    shards.index = group->rank();
+    shards.group = group;
+  }
+  return shards;
+}
+
+}  // namespace longspan

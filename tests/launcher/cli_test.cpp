@@ -1,0 +1,264 @@
+// timeout: 300
+/// The program from the outside: what a user types, what comes back, and with which exit status.
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "support/process.hpp"
+#include "support/temporary_directory.hpp"
+
+namespace longspan {
+namespace {
+
+namespace fs = std::filesystem;
+using testing_support::longspan;
+using testing_support::longspan_path;
+using testing_support::ProcessResult;
+using testing_support::run_process;
+
+std::string read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// Steps, losses and gradient norms as written: equal texts are equal bits.
+std::vector<std::string> numbers_of(const std::string& metrics) {
+  std::vector<std::string> rows;
+  std::istringstream lines(read(metrics));
+  for (std::string line; std::getline(lines, line);) {
+    const auto j = nlohmann::json::parse(line);
+    rows.push_back(j["step"].dump() + " " + j["loss"].dump() + " " + j["grad_norm"].dump() + " " + j["tokens"].dump());
+  }
+  return rows;
+}
+
+std::vector<double> losses_of(const std::string& metrics) {
+  std::vector<double> losses;
+  std::istringstream lines(read(metrics));
+  for (std::string line; std::getline(lines, line);) losses.push_back(nlohmann::json::parse(line)["loss"]);
+  return losses;
+}
+
+class Cli : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = new testing_support::TemporaryDirectory;
+    data_ = folder_->file("d.h5");
+    const auto r = longspan({"prepare", "--kind", "text", "--output", data_, LONGSPAN_SOURCE_DIR "/model", LONGSPAN_SOURCE_DIR "/io"});
+    ASSERT_EQ(r.status, 0) << r.err;
+  }
+  static void TearDownTestSuite() { delete folder_; }
+
+  static std::vector<std::string> tiny(const std::string& run, std::vector<std::string> more = {}) {
+    std::vector<std::string> all = {"--config", LONGSPAN_SOURCE_DIR "/configs/tiny.ini", "--data.path", data_, "--run.directory",
+                                    folder_->file(run), "--data.sequence-length", "128", "--train.steps", "8",
+                                    "--train.global-batch", "4", "--train.micro-batch", "1", "--train.validate-every", "4",
+                                    "--model.dropout", "0.1", "--checkpoint.every", "0"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+  static ProcessResult launch(int ranks, std::vector<std::string> settings) {
+    settings.insert(settings.begin(), {"launch", "--ranks", std::to_string(ranks)});
+    return longspan(settings);
+  }
+  static std::string metrics(const std::string& run) { return folder_->file(run) + "/metrics.jsonl"; }
+
+  static testing_support::TemporaryDirectory* folder_;
+  static std::string data_;
+};
+testing_support::TemporaryDirectory* Cli::folder_ = nullptr;
+std::string Cli::data_;
+
+TEST_F(Cli, TrainsAloneUnderMpirunAndByLaunchWithTheSameLosses) {
+  auto alone = tiny("alone");
+  alone.insert(alone.begin(), "train");
+  const auto a = longspan(alone);
+  ASSERT_EQ(a.status, 0) << a.err << a.out;
+  const auto one = losses_of(metrics("alone"));
+  ASSERT_EQ(one.size(), 8u);
+  EXPECT_LT(one.back(), one.front());
+
+  std::vector<std::string> plain = {"mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", longspan_path(), "train"};
+  const auto settings = tiny("plain");
+  plain.insert(plain.end(), settings.begin(), settings.end());
+  const auto p = run_process(plain);
+  ASSERT_EQ(p.status, 0) << p.err;
+  for (int ranks : {2, 3, 4}) {
+    for (const char* context : {"1", "2", "3", "4"}) {
+      if (ranks % (context[0] - '0') != 0 || (4 % (ranks / (context[0] - '0'))) != 0) continue;
+      const std::string name = "l" + std::to_string(ranks) + context;
+      const auto r = launch(ranks, tiny(name, {"--mesh.context", context}));
+      ASSERT_EQ(r.status, 0) << r.err << r.out;
+      const auto losses = losses_of(metrics(name));
+      ASSERT_EQ(losses.size(), one.size());
+      for (std::size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5) << name << " step " << i + 1;
+    }
+  }
+  const auto losses = losses_of(metrics("plain"));
+  for (std::size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5);
+}
+
+TEST_F(Cli, StoppedAndResumedEqualsUninterruptedBitForBit) {
+  ASSERT_EQ(launch(2, tiny("whole")).status, 0);
+  auto r = launch(2, tiny("parts", {"--train.stop-after", "3"}));
+  EXPECT_EQ(r.status, 75) << r.err << r.out;
+  EXPECT_EQ(numbers_of(metrics("parts")).size(), 3u);
+  r = launch(2, tiny("parts"));
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("continuing from"), std::string::npos);
+  EXPECT_EQ(numbers_of(metrics("parts")), numbers_of(metrics("whole")));
+  // Already finished: nothing to do, nothing changed.
+  EXPECT_EQ(launch(2, tiny("parts")).status, 0);
+  EXPECT_EQ(numbers_of(metrics("parts")), numbers_of(metrics("whole")));
+}
+
+TEST_F(Cli, LinesAfterTheCheckpointAreDroppedOnResume) {
+  ASSERT_EQ(launch(1, tiny("dropped", {"--train.stop-after", "3"})).status, 75);
+  std::ofstream(metrics("dropped"), std::ios::app) << R"({"step":4,"loss":1,"grad_norm":1,"tokens":1})" << "\n";
+  ASSERT_EQ(launch(1, tiny("dropped")).status, 0);
+  ASSERT_EQ(launch(1, tiny("dropped_whole")).status, 0);
+  EXPECT_EQ(numbers_of(metrics("dropped")), numbers_of(metrics("dropped_whole")));
+}
+
+TEST_F(Cli, SignalsFinishTheStepSaveAndAskToBeRequeued) {
+  for (int signal : {SIGINT, SIGTERM, SIGUSR1}) {
+    const std::string name = "signal" + std::to_string(signal);
+    auto settings = tiny(name, {"--train.steps", "100000", "--train.validate-every", "0"});
+    settings.insert(settings.begin(), {longspan_path(), "launch", "--ranks", "2"});
+    // The first table row: training is under way.
+    const auto r = run_process(settings, "\n    3 ", signal);
+    EXPECT_EQ(r.status, 75) << signal << r.err << r.out;
+    EXPECT_TRUE(fs::exists(folder_->file(name) + "/checkpoints/latest/index.h5"));
+    const auto check = longspan({"inspect", folder_->file(name), "--verify"});
+    EXPECT_EQ(check.status, 0) << check.err << check.out;
+  }
+}
+
+TEST_F(Cli, InspectAndGenerate) {
+  ASSERT_EQ(launch(2, tiny("looked_at")).status, 0);
+  auto r = longspan({"inspect", folder_->file("looked_at") + "/checkpoints/latest"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("blocks.0.attention.query.weight"), std::string::npos);
+  r = longspan({"inspect", folder_->file("looked_at"), "--verify", "--json"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(nlohmann::json::accept(r.out)) << r.out;
+  r = longspan({"inspect", data_});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_TRUE(nlohmann::json::accept(longspan({"inspect", data_, "--json"}).out));
+
+  const std::vector<std::string> greedy = {"generate", "--checkpoint", folder_->file("looked_at"), "--prompt", "namespace ",
+                                           "--tokens", "20", "--temperature", "0"};
+  const auto first = longspan(greedy), second = longspan(greedy);
+  EXPECT_EQ(first.status, 0) << first.err;
+  EXPECT_EQ(first.out, second.out);
+  EXPECT_EQ(first.out.rfind("namespace ", 0), 0u);
+  EXPECT_GE(first.out.size(), 10u + 20u);
+}
+
+TEST_F(Cli, ADamagedCheckpointIsFoundAndFallsBackOrStops) {
+  ASSERT_EQ(launch(2, tiny("damaged", {"--checkpoint.every", "4"})).status, 0);
+  const std::string newest = fs::canonical(folder_->file("damaged") + "/checkpoints/latest").string();
+  std::string shard;
+  for (const auto& entry : fs::directory_iterator(newest))
+    if (entry.path().filename().string().rfind("shard-00001", 0) == 0) shard = entry.path().string();
+  ASSERT_FALSE(shard.empty());
+  std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(0, std::ios::end);
+  const auto middle = file.tellg() / 2;
+  file.seekg(middle);
+  const char byte = static_cast<char>(file.get());
+  file.seekp(middle);
+  file.put(static_cast<char>(byte ^ 0x10));
+  file.close();
+  auto r = longspan({"inspect", newest, "--verify"});
+  EXPECT_EQ(r.status, 3);
+  EXPECT_NE((r.out + r.err).find("shard-00001"), std::string::npos) << r.out << r.err;
+  r = launch(2, tiny("damaged", {"--train.steps", "12"}));
+  EXPECT_EQ(r.status, 3) << r.out << r.err;
+  EXPECT_NE(r.err.find("shard-00001"), std::string::npos) << r.err;
+}
+
+struct BadInput {
+  std::string name;
+  std::vector<std::string> arguments;
+  int status;
+  std::string says;
+};
+
+TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
+  const std::string empty = folder_->file("empty.h5"), foreign = folder_->file("foreign.h5"), cut = folder_->file("cut.h5");
+  std::ofstream(empty).flush();
+  std::ofstream(foreign) << "this is no HDF5 file";
+  const std::string whole = read(data_);
+  std::ofstream(cut, std::ios::binary) << whole.substr(0, whole.size() / 2);
+  const std::string fasta = folder_->file("bad.fa");
+  std::ofstream(fasta) << ">one\nACGTJ\n";
+  const auto with = [&](const std::string& path) { return tiny("bad", {"--data.path", path}); };
+  auto train = [](std::vector<std::string> settings) {
+    settings.insert(settings.begin(), {"launch", "--ranks", "2"});
+    return settings;
+  };
+  // --data.path stands twice then: the last one counts.
+  const std::vector<BadInput> cases = {
+      {"missing dataset", train(with(folder_->file("none.h5"))), 3, "none.h5"},
+      {"empty dataset", train(with(empty)), 3, "empty.h5"},
+      {"foreign dataset", train(with(foreign)), 3, "foreign.h5"},
+      {"truncated dataset", train(with(cut)), 3, "cut.h5"},
+      {"too short", train(tiny("bad", {"--data.sequence-length", "100m"})), 2, "data.sequence-length"},
+      {"small vocabulary", train(tiny("bad", {"--model.vocabulary", "64"})), 2, "model.vocabulary=64"},
+      {"mesh", train(tiny("bad", {"--mesh.data", "3"})), 2, "mesh.data=3"},
+      {"batch", train(tiny("bad", {"--train.global-batch", "3"})), 2, "train.global-batch=3"},
+      {"unknown key", train(tiny("bad", {"--model.layer", "3"})), 2, "model.layers"},
+      {"cuda", train(tiny("bad", {"--run.device", "cuda"})), 2, "run.device"},
+      {"unwritable run directory", train(tiny("bad", {"--run.directory", "/proc/nothing"})), 1, "/proc/nothing"},
+      {"unknown command", {"trian"}, 2, "train"},
+      {"unknown flag", {"inspect", "--jsn", data_}, 2, "json"},
+      {"unknown letters", {"prepare", "--kind", "genome", "--output", folder_->file("g.h5"), fasta}, 1, "J"},
+      {"missing input", {"prepare", "--kind", "text", "--output", folder_->file("t.h5"), folder_->file("nowhere")}, 1, "nowhere"},
+      {"no checkpoint", {"generate", "--checkpoint", folder_->file("nothing"), "--prompt", "x"}, 3, "nothing"},
+  };
+  for (const auto& c : cases) {
+    const auto r = longspan(c.arguments);
+    EXPECT_EQ(r.status, c.status) << c.name << ": " << r.err << r.out;
+    EXPECT_NE(r.err.find(c.says), std::string::npos) << c.name << ": " << r.err;
+    EXPECT_EQ(testing_support::count_lines(r.err), 1) << c.name << ": " << r.err;
+  }
+}
+
+TEST_F(Cli, AVocabularyThatDoesNotFitTheCheckpointIsIncompatible) {
+  ASSERT_EQ(launch(1, tiny("vocabulary", {"--train.stop-after", "1"})).status, 75);
+  const auto r = launch(1, tiny("vocabulary", {"--model.vocabulary", "320"}));
+  EXPECT_EQ(r.status, 3) << r.err;
+  EXPECT_NE(r.err.find("model.vocabulary=256"), std::string::npos) << r.err;
+}
+
+TEST_F(Cli, ALossThatIsNotANumberNamesStepLayerAndLastGoodCheckpoint) {
+  const auto r = launch(2, tiny("diverges", {"--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0", "--checkpoint.every",
+                                              "1", "--optimizer.clip", "0"}));
+  EXPECT_EQ(r.status, 1) << r.out;
+  EXPECT_NE(r.err.find("step "), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("first not finite: "), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("step-0000000001"), std::string::npos) << r.err;
+  EXPECT_EQ(testing_support::count_lines(r.err), 1) << r.err;
+}
+
+TEST_F(Cli, EveryCommandHasHelpWithAnExample) {
+  for (const char* command : {"prepare", "train", "launch", "inspect", "generate", "config"}) {
+    const auto r = longspan({command, "--help"});
+    EXPECT_EQ(r.status, 0) << command;
+    EXPECT_NE(r.out.find("longspan " + std::string(command)), std::string::npos) << command << r.out;
+    EXPECT_EQ(r.err, "");
+  }
+  const auto r = longspan({"--help"});
+  EXPECT_EQ(r.status, 0);
+  EXPECT_NE(r.out.find("prepare"), std::string::npos);
+  EXPECT_EQ(longspan({}).status, 2);
+}
+
+}  // namespace
+}  // namespace longspan

@@ -1,0 +1,168 @@
+// label: quick
+#include "model/transformer.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "parallel/random.hpp"
+#include "support/tiny_model.hpp"
+
+namespace longspan::model {
+namespace {
+
+using testing_support::TinyBatch;
+using testing_support::Variant;
+
+std::unique_ptr<Transformer> make(const Variant& v, std::int64_t length, Keep keep = Keep::kAll, std::int64_t chunk = 0) {
+  MemoryConfig memory;
+  memory.keep = keep, memory.loss_chunk = chunk;
+  auto model = std::make_unique<Transformer>(v.config, v.attention, memory,
+                                             shard_sequence(length, SequenceLayout::kContiguous, nullptr), cpu_backend());
+  model->parameters().initialize(3);
+  // Larger matrices than a real start: gradients must be well above the rounding of fp32.
+  for (std::size_t id = 0; id < model->parameters().parameters().size(); ++id)
+    if (model->parameters().parameters()[id].decay)
+      for (float& w : model->parameters().weight(id)) w *= 5.0f;
+  return model;
+}
+
+std::vector<float> gradients_of(Transformer& model, TinyBatch& data, double* loss = nullptr) {
+  const MicroBatch batch = data.slice(0, 2, model.shards().mine());
+  const View<float> gradients = model.parameters().gradients();
+  std::fill(gradients.begin(), gradients.end(), 0.0f);
+  const double sum = model.train(batch, 1.0f / static_cast<float>(data.valid_targets()));
+  if (loss != nullptr) *loss = sum / static_cast<double>(data.valid_targets());
+  return {gradients.begin(), gradients.end()};
+}
+
+double loss_of(Transformer& model, TinyBatch& data) {
+  double loss = 0;
+  gradients_of(model, data, &loss);
+  return loss;
+}
+
+class TransformerVariants : public testing::TestWithParam<Variant> {};
+
+// Every parameter of every variant: the derivative along a random direction against central differences of the loss.
+TEST_P(TransformerVariants, GradientsMatchFiniteDifferences) {
+  const auto model = make(GetParam(), 21);
+  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
+  const std::vector<float> gradients = gradients_of(*model, data);
+  for (std::size_t id = 0; id < model->parameters().parameters().size(); ++id) {
+    const Parameter& p = model->parameters().parameters()[id];
+    const View<float> weight = model->parameters().weight(id);
+    const std::vector<float> original(weight.begin(), weight.end());
+    double slope = 0, gradient_norm = 0;
+    std::vector<float> direction(original.size());
+    for (std::size_t i = 0; i < original.size(); ++i) {
+      const float g = gradients[static_cast<std::size_t>(p.offset) + i];
+      gradient_norm += static_cast<double>(g) * g;
+    }
+    gradient_norm = std::sqrt(gradient_norm);
+    ASSERT_GT(gradient_norm, 0.0) << p.name << " gets no gradient";
+    // Half along the gradient, half at random: a large slope that still sees every element.
+    for (std::size_t i = 0; i < original.size(); ++i) {
+      const float g = gradients[static_cast<std::size_t>(p.offset) + i];
+      direction[i] = static_cast<float>(g / gradient_norm) +
+                     0.5f * normal_at(id, i) / std::sqrt(static_cast<float>(original.size()));
+      slope += static_cast<double>(g) * direction[i];
+    }
+    const double epsilon = 2e-3;
+    const auto shifted_loss = [&](double by) {
+      for (std::size_t i = 0; i < original.size(); ++i)
+        weight[static_cast<std::int64_t>(i)] = original[i] + static_cast<float>(by) * direction[i];
+      return loss_of(*model, data);
+    };
+    const double difference = (shifted_loss(epsilon) - shifted_loss(-epsilon)) / (2 * epsilon);
+    std::copy(original.begin(), original.end(), weight.begin());
+    EXPECT_NEAR(difference, slope, 0.01 * std::abs(slope) + 3e-4) << GetParam().name << " " << p.name;
+  }
+}
+
+TEST_P(TransformerVariants, ActivationCheckpointingIsBitForBitNeutral) {
+  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
+  double expected_loss = 0;
+  const auto reference = make(GetParam(), 21);
+  const std::vector<float> expected = gradients_of(*reference, data, &expected_loss);
+  for (Keep keep : {Keep::kAttention, Keep::kBlock}) {
+    double loss = 0;
+    const auto model = make(GetParam(), 21, keep);
+    const std::vector<float> gradients = gradients_of(*model, data, &loss);
+    EXPECT_EQ(loss, expected_loss);
+    EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)), 0)
+        << GetParam().name << " keep=" << (keep == Keep::kBlock ? "block" : "attention");
+  }
+}
+
+TEST_P(TransformerVariants, LossChunksDoNotChangeTheAnswer) {
+  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
+  double whole = 0, chunked = 0;
+  const auto expected = gradients_of(*make(GetParam(), 21, Keep::kAll, 1000), data, &whole);
+  const auto gradients = gradients_of(*make(GetParam(), 21, Keep::kAll, 5), data, &chunked);
+  EXPECT_NEAR(whole, chunked, 1e-6 * whole);
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    difference += std::pow(expected[i] - gradients[i], 2);
+    norm += std::pow(expected[i], 2);
+  }
+  EXPECT_LT(std::sqrt(difference / norm), 1e-6);
+}
+
+TEST_P(TransformerVariants, EvaluateEqualsTrainingLossWithoutDropout) {
+  Variant v = GetParam();
+  v.config.dropout = 0.0f;
+  const auto model = make(v, 21);
+  TinyBatch data(2, 21, v.config.vocabulary, 5, v.documents);
+  const double trained = loss_of(*model, data);
+  EXPECT_EQ(model->evaluate(data.slice(0, 2, model->shards().mine())) / static_cast<double>(data.valid_targets()), trained);
+}
+
+TEST_P(TransformerVariants, GradientsBecomeReadyFromTheEndAndStayAsTheyAre) {
+  const auto model = make(GetParam(), 21);
+  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
+  const MicroBatch batch = data.slice(0, 2, model->shards().mine());
+  const View<float> gradients = model->parameters().gradients();
+  std::vector<float> seen(static_cast<std::size_t>(gradients.size()));
+  std::int64_t from = gradients.size();
+  model->train(batch, 1.0f, [&](std::int64_t begin) {
+    EXPECT_LE(begin, from);
+    std::copy(gradients.begin() + begin, gradients.begin() + from, seen.begin() + begin);
+    from = begin;
+  });
+  EXPECT_EQ(from, 0);
+  EXPECT_EQ(std::memcmp(seen.data(), gradients.data(), seen.size() * sizeof(float)), 0) << "a gradient changed after it was ready";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, TransformerVariants, testing::ValuesIn(testing_support::variants()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(Transformer, NamesTheFirstLayerThatIsNotFinite) {
+  const Variant v = testing_support::variants()[1];
+  const auto model = make(v, 21);
+  TinyBatch data(2, 21, v.config.vocabulary, 5);
+  const MicroBatch batch = data.slice(0, 2, model->shards().mine());
+  EXPECT_EQ(model->first_non_finite(batch), "");
+  for (std::size_t id = 0; id < model->parameters().parameters().size(); ++id)
+    if (model->parameters().parameters()[id].name == "blocks.1.mlp.up.weight")
+      std::fill_n(model->parameters().weight(id).data(), 32, 3e38f);
+  EXPECT_EQ(model->first_non_finite(batch), "output of blocks.1");
+}
+
+TEST(Transformer, InitialWeightsDependOnSeedAndNameOnly) {
+  Variant a = testing_support::variants()[1], b = a;
+  b.config.layers = 1;  // another model: the parameters they share start alike
+  const auto two = make(a, 21), one = make(b, 21);
+  const auto& p = one->parameters().parameters();
+  for (std::size_t id = 0; id < p.size(); ++id) {
+    if (p[id].name.find("output") != std::string::npos || p[id].name.find("down") != std::string::npos) continue;  // scaled by depth
+    for (std::size_t other = 0; other < two->parameters().parameters().size(); ++other)
+      if (two->parameters().parameters()[other].name == p[id].name)
+        EXPECT_EQ(std::memcmp(one->parameters().weight(id).data(), two->parameters().weight(other).data(),
+                              static_cast<std::size_t>(p[id].count()) * sizeof(float)), 0) << p[id].name;
+  }
+}
+
+}  // namespace
+}  // namespace longspan::model

@@ -1,0 +1,120 @@
+// ranks: 1 2 3 4
+// timeout: 120
+/// Sharding must not change the answer: 20 optimizer steps on every mesh of these ranks against one rank that does it all.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "model/adamw.hpp"
+#include "parallel/data_parallel.hpp"
+#include "parallel/mesh.hpp"
+#include "support/ranks.hpp"
+#include "support/tiny_model.hpp"
+
+namespace longspan {
+namespace {
+
+using namespace model;
+using testing_support::TinyBatch;
+using testing_support::Variant;
+
+constexpr std::int64_t kLength = 29;      // divides by nothing
+constexpr std::int64_t kSequences = 12;   // of a global batch: divides by 1, 2, 3, 4 data ranks
+constexpr int kSteps = 20;
+
+struct Outcome {
+  std::vector<double> losses;
+  std::vector<float> first_gradients, weights;
+};
+
+/// Trains on `mesh`; three batches in turn, the same on every mesh.
+Outcome train(const Variant& v, const Mesh& mesh, Keep keep) {
+  const auto context = mesh.shape().context > 1 ? make_mpi_group(mesh.context()) : nullptr;
+  const auto gradient_group = make_mpi_group(mesh.world());
+  const auto layout = v.attention.mask == MaskKind::kCausal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous;
+  MemoryConfig memory;
+  memory.keep = keep;
+  Transformer model(v.config, v.attention, memory, shard_sequence(kLength, layout, context.get()), cpu_backend());
+  model.parameters().initialize(11);
+  OptimizerConfig settings;
+  settings.learning_rate = 3e-3;
+  AdamW optimizer(model.parameters(), settings, cpu_backend());
+  GradientReducer reducer(*gradient_group, model.parameters().gradients(), 4096);
+
+  Outcome outcome;
+  const std::int64_t share = kSequences / mesh.shape().data;
+  for (int step = 1; step <= kSteps; ++step) {
+    TinyBatch data(kSequences, kLength, v.config.vocabulary, static_cast<std::uint64_t>(step % 3), v.documents);
+    double sum = 0;
+    // Two micro-batches, so that accumulation is in the comparison too.
+    for (std::int64_t part = 0; part < 2; ++part) {
+      const std::int64_t first = mesh.data_index() * share + part * (share / 2);
+      const std::int64_t count = part == 0 ? share / 2 : share - share / 2;
+      if (count == 0) continue;
+      const auto ready = [&](std::int64_t begin) { reducer.ready_from(begin); };
+      sum += model.train(data.slice(first, count, model.shards().mine()), 1.0f / static_cast<float>(data.valid_targets()),
+                         part == 1 ? Transformer::GradientsReady(ready) : nullptr);
+    }
+    reducer.finish();
+    if (step == 1) {
+      const View<float> g = model.parameters().gradients();
+      outcome.first_gradients.assign(g.begin(), g.end());
+    }
+    outcome.losses.push_back(mesh.world().all_reduce_sum(sum) / static_cast<double>(data.valid_targets()));
+    optimizer.update(settings.learning_rate, optimizer.gradient_norm(), step);
+  }
+  const View<float> w = model.parameters().weights();
+  outcome.weights.assign(w.begin(), w.end());
+  return outcome;
+}
+
+std::vector<MeshShape> meshes_of(int ranks) {
+  std::vector<MeshShape> shapes;
+  for (int context = 1; context <= ranks; ++context)
+    if (ranks % context == 0) shapes.push_back({ranks / context, context});
+  return shapes;
+}
+
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - b[i], 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+TEST(TrainingParity, EveryMeshLearnsLikeOneRank) {
+  const auto world = Communicator::world();
+  const Mesh alone(Communicator::self(), {1, 1});
+  for (const Variant& v : testing_support::variants()) {
+    const Outcome expected = train(v, alone, Keep::kAll);
+    EXPECT_LT(expected.losses.back(), expected.losses.front());
+    for (const MeshShape& shape : meshes_of(world.size())) {
+      const Mesh mesh(world, shape);
+      const Outcome sharded = train(v, mesh, Keep::kAttention);
+      double worst = 0;
+      for (int i = 0; i < kSteps; ++i)
+        worst = std::max(worst, std::abs(sharded.losses[static_cast<std::size_t>(i)] / expected.losses[static_cast<std::size_t>(i)] - 1));
+      SCOPED_TRACE(v.name + " " + to_string(shape));
+      EXPECT_ALL_RANKS(worst <= 1e-5);
+      EXPECT_ALL_RANKS(relative_difference(sharded.first_gradients, expected.first_gradients) <= 2e-6);
+    }
+  }
+}
+
+TEST(TrainingParity, TheSameMeshTwiceIsBitForBitEqual) {
+  const auto world = Communicator::world();
+  const Variant v = testing_support::variants()[4];  // with dropout
+  for (const MeshShape& shape : meshes_of(world.size())) {
+    const Mesh mesh(world, shape);
+    const Outcome first = train(v, mesh, Keep::kAll), second = train(v, mesh, Keep::kBlock);
+    EXPECT_ALL_RANKS(std::memcmp(first.weights.data(), second.weights.data(), first.weights.size() * sizeof(float)) == 0);
+    EXPECT_ALL_RANKS(first.losses == second.losses);
+  }
+}
+
+}  // namespace
+}  // namespace longspan

@@ -1,0 +1,67 @@
+#include "support/process.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace longspan::testing_support {
+
+ProcessResult run_process(const std::vector<std::string>& arguments, const std::string& interrupt_when, int signal) {
+  int out[2], err[2];
+  if (::pipe(out) != 0 || ::pipe(err) != 0) throw std::runtime_error("pipe failed");
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::dup2(out[1], 1), ::dup2(err[1], 2);
+    for (int fd : {out[0], out[1], err[0], err[1]}) ::close(fd);
+    const int null = ::open("/dev/null", O_RDONLY);
+    ::dup2(null, 0);
+    std::vector<char*> argv;
+    for (const auto& a : arguments) argv.push_back(const_cast<char*>(a.c_str()));
+    argv.push_back(nullptr);
+    ::execvp(argv[0], argv.data());
+    ::_exit(127);
+  }
+  ::close(out[1]), ::close(err[1]);
+  ProcessResult result;
+  bool sent = interrupt_when.empty();
+  pollfd open[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
+  for (int left = 2; left > 0;) {
+    ::poll(open, 2, -1);
+    for (int i = 0; i < 2; ++i) {
+      if (open[i].fd < 0 || open[i].revents == 0) continue;
+      char text[4096];
+      const ssize_t got = ::read(open[i].fd, text, sizeof text);
+      if (got <= 0) {
+        ::close(open[i].fd);
+        open[i].fd = -1;
+        --left;
+      } else {
+        (i == 0 ? result.out : result.err).append(text, static_cast<std::size_t>(got));
+      }
+    }
+    if (!sent && result.out.find(interrupt_when) != std::string::npos) {
+      ::kill(child, signal);
+      sent = true;
+    }
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return result;
+}
+
+std::string longspan_path() { return LONGSPAN_BINARY_DIR "/longspan"; }
+
+ProcessResult longspan(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), longspan_path());
+  return run_process(arguments);
+}
+
+int count_lines(const std::string& text) { return static_cast<int>(std::count(text.begin(), text.end(), '\n')); }
+
+}  // namespace longspan::testing_support
