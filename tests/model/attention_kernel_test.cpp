@@ -1,5 +1,6 @@
 // The attention kernel against the dense oracle in double. Bounds: notes/long-sequences.md 9.3.
 #include <gtest/gtest.h>
+#include <hwy/targets.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -10,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "hwy/targets.h"
 #include "parallel/error.hpp"
 #include "support/attention_problem.hpp"
 #include "support/attention_reference.hpp"
