@@ -1,6 +1,7 @@
 #include "slurm/environment.hpp"
 
 #include <cstdlib>
+#include <initializer_list>
 
 namespace longspan::slurm {
 
