@@ -46,7 +46,8 @@ std::string death_by_signal(const std::string& text) {
 }
 
 bool is_chatter(const std::string& line) {
-  return line.find("sent help message help-") != std::string::npos ||
+  return line.rfind("mpirun: Forwarding signal ", 0) == 0 ||
+         line.find("sent help message help-") != std::string::npos ||
          line.find("orte_base_help_aggregate") != std::string::npos ||
          (line.find("ORTE_ERROR_LOG") != std::string::npos &&
           line.find("show_help.c") != std::string::npos);

@@ -9,10 +9,12 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <system_error>
 
 #include "parallel/error.hpp"
 
@@ -80,7 +82,9 @@ void MetricsWriter::close_file(int file) {
 
 MetricsWriter::MetricsWriter(const std::string& path, std::int64_t last_step) : path_(path) {
   std::string text;
-  if (std::ifstream old(path, std::ios::binary); old)
+  if (std::error_code none; !std::filesystem::is_regular_file(path, none)) {
+    // Nothing to keep: a new file, or something like /dev/null.
+  } else if (std::ifstream old(path, std::ios::binary); old)
     text.assign(std::istreambuf_iterator<char>(old), {});
   if (const std::string kept = lines_until(text, last_step); kept != text) {
     const std::string temporary = path + ".new";

@@ -7,6 +7,7 @@
 #include <boost/program_options.hpp>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -189,12 +190,20 @@ class Reader {
   void read_command_line(const std::vector<std::string>& arguments) {
     using namespace po::command_line_style;
     std::vector<po::option> options;
+    std::vector<std::string> words;  // Boost refuses "--name=" with nothing behind it
+    for (const std::string& a : arguments) {
+      words.push_back(a);
+      const std::size_t equals = a.find('=');
+      if (a.rfind("--", 0) != 0 || equals == std::string::npos) continue;
+      words.back() = a.substr(0, equals);
+      words.push_back(a.substr(equals + 1));
+    }
     try {
       // No short options: "-1" is a value. No guessing: --model.layer must not silently mean
       // --model.layers.
-      options = po::command_line_parser(arguments)
+      options = po::command_line_parser(words)
                     .options(boost_options_)
-                    .style(allow_long | long_allow_adjacent | long_allow_next)
+                    .style(allow_long | long_allow_next)
                     .allow_unregistered()
                     .run()
                     .options;
@@ -220,6 +229,10 @@ class Reader {
   }
 
   void read_file(const std::string& path) {
+    if (std::filesystem::is_directory(path)) {
+      problems_.push_back(fmt::format("cannot read the configuration {}: it is a folder", path));
+      return;
+    }
     std::ifstream file(path, std::ios::binary);
     if (!file) {
       problems_.push_back(
@@ -227,10 +240,6 @@ class Reader {
       return;
     }
     const std::string text{std::istreambuf_iterator<char>(file), {}};
-    if (file.bad() || (text.empty() && file.fail())) {
-      problems_.push_back(fmt::format("cannot read the configuration {}: is it a folder?", path));
-      return;
-    }
     read_ini(text, path);
   }
 
