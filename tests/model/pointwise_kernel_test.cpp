@@ -24,8 +24,8 @@ class DropoutKernel : public testing_support::EveryInstructionSet {};
 std::vector<float> interesting_inputs() {
   std::vector<float> x = random_floats(40003, 1, 4.0f);
   for (float v = -50.0f; v <= 50.0f; v += 0.37f) x.push_back(v);
-  for (const float v :
-       {0.0f, -0.0f, 1e-30f, -1e-30f, 1e-6f, -1e-6f, 100.0f, -100.0f, 1e10f, -1e10f, kNaN})
+  for (const float v : {0.0f, -0.0f, 1e-30f, -1e-30f, 1e-6f, -1e-6f, 100.0f, -100.0f, 1e10f, -1e10f,
+                        1e15f, -1e15f, kNaN})
     x.push_back(v);
   return x;
 }
@@ -68,6 +68,12 @@ TEST_P(PointwiseKernel, Swiglu) {
     EXPECT_LT(largest_error(gradient, expected), 1e-6);
     cpu::swiglu_backward({rows, width, gate_up.data(), dy.data(), gate_up.data()});
     EXPECT_EQ(gate_up, gradient) << "dgate_up = gate_up";
+
+    gate_up[0] = kNaN;
+    cpu::swiglu_forward({rows, width, gate_up.data(), y.data()});
+    cpu::swiglu_backward({rows, width, gate_up.data(), dy.data(), gradient.data()});
+    EXPECT_TRUE(std::isnan(y[0]) && std::isnan(gradient[0]) &&
+                std::isnan(gradient[static_cast<std::size_t>(width)]));
   }
 }
 
