@@ -78,14 +78,14 @@ class Problem {
     return c;
   }
 
-  /// Compares with the loops; the bound is that of a sum of k terms in fp32, in any order.
-  void expect_right(const std::vector<float>& c) const {
+  /// Compares every row_step-th row with the loops; the bound is that of a sum of k terms in fp32, in any order.
+  void expect_right(const std::vector<float>& c, std::int64_t row_step = 1) const {
     const std::int64_t lda = (case_.trans_a ? case_.m : case_.k) + case_.padding;
     const std::int64_t ldb = (case_.trans_b ? case_.k : case_.n) + case_.padding,
                        ldc = case_.n + case_.padding;
     auto operand = [&](float x) { return case_.bf16 ? nearest_bf16(x) : static_cast<double>(x); };
     int wrong = 0;
-    for (std::int64_t i = 0; i < case_.m; ++i) {
+    for (std::int64_t i = 0; i < case_.m; i += row_step) {
       for (std::int64_t j = 0; j < case_.n; ++j) {
         double sum = case_.accumulate ? initial_[i * ldc + j] : 0.0, size = std::abs(sum);
         if (case_.bias) sum += bias_[j], size += std::abs(bias_[j]);
@@ -149,6 +149,16 @@ TEST(GemmKernel, LongSumsOfAWeightGradient) {
         {.m = 40, .n = 48, .k = 9001, .trans_a = true, .accumulate = true, .bf16 = bf16});
     problem.expect_right(problem.run());
   }
+}
+
+TEST(GemmKernel, BlocksOfALargeProductJoin) {
+  for (const bool trans_a : {false, true})
+    for (const bool trans_b : {false, true}) {  // few rows and many columns; more terms than one block sums
+      const Problem wide({.m = 3, .n = 2900, .k = 700, .trans_a = trans_a, .trans_b = trans_b, .bias = true, .bf16 = true, .padding = 3});
+      wide.expect_right(wide.run());
+      const Problem tall({.m = 9000, .n = 5, .k = 4300, .trans_a = trans_a, .trans_b = trans_b, .bias = true, .bf16 = true});
+      tall.expect_right(tall.run(), 501);
+    }
 }
 
 TEST(GemmKernel, WithoutTermsLeavesBiasAndOldValues) {

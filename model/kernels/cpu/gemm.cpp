@@ -4,6 +4,7 @@
 #include <dnnl.hpp>
 #include <omp.h>
 
+#include <algorithm>
 #include <compare>
 #include <list>
 #include <map>
@@ -23,6 +24,11 @@ using dnnl::memory;
 /// One bfloat16 product sums at most so many terms before it is added to c. Measured at [1024, 50304] x [50304, 768]:
 /// oneDNN loses half of its speed on one long sum, and the rounded operands would take as many times the memory.
 constexpr std::int64_t kLongestBf16Sum = 4096;
+/// Elements of one rounded operand: 32 MiB. With few rows (generation) a weight is read once and rounding it is most
+/// of the work: then a block stays in the second-level cache on its way to the product.
+constexpr std::int64_t kScratchElements = 1 << 24;
+constexpr std::int64_t kCachedElements = 1 << 18;
+constexpr std::int64_t kFewRows = 16;
 
 const dnnl::engine& engine() {
   static const dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
@@ -172,7 +178,7 @@ void gemm_fp32(const GemmArgs& args) {
          args.m, args.k, args.k, args.n, static_cast<int>(status));
 }
 
-/// At most kLongestBf16Sum terms.
+/// At most kLongestBf16Sum terms and kScratchElements elements.
 void gemm_bf16_block(const GemmArgs& args) {
   const std::int64_t a_rows = args.trans_a ? args.k : args.m, a_cols = args.trans_a ? args.m : args.k;
   const std::int64_t b_rows = args.trans_b ? args.n : args.k, b_cols = args.trans_b ? args.k : args.n;
@@ -192,17 +198,33 @@ void gemm_bf16_block(const GemmArgs& args) {
   gemm_fp32(rounded);
 }
 
+/// Length of equal blocks of at most `largest`, full cache lines each.
+std::int64_t block_length(std::int64_t total, std::int64_t largest) {
+  constexpr std::int64_t kUnit = 64;
+  const std::int64_t blocks = (total + largest - 1) / largest;
+  return ((total + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit;
+}
+
+/// In blocks, so that the rounded operands stay small however long the sequence and large the vocabulary.
 void gemm_bf16(const GemmArgs& args) {
-  const std::int64_t blocks = (args.k + kLongestBf16Sum - 1) / kLongestBf16Sum;
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const std::int64_t first = part_begin(args.k, block, blocks);
-    GemmArgs part = args;
-    part.k = part_begin(args.k, block + 1, blocks) - first;
-    part.a += args.trans_a ? first * args.lda : first;
-    part.b += args.trans_b ? first : first * args.ldb;
-    if (block > 0) part.accumulate = true, part.bias = nullptr;
-    gemm_bf16_block(part);
-  }
+  const std::int64_t length_k = block_length(args.k, kLongestBf16Sum);
+  const std::int64_t elements = args.m < kFewRows ? kCachedElements : kScratchElements;
+  const std::int64_t length_m = block_length(args.m, std::max<std::int64_t>(elements / length_k, 1));
+  const std::int64_t length_n = block_length(args.n, std::max<std::int64_t>(elements / length_k, 1));
+  for (std::int64_t i = 0; i < args.m; i += length_m)
+    for (std::int64_t j = 0; j < args.n; j += length_n)
+      for (std::int64_t p = 0; p < args.k; p += length_k) {
+        GemmArgs block = args;
+        block.m = std::min(length_m, args.m - i);
+        block.n = std::min(length_n, args.n - j);
+        block.k = std::min(length_k, args.k - p);
+        block.a += args.trans_a ? p * args.lda + i : i * args.lda + p;
+        block.b += args.trans_b ? j * args.ldb + p : p * args.ldb + j;
+        block.c += i * args.ldc + j;
+        block.bias = args.bias != nullptr && p == 0 ? args.bias + j : nullptr;
+        block.accumulate = args.accumulate || p > 0;
+        gemm_bf16_block(block);
+      }
 }
 
 }  // namespace
