@@ -13,25 +13,35 @@
 namespace longspan::launcher {
 namespace {
 
-bool is_setting(const std::string& name) { return name.find('.') != std::string::npos; }
+bool is_setting(const std::string& name) {
+  return name.find('.') != std::string::npos;
+}
 
 /// "--output FILE", or "--json" for a switch.
-std::string spelling(const Flag& flag) { return "--" + flag.name + (flag.value.empty() ? "" : " " + flag.value); }
+std::string spelling(const Flag& flag) {
+  return "--" + flag.name + (flag.value.empty() ? "" : " " + flag.value);
+}
 
 template <class T>
-T parse_number(const std::string& command, const std::string& flag, const std::string& text, const char* what) {
+T parse_number(const std::string& command, const std::string& flag, const std::string& text,
+               const char* what) {
   T number{};
   const char* const end = text.data() + text.size();
   const auto [rest, error] = std::from_chars(text.data(), end, number);
-  if (error != std::errc() || rest != end) fail_usage("{}: --{} {}: it must be {}", command, flag, shell_quoted(text), what);
+  if (error != std::errc() || rest != end)
+    fail_usage("{}: --{} {}: it must be {}", command, flag, shell_quoted(text), what);
   return number;
 }
 
 }  // namespace
 
-Arguments::Arguments(const std::vector<std::string>& arguments, std::string command, std::string usage,
-                     std::vector<Flag> flags, std::string example, bool pass_settings)
-    : command_(std::move(command)), usage_(std::move(usage)), example_(std::move(example)), flags_(std::move(flags)) {
+Arguments::Arguments(const std::vector<std::string>& arguments, std::string command,
+                     std::string usage, std::vector<Flag> flags, std::string example,
+                     bool pass_settings)
+    : command_(std::move(command)),
+      usage_(std::move(usage)),
+      example_(std::move(example)),
+      flags_(std::move(flags)) {
   // A line with --help is a question: whatever else is wrong with it is not the answer.
   for (const std::string& word : arguments) {
     if (word == "--") break;
@@ -48,12 +58,16 @@ Arguments::Arguments(const std::vector<std::string>& arguments, std::string comm
     }
     if (only_positional || word.size() < 2 || word[0] != '-') {
       if (pass_settings)
-        fail_usage("{}: '{}' stands alone: settings are written --section.key VALUE (longspan {} --help)", command_, word, command_);
+        fail_usage(
+            "{}: '{}' stands alone: settings are written --section.key VALUE (longspan {} --help)",
+            command_, word, command_);
       positional_.push_back(word);
       continue;
     }
     const std::size_t equals = word.find('=');
-    const std::string name = word.substr(word[1] == '-' ? 2 : 1, equals == std::string::npos ? equals : equals - (word[1] == '-' ? 2 : 1));
+    const std::string name =
+        word.substr(word[1] == '-' ? 2 : 1,
+                    equals == std::string::npos ? equals : equals - (word[1] == '-' ? 2 : 1));
     const auto next_value = [&](const std::string& what) {
       if (equals != std::string::npos) return word.substr(equals + 1);
       if (i + 1 == arguments.size() || arguments[i + 1].rfind("--", 0) == 0)
@@ -65,7 +79,8 @@ Arguments::Arguments(const std::vector<std::string>& arguments, std::string comm
       settings_.insert(settings_.end(), {"--" + name, value});
       continue;
     }
-    const auto flag = std::find_if(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.name == name; });
+    const auto flag =
+        std::find_if(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.name == name; });
     if (word[1] != '-' || flag == flags_.end()) {
       std::vector<std::string> known = {"help"};
       for (const Flag& f : flags_) known.push_back(f.name);
@@ -73,7 +88,8 @@ Arguments::Arguments(const std::vector<std::string>& arguments, std::string comm
         for (const OptionDescription& o : describe_options()) known.push_back(o.name);
       const std::string near = nearest(name, known);
       fail_usage("{}: there is no option {}{}", command_, word.substr(0, equals),
-                 near.empty() ? fmt::format(": longspan {} --help lists them", command_) : ": did you mean --" + near + "?");
+                 near.empty() ? fmt::format(": longspan {} --help lists them", command_)
+                              : ": did you mean --" + near + "?");
     }
     if (!flag->value.empty())
       values_[name] = next_value(flag->value);
@@ -84,7 +100,9 @@ Arguments::Arguments(const std::vector<std::string>& arguments, std::string comm
   }
 }
 
-bool Arguments::help_wanted() const { return help_; }
+bool Arguments::help_wanted() const {
+  return help_;
+}
 
 std::string Arguments::help() const {
   std::vector<Flag> shown = flags_;
@@ -93,10 +111,12 @@ std::string Arguments::help() const {
   for (const Flag& f : shown) widest = std::max(widest, spelling(f).size());
   const std::size_t width = std::max(terminal_width(), widest + 24);
   std::string text;
-  for (const std::string& line : wrap(fmt::format("longspan {}: {}", command_, usage_), width)) text += line + "\n";
+  for (const std::string& line : wrap(fmt::format("longspan {}: {}", command_, usage_), width))
+    text += line + "\n";
   text += "\n";
   for (const Flag& f : shown) {
-    const std::string help = f.help + (f.default_value.empty() ? "" : " (default " + f.default_value + ")");
+    const std::string help =
+        f.help + (f.default_value.empty() ? "" : " (default " + f.default_value + ")");
     std::string left = spelling(f);
     for (const std::string& line : wrap(help, width - widest - 4)) {
       text += fmt::format("  {:<{}}  {}\n", left, widest, line);
@@ -106,11 +126,14 @@ std::string Arguments::help() const {
   return text + "\nExample:\n  " + example_;
 }
 
-bool Arguments::has(const std::string& flag) const { return values_.count(flag) != 0; }
+bool Arguments::has(const std::string& flag) const {
+  return values_.count(flag) != 0;
+}
 
 std::string Arguments::text(const std::string& flag) const {
   if (const auto at = values_.find(flag); at != values_.end()) return at->second;
-  const auto known = std::find_if(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.name == flag; });
+  const auto known =
+      std::find_if(flags_.begin(), flags_.end(), [&](const Flag& f) { return f.name == flag; });
   return known == flags_.end() ? "" : known->default_value;
 }
 
@@ -122,7 +145,11 @@ double Arguments::number(const std::string& flag) const {
   return parse_number<double>(command_, flag, text(flag), "a number");
 }
 
-const std::vector<std::string>& Arguments::positional() const { return positional_; }
-const std::vector<std::string>& Arguments::settings() const { return settings_; }
+const std::vector<std::string>& Arguments::positional() const {
+  return positional_;
+}
+const std::vector<std::string>& Arguments::settings() const {
+  return settings_;
+}
 
 }  // namespace longspan::launcher

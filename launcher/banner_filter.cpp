@@ -13,31 +13,43 @@ bool is_frame_line(const std::string& line) {
   return line.size() > kDashes && line.find_first_not_of("-\r\n") == std::string::npos;
 }
 
-/// Messages about a rank's exit status, MPI_Abort, or peers that miss a dead rank: the rank has printed the cause.
+/// Messages about a rank's exit status, MPI_Abort, or peers that miss a dead rank: the rank has
+/// printed the cause.
 bool is_echo(const std::string& text) {
-  for (const std::string_view known : {"Primary job  terminated normally", "exited with non-zero status", "MPI_ABORT was invoked",
-                                       "without calling \"finalize\"", "unexpectedly disconnected", "exiting improperly"})
+  for (const std::string_view known :
+       {"Primary job  terminated normally", "exited with non-zero status", "MPI_ABORT was invoked",
+        "without calling \"finalize\"", "unexpectedly disconnected", "exiting improperly"})
     if (text.find(known) != std::string::npos) return true;
   return false;
 }
 
-/// "mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 11 (Segmentation fault)." as one of our lines; a rank
-/// that a signal has ended could not say it itself. Empty if `text` is something else.
+/// "mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 11 (Segmentation
+/// fault)." as one of our lines; a rank that a signal has ended could not say it itself. Empty if
+/// `text` is something else.
 std::string death_by_signal(const std::string& text) {
-  constexpr std::string_view kRank = "process rank ", kNode = " on node ", kSignal = " exited on signal ";
+  constexpr std::string_view kRank = "process rank ", kNode = " on node ",
+                             kSignal = " exited on signal ";
   const std::size_t rank = text.find(kRank), node = text.find(kNode), signal = text.find(kSignal);
-  if (rank == std::string::npos || node == std::string::npos || signal == std::string::npos || node > signal) return "";
+  if (rank == std::string::npos || node == std::string::npos || signal == std::string::npos ||
+      node > signal)
+    return "";
   const std::size_t number = rank + kRank.size();
   const std::string name = text.substr(node + kNode.size(), signal - node - kNode.size());
-  const std::string how = text.substr(signal + kSignal.size(), text.find_first_of(".\n", signal) - signal - kSignal.size());
+  const std::string how = text.substr(signal + kSignal.size(),
+                                      text.find_first_of(".\n", signal) - signal - kSignal.size());
   const bool killed = how.rfind("9 ", 0) == 0;
-  return fmt::format("longspan: rank {} ({}): ended by signal {}{}\n", text.substr(number, text.find(' ', number) - number), name, how,
-                     killed ? ": if nobody killed it, the system ran out of memory (see dmesg): memory.keep=block needs less" : "");
+  return fmt::format("longspan: rank {} ({}): ended by signal {}{}\n",
+                     text.substr(number, text.find(' ', number) - number), name, how,
+                     killed ? ": if nobody killed it, the system ran out of memory (see dmesg): "
+                              "memory.keep=block needs less"
+                            : "");
 }
 
 bool is_chatter(const std::string& line) {
-  return line.find("sent help message help-") != std::string::npos || line.find("orte_base_help_aggregate") != std::string::npos ||
-         (line.find("ORTE_ERROR_LOG") != std::string::npos && line.find("show_help.c") != std::string::npos);
+  return line.find("sent help message help-") != std::string::npos ||
+         line.find("orte_base_help_aggregate") != std::string::npos ||
+         (line.find("ORTE_ERROR_LOG") != std::string::npos &&
+          line.find("show_help.c") != std::string::npos);
 }
 
 }  // namespace
@@ -64,6 +76,8 @@ std::string BannerFilter::take(const std::string& text) {
   return shown;
 }
 
-std::string BannerFilter::finish() { return std::exchange(frame_, "") + std::exchange(partial_, ""); }
+std::string BannerFilter::finish() {
+  return std::exchange(frame_, "") + std::exchange(partial_, "");
+}
 
 }  // namespace longspan::launcher

@@ -20,8 +20,10 @@ std::string overview() {
   std::string text = "longspan trains transformers on very long sequences across many nodes.\n\n";
   for (const Command& c : commands()) text += fmt::format("  longspan {:<9} {}\n", c.name, c.help);
   text +=
-      "\nlongspan COMMAND --help explains one, with an example. Exit status: 0 done, 1 failed, 2 wrong usage or configuration,\n"
-      "3 damaged or incompatible file, 75 stopped early after a good checkpoint: the same command continues.\n\n"
+      "\nlongspan COMMAND --help explains one, with an example. Exit status: 0 done, 1 failed, 2 "
+      "wrong usage or configuration,\n"
+      "3 damaged or incompatible file, 75 stopped early after a good checkpoint: the same command "
+      "continues.\n\n"
       "Example:\n"
       "  longspan prepare --kind text --output data/code.h5 /usr/include\n"
       "  longspan launch --ranks 2 --config configs/tiny.ini --data.path data/code.h5";

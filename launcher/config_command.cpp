@@ -1,4 +1,5 @@
-/// `longspan config`: every setting with unit, default and help; or the effective configuration of a file.
+/// `longspan config`: every setting with unit, default and help; or the effective configuration of
+/// a file.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -15,8 +16,12 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string section_of(const std::string& name) { return name.substr(0, name.find('.')); }
-std::string key_of(const std::string& name) { return name.substr(name.find('.') + 1); }
+std::string section_of(const std::string& name) {
+  return name.substr(0, name.find('.'));
+}
+std::string key_of(const std::string& name) {
+  return name.substr(name.find('.') + 1);
+}
 
 std::string settings_table(const std::vector<OptionDescription>& options, std::size_t width) {
   std::size_t name = 0, value = 0, unit = 0;
@@ -29,7 +34,8 @@ std::string settings_table(const std::vector<OptionDescription>& options, std::s
   constexpr std::size_t kNarrowestHelp = 24;
   const std::size_t help = std::max(kNarrowestHelp, width > left ? width - left : 0);
   std::string text, section;
-  const auto add = [&](const std::string& a, const std::string& b, const std::string& c, const std::string& d) {
+  const auto add = [&](const std::string& a, const std::string& b, const std::string& c,
+                       const std::string& d) {
     std::string row = fmt::format("  {:<{}}  {:>{}}  {:<{}}  {}", a, name, b, value, c, unit, d);
     row.erase(row.find_last_not_of(' ') + 1);
     text += row + "\n";
@@ -45,7 +51,9 @@ std::string settings_table(const std::vector<OptionDescription>& options, std::s
     add(o.name, o.default_value, o.unit, lines[0]);
     for (std::size_t i = 1; i < lines.size(); ++i) add("", "", "", lines[i]);
   }
-  return text + "\nOn the command line: --model.layers 12; in a file: [model] and layers = 12. Whole numbers take k, m or g (8k = 8192).";
+  return text +
+         "\nOn the command line: --model.layers 12; in a file: [model] and layers = 12. Whole "
+         "numbers take k, m or g (8k = 8192).";
 }
 
 /// INI that train reads, with a comment where it differs from the defaults.
@@ -58,7 +66,8 @@ std::string effective_ini(const std::vector<OptionDescription>& options) {
     }
     std::string row = fmt::format("{} = {}", key_of(o.name), ini_value(o.value));
     if (o.value != o.default_value)
-      row = fmt::format("{:<31} # default: {}", row, o.default_value.empty() ? "empty" : o.default_value);
+      row = fmt::format("{:<31} # default: {}", row,
+                        o.default_value.empty() ? "empty" : o.default_value);
     row.erase(row.find_last_not_of(' ') + 1);
     text += row + "\n";
   }
@@ -76,7 +85,11 @@ Json typed(const OptionDescription& o, const std::string& value) {
 Json settings_json(const std::vector<OptionDescription>& options) {
   Json all = Json::array();
   for (const auto& o : options)
-    all.push_back({{"name", o.name}, {"unit", o.unit}, {"values", o.values}, {"default", typed(o, o.default_value)}, {"help", o.help}});
+    all.push_back({{"name", o.name},
+                   {"unit", o.unit},
+                   {"values", o.values},
+                   {"default", typed(o, o.default_value)},
+                   {"help", o.help}});
   return all;
 }
 
@@ -90,9 +103,11 @@ Json effective_json(const std::vector<OptionDescription>& options) {
 
 ExitStatus config_command(const std::vector<std::string>& arguments) {
   const Arguments args(arguments, "config",
-                       "lists every setting with default, unit and meaning; with --config or a setting shows the whole "
+                       "lists every setting with default, unit and meaning; with --config or a "
+                       "setting shows the whole "
                        "configuration as a run would see it, command line over file over default",
-                       {{"config", "FILE", "settings, an INI file"}, {"json", "", "one JSON document instead of text"}},
+                       {{"config", "FILE", "settings, an INI file"},
+                        {"json", "", "one JSON document instead of text"}},
                        "longspan config --config configs/tiny.ini --train.steps 50", true);
   if (args.help_wanted()) {
     log::line(args.help());
@@ -103,7 +118,8 @@ ExitStatus config_command(const std::vector<std::string>& arguments) {
     log::line(args.has("json") ? effective_json(options).dump(2) : effective_ini(options));
   } else {
     const auto options = describe_options();
-    log::line(args.has("json") ? settings_json(options).dump(2) : settings_table(options, terminal_width()));
+    log::line(args.has("json") ? settings_json(options).dump(2)
+                               : settings_table(options, terminal_width()));
   }
   return ExitStatus::kDone;
 }

@@ -19,16 +19,20 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
 }
 
-bool starts_comment(char c) { return c == '#' || c == ';'; }
+bool starts_comment(char c) {
+  return c == '#' || c == ';';
+}
 
 /// Up to a '#' or ';' that begins the text or follows a space.
 std::string_view without_comment(std::string_view text) {
   for (std::size_t i = 0; i < text.size(); ++i)
-    if (starts_comment(text[i]) && (i == 0 || kSpace.find(text[i - 1]) != std::string_view::npos)) return text.substr(0, i);
+    if (starts_comment(text[i]) && (i == 0 || kSpace.find(text[i - 1]) != std::string_view::npos))
+      return text.substr(0, i);
   return text;
 }
 
-/// The text between the quotes; `text` begins with the first one. Nothing if the second is missing or something follows it.
+/// The text between the quotes; `text` begins with the first one. Nothing if the second is missing
+/// or something follows it.
 std::optional<std::string> unquoted(std::string_view text) {
   std::string value;
   for (std::size_t i = 1; i < text.size(); ++i) {
@@ -63,7 +67,8 @@ std::vector<IniEntry> parse_ini_lines(const std::string& text, const std::string
     };
     if (line[0] == '[') {
       const std::size_t close = line.find(']');
-      in_section = close != std::string_view::npos && trimmed(without_comment(trimmed(line.substr(close + 1)))).empty();
+      in_section = close != std::string_view::npos &&
+                   trimmed(without_comment(trimmed(line.substr(close + 1)))).empty();
       if (in_section)
         section = trimmed(line.substr(1, close - 1));
       else
@@ -97,7 +102,8 @@ std::vector<IniEntry> parse_ini_lines(const std::string& text, const std::string
 }
 
 std::string ini_value(const std::string& value) {
-  const bool plain = value.find_first_of("#;\"\\\n\r") == std::string::npos && trimmed(value).size() == value.size();
+  const bool plain = value.find_first_of("#;\"\\\n\r") == std::string::npos &&
+                     trimmed(value).size() == value.size();
   if (plain) return value;
   std::string quoted = "\"";
   for (const char c : value) {

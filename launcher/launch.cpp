@@ -1,6 +1,7 @@
-/// Open MPI 4.1.4, measured: mpirun gives SIGTERM and SIGINT to its ranks and kills them 1 s later, and returns 1; SIGUSR1 it only
-/// passes on, but drops it as long as it has not started the ranks (30 to 50 ms). A rank that leaves with a status other than 0 makes
-/// it print two banners, send SIGTERM to the others, and wait 2 s (odls_base_sigkill_timeout); it returns that rank's status.
+/// Open MPI 4.1.4, measured: mpirun gives SIGTERM and SIGINT to its ranks and kills them 1 s later,
+/// and returns 1; SIGUSR1 it only passes on, but drops it as long as it has not started the ranks
+/// (30 to 50 ms). A rank that leaves with a status other than 0 makes it print two banners, send
+/// SIGTERM to the others, and wait 2 s (odls_base_sigkill_timeout); it returns that rank's status.
 #include "launcher/launch.hpp"
 
 #include <fcntl.h>
@@ -19,7 +20,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <optional>
 #include <set>
 
 #include "launcher/arguments.hpp"
@@ -35,7 +35,9 @@
 namespace longspan::launcher {
 namespace {
 
-void close_descriptor(int descriptor) { ::close(descriptor); }
+void close_descriptor(int descriptor) {
+  ::close(descriptor);
+}
 using Descriptor = Handle<int, -1, close_descriptor>;
 using Clock = std::chrono::steady_clock;
 
@@ -61,11 +63,14 @@ extern "C" void note_stop_wish(int signal) {
 }
 extern "C" void note_child(int) {}
 
-/// Notes the stop signals while it lives. They are blocked but inside poll(), so that none is missed between a look and a wait.
+/// Notes the stop signals while it lives. They are blocked but inside poll(), so that none is
+/// missed between a look and a wait.
 class StopSignals {
  public:
   StopSignals() {
-    stop_wishes = interrupts = last_signal = 0;
+    stop_wishes = 0;
+    interrupts = 0;
+    last_signal = 0;
     sigset_t blocked;
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGCHLD);
@@ -83,7 +88,8 @@ class StopSignals {
     }
   }
   ~StopSignals() {
-    for (std::size_t i = 0; i < kStopSignals.size(); ++i) sigaction(kStopSignals[i], &old_[i], nullptr);
+    for (std::size_t i = 0; i < kStopSignals.size(); ++i)
+      sigaction(kStopSignals[i], &old_[i], nullptr);
     sigaction(SIGCHLD, &old_child_, nullptr);
     sigprocmask(SIG_SETMASK, &mask_, nullptr);
   }
@@ -105,7 +111,8 @@ class StopSignals {
 };
 
 /// Does not return.
-[[noreturn]] void become(const MpirunCommand& command, int errors, int failure, const sigset_t& mask, pid_t parent) {
+[[noreturn]] void become(const MpirunCommand& command, int errors, int failure,
+                         const sigset_t& mask, pid_t parent) {
   // A group of its own: the terminal's Ctrl-C is for us, and mpirun would take it for the end.
   ::setpgid(0, 0);
   // If we are killed, the ranks still save and leave.
@@ -117,7 +124,8 @@ class StopSignals {
   // Reading the terminal from outside of its foreground group would stop mpirun.
   if (const int null = ::open("/dev/null", O_RDONLY); null >= 0) ::dup2(null, STDIN_FILENO);
   ::dup2(errors, STDERR_FILENO);
-  for (const auto& [name, value] : command.environment) ::setenv(name.c_str(), value.c_str(), /*overwrite=*/0);
+  for (const auto& [name, value] : command.environment)
+    ::setenv(name.c_str(), value.c_str(), /*overwrite=*/0);
   std::vector<char*> words;
   for (const std::string& word : command.words) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
@@ -139,7 +147,8 @@ pid_t start(const MpirunCommand& command, Descriptor errors, const sigset_t& mas
   int error = 0;
   if (::read(failure.read.get(), &error, sizeof error) == sizeof error) {
     ::waitpid(child, nullptr, 0);
-    fail("cannot start {}: {}: install Open MPI (Debian: openmpi-bin) or load its module", command.words[0], std::strerror(error));
+    fail("cannot start {}: {}: install Open MPI (Debian: openmpi-bin) or load its module",
+         command.words[0], std::strerror(error));
   }
   return child;
 }
@@ -152,15 +161,17 @@ class Messenger {
     const auto now = Clock::now();
     if (interrupts > 1) {
       // Twice Ctrl-C: SIGTERM lets mpirun end the ranks and tidy up; if it does not, it goes too.
-      if (!ended_at_) {
-        ended_at_ = now;
+      if (!ended_) {
+        ended_ = true;
+        kill_at_ = now + std::chrono::seconds(3);
         ::kill(mpirun_, SIGTERM);
-      } else if (now - *ended_at_ > std::chrono::seconds(3)) {
+      } else if (now >= kill_at_) {
         ::kill(-mpirun_, SIGKILL);
       }
-    } else if (stop_wishes > 0 && (!told_at_ || now - *told_at_ >= again_)) {
-      // Again and again: what comes before the ranks have started is lost, and more than once does no harm.
-      told_at_ = now;
+    } else if (stop_wishes > 0 && now >= tell_at_) {
+      // Again and again: what comes before the ranks have started is lost, and more than once does
+      // no harm.
+      tell_at_ = now + again_;
       ::kill(mpirun_, SIGUSR1);
     }
   }
@@ -168,7 +179,8 @@ class Messenger {
  private:
   pid_t mpirun_;
   std::chrono::milliseconds again_;
-  std::optional<Clock::time_point> told_at_, ended_at_;
+  bool ended_ = false;
+  Clock::time_point tell_at_, kill_at_;
 };
 
 void write_stderr(const std::string& text) {
@@ -187,20 +199,23 @@ Cores usable_cores() {
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &mask)) continue;
     std::string siblings;
-    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
+    std::ifstream file(
+        fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
     if (!std::getline(file, siblings)) siblings = std::to_string(cpu);
     cores.insert(siblings);
   }
   return {static_cast<int>(cores.size()), CPU_COUNT(&mask) >= ::sysconf(_SC_NPROCESSORS_ONLN)};
 }
 
-MpirunCommand mpirun_command(int ranks, const Cores& cores, bool root, bool several_nodes, const std::string& program,
+MpirunCommand mpirun_command(int ranks, const Cores& cores, bool root, bool several_nodes,
+                             const std::string& program,
                              const std::vector<std::string>& arguments) {
   MpirunCommand command;
   std::vector<std::string>& words = command.words;
   words = {"mpirun"};
   if (root) words.emplace_back("--allow-run-as-root");
-  // Our ranks leave together, after MPI_Finalize: nothing is gained by 2 s between SIGTERM and SIGKILL.
+  // Our ranks leave together, after MPI_Finalize: nothing is gained by 2 s between SIGTERM and
+  // SIGKILL.
   words.insert(words.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
   if (!several_nodes) {
     // Shared memory is all that one node needs; probing the fabrics costs 0.2 s.
@@ -210,9 +225,11 @@ MpirunCommand mpirun_command(int ranks, const Cores& cores, bool root, bool seve
       command.environment.emplace_back("OMPI_MCA_mpi_yield_when_idle", "1");
     } else if (cores.all) {
       // The default binds a rank, and all of its threads, to one core.
-      words.insert(words.end(), {"--map-by", fmt::format("slot:PE={}", cores.count / ranks), "--bind-to", "core"});
+      words.insert(words.end(), {"--map-by", fmt::format("slot:PE={}", cores.count / ranks),
+                                 "--bind-to", "core"});
     } else {
-      // mpirun does not know the mask (taskset, cpusets) and would bind outside of it; unbound ranks inherit it.
+      // mpirun does not know the mask (taskset, cpusets) and would bind outside of it; unbound
+      // ranks inherit it.
       words.insert(words.end(), {"--bind-to", "none"});
     }
   }
@@ -223,7 +240,8 @@ MpirunCommand mpirun_command(int ranks, const Cores& cores, bool root, bool seve
 
 std::string shell_text(const MpirunCommand& command) {
   std::string text;
-  for (const auto& [name, value] : command.environment) text += name + "=" + shell_quoted(value) + " ";
+  for (const auto& [name, value] : command.environment)
+    text += name + "=" + shell_quoted(value) + " ";
   for (const std::string& word : command.words) text += shell_quoted(word) + " ";
   text.pop_back();
   return text;
@@ -261,23 +279,30 @@ int run_and_watch(const MpirunCommand& command) {
 }
 
 ExitStatus launch_command(const std::vector<std::string>& arguments) {
-  const Arguments args(arguments, "launch",
-                       "starts train on several ranks of this machine with mpirun and returns their exit status. Ctrl-C, SIGTERM, "
-                       "SIGHUP or SIGUSR1 let the ranks finish the step, save and leave with 75; a second Ctrl-C ends them at once",
-                       {{"ranks", "N", "processes to start; each gets cores / N cores (required)"},
-                        {"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"},
-                        {"print", "", "only print the mpirun command"}},
-                       "longspan launch --ranks 2 --config configs/tiny.ini --mesh.context 2", true);
+  const Arguments args(
+      arguments, "launch",
+      "starts train on several ranks of this machine with mpirun and returns their exit status. "
+      "Ctrl-C, SIGTERM, "
+      "SIGHUP or SIGUSR1 let the ranks finish the step, save and leave with 75; a second Ctrl-C "
+      "ends them at once",
+      {{"ranks", "N", "processes to start; each gets cores / N cores (required)"},
+       {"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"},
+       {"print", "", "only print the mpirun command"}},
+      "longspan launch --ranks 2 --config configs/tiny.ini --mesh.context 2", true);
   if (args.help_wanted()) {
     log::line(args.help());
     return ExitStatus::kDone;
   }
-  if (!args.has("ranks")) fail_usage("launch: how many ranks? --ranks N; this machine has {} cores", usable_cores().count);
+  if (!args.has("ranks"))
+    fail_usage("launch: how many ranks? --ranks N; this machine has {} cores",
+               usable_cores().count);
   constexpr std::int64_t kMostRanks = 100000;
   const std::int64_t ranks = args.integer("ranks");
-  if (ranks < 1 || ranks > kMostRanks) fail_usage("launch: --ranks {}: it must be between 1 and {}", ranks, kMostRanks);
+  if (ranks < 1 || ranks > kMostRanks)
+    fail_usage("launch: --ranks {}: it must be between 1 and {}", ranks, kMostRanks);
 
-  // What is wrong with the settings is said here, once, and not by ranks that have to be started for it.
+  // What is wrong with the settings is said here, once, and not by ranks that have to be started
+  // for it.
   const RunConfig config = parse_config(args.text("config"), args.settings());
   resolve_mesh(config.mesh, static_cast<int>(ranks));
 
@@ -287,8 +312,8 @@ ExitStatus launch_command(const std::vector<std::string>& arguments) {
   const auto job = slurm::current_job();
   const bool several_nodes = job && job->node_list.find_first_of(",[") != std::string::npos;
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  const MpirunCommand command =
-      mpirun_command(static_cast<int>(ranks), usable_cores(), ::geteuid() == 0, several_nodes, self, train);
+  const MpirunCommand command = mpirun_command(static_cast<int>(ranks), usable_cores(),
+                                               ::geteuid() == 0, several_nodes, self, train);
   if (args.has("print")) {
     log::line(shell_text(command));
     return ExitStatus::kDone;

@@ -1,4 +1,5 @@
-/// longspan: argv to a subcommand, every error to one line and an exit status. The only place that ends the process.
+/// longspan: argv to a subcommand, every error to one line and an exit status. The only place that
+/// ends the process.
 #include <fmt/format.h>
 
 #include <chrono>
@@ -38,7 +39,8 @@ ExitStatus run(const std::vector<std::string>& words) {
     known.emplace_back(command.name);
   }
   const std::string near = launcher::nearest(name, known);
-  fail_usage("there is no command '{}'{}", name, near.empty() ? ": longspan --help lists them" : ": did you mean " + near + "?");
+  fail_usage("there is no command '{}'{}", name,
+             near.empty() ? ": longspan --help lists them" : ": did you mean " + near + "?");
 }
 
 /// Each problem on a line of its own.
@@ -65,7 +67,9 @@ ExitStatus run_to_status(const std::vector<std::string>& words) {
   } catch (const Error& e) {
     return end_alone(e.what(), e.status());
   } catch (const std::bad_alloc&) {
-    return end_alone("out of memory: more ranks, memory.keep=block or a shorter data.sequence-length need less", ExitStatus::kFailed);
+    return end_alone(
+        "out of memory: more ranks, memory.keep=block or a shorter data.sequence-length need less",
+        ExitStatus::kFailed);
   } catch (const std::exception& e) {
     return end_alone(e.what(), ExitStatus::kFailed);
   }
@@ -75,7 +79,9 @@ ExitStatus run_to_status(const std::vector<std::string>& words) {
 
 int main(int argc, char** argv) {
   const ExitStatus status = run_to_status({argv + 1, argv + argc});
-  // mpirun kills all ranks as soon as one has left with a status other than 0: the one that has something to say goes first.
-  if (status != ExitStatus::kDone && slurm::launcher_rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  // mpirun kills all ranks as soon as one has left with a status other than 0: the one that has
+  // something to say goes first.
+  if (status != ExitStatus::kDone && slurm::launcher_rank() != 0)
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
   return static_cast<int>(status);
 }

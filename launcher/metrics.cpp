@@ -32,10 +32,12 @@ void write_all(int file, std::string_view text, const std::string& path) {
 /// The complete lines of steps up to `last_step`.
 std::string lines_until(const std::string& text, std::int64_t last_step) {
   std::string kept;
-  for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+  for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos;
+       begin = end + 1) {
     const std::string_view line(text.data() + begin, end - begin);
     const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) continue;
+    if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer())
+      continue;
     if (object["step"].get<std::int64_t>() <= last_step) kept.append(line).push_back('\n');
   }
   return kept;
@@ -72,24 +74,31 @@ std::string to_json(const StepMetrics& m) {
   return line.dump();
 }
 
-void MetricsWriter::close_file(int file) { ::close(file); }
+void MetricsWriter::close_file(int file) {
+  ::close(file);
+}
 
 MetricsWriter::MetricsWriter(const std::string& path, std::int64_t last_step) : path_(path) {
   std::string text;
-  if (std::ifstream old(path, std::ios::binary); old) text.assign(std::istreambuf_iterator<char>(old), {});
+  if (std::ifstream old(path, std::ios::binary); old)
+    text.assign(std::istreambuf_iterator<char>(old), {});
   if (const std::string kept = lines_until(text, last_step); kept != text) {
     const std::string temporary = path + ".new";
-    Handle<int, -1, close_file> file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    Handle<int, -1, close_file> file(
+        ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
     if (!file) fail("cannot write {}: {}", temporary, std::strerror(errno));
     write_all(file.get(), kept, temporary);
     if (::fsync(file.get()) != 0 || std::rename(temporary.c_str(), path.c_str()) != 0)
       fail("cannot replace {}: {}", path, std::strerror(errno));
   }
-  file_ = Handle<int, -1, close_file>(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+  file_ = Handle<int, -1, close_file>(
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
   if (!file_) fail("cannot write {}: {}", path, std::strerror(errno));
 }
 
-void MetricsWriter::write(const StepMetrics& metrics) { write_all(file_.get(), to_json(metrics) + "\n", path_); }
+void MetricsWriter::write(const StepMetrics& metrics) {
+  write_all(file_.get(), to_json(metrics) + "\n", path_);
+}
 
 std::string MetricsTable::row(const StepMetrics& m) {
   // The first step warms everything up: later ones say more about what is to come.
@@ -100,11 +109,14 @@ std::string MetricsTable::row(const StepMetrics& m) {
   const int width = std::max(4, static_cast<int>(std::to_string(steps_).size()));
   std::string text;
   if (rows_++ == 0)
-    text = fmt::format("{:>{}}  {:>9}  {:>9}  {:>9}  {:>10}  {:>5}  {:>9}  {:>9}\n", "step", width, "loss", "grad norm", "rate",
-                       "tokens/s", "MFU %", "memory", "time left");
-  text += fmt::format("{:>{}}  {:>9.4f}  {:>9.3g}  {:>9.3g}  {:>10.0f}  {:>5.1f}  {:>9}  {:>9}", m.step, width, m.loss, m.grad_norm,
-                      m.learning_rate, m.tokens_per_second, 100 * m.mfu, bytes_text(m.peak_memory_bytes),
-                      time_left_text(mean_step_seconds_ * static_cast<double>(std::max<std::int64_t>(0, steps_ - m.step))));
+    text = fmt::format("{:>{}}  {:>9}  {:>9}  {:>9}  {:>10}  {:>5}  {:>9}  {:>9}\n", "step", width,
+                       "loss", "grad norm", "rate", "tokens/s", "MFU %", "memory", "time left");
+  text +=
+      fmt::format("{:>{}}  {:>9.4f}  {:>9.3g}  {:>9.3g}  {:>10.0f}  {:>5.1f}  {:>9}  {:>9}", m.step,
+                  width, m.loss, m.grad_norm, m.learning_rate, m.tokens_per_second, 100 * m.mfu,
+                  bytes_text(m.peak_memory_bytes),
+                  time_left_text(mean_step_seconds_ *
+                                 static_cast<double>(std::max<std::int64_t>(0, steps_ - m.step))));
   if (m.validation_loss) text += fmt::format("  validation {:.4f}", *m.validation_loss);
   return text;
 }

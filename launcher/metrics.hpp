@@ -11,18 +11,18 @@ namespace longspan::launcher {
 
 /// Over all ranks. The names are the keys of metrics.jsonl.
 struct StepMetrics {
-  std::int64_t step = 0;                 ///< counted from 1
-  std::int64_t tokens = 0;               ///< valid targets since the beginning of the run
-  double loss = 0;                       ///< mean over the tokens of the step, nats
-  double grad_norm = 0;                  ///< before clipping
+  std::int64_t step = 0;    ///< counted from 1
+  std::int64_t tokens = 0;  ///< valid targets since the beginning of the run
+  double loss = 0;          ///< mean over the tokens of the step, nats
+  double grad_norm = 0;     ///< before clipping
   double learning_rate = 0;
-  double step_seconds = 0;               ///< the slowest rank
+  double step_seconds = 0;  ///< the slowest rank
   double tokens_per_second = 0;
-  double mfu = 0;                        ///< model FLOPs per second over the measured peak of all ranks, 0 to 1
-  double comm_seconds = 0;               ///< communication that nothing hid, the slowest rank
-  double data_seconds = 0;               ///< spent waiting for data, the slowest rank
-  std::int64_t peak_memory_bytes = 0;    ///< resident, the largest rank
-  std::optional<double> validation_loss; ///< only where it was measured
+  double mfu = 0;           ///< model FLOPs per second over the measured peak of all ranks, 0 to 1
+  double comm_seconds = 0;  ///< communication that nothing hid, the slowest rank
+  double data_seconds = 0;  ///< spent waiting for data, the slowest rank
+  std::int64_t peak_memory_bytes = 0;     ///< resident, the largest rank
+  std::optional<double> validation_loss;  ///< only where it was measured
 };
 
 /// One object a line, without '\n'. Numbers read back to the same bits; what is not finite is null.
@@ -31,8 +31,9 @@ std::string to_json(const StepMetrics& metrics);
 /// metrics.jsonl of a run. Every line is in the file when write() returns. One rank has one.
 class MetricsWriter {
  public:
-  /// Continues `path` after `last_step`: lines of later steps (they will be computed again) and a line cut short by a crash
-  /// go first, by a new file that takes the old one's place in one move. Makes the file if there is none. Throws Error.
+  /// Continues `path` after `last_step`: lines of later steps (they will be computed again) and a
+  /// line cut short by a crash go first, by a new file that takes the old one's place in one move.
+  /// Makes the file if there is none. Throws Error.
   MetricsWriter(const std::string& path, std::int64_t last_step);
   /// Throws Error if the line did not get into the file whole.
   void write(const StepMetrics& metrics);

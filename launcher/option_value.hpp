@@ -39,22 +39,43 @@ inline constexpr std::array<Choice<model::Precision>, 2> kPrecision = {
 inline constexpr std::array<Choice<model::MaskKind>, 2> kMask = {
     {{"causal", model::MaskKind::kCausal}, {"full", model::MaskKind::kFull}}};
 inline constexpr std::array<Choice<model::Keep>, 3> kKeep = {
-    {{"all", model::Keep::kAll}, {"attention", model::Keep::kAttention}, {"block", model::Keep::kBlock}}};
+    {{"all", model::Keep::kAll},
+     {"attention", model::Keep::kAttention},
+     {"block", model::Keep::kBlock}}};
 inline constexpr std::array<Choice<model::ScheduleKind>, 3> kSchedule = {
     {{"cosine", model::ScheduleKind::kCosine},
      {"linear", model::ScheduleKind::kLinear},
      {"constant", model::ScheduleKind::kConstant}}};
-inline constexpr std::array<Choice<io::Pack>, 2> kPack = {{{"none", io::Pack::kNone}, {"documents", io::Pack::kDocuments}}};
+inline constexpr std::array<Choice<io::Pack>, 2> kPack = {
+    {{"none", io::Pack::kNone}, {"documents", io::Pack::kDocuments}}};
 
-inline std::span<const Choice<bool>> choices(bool) { return kSwitch; }
-inline std::span<const Choice<model::MlpKind>> choices(model::MlpKind) { return kMlp; }
-inline std::span<const Choice<model::NormKind>> choices(model::NormKind) { return kNorm; }
-inline std::span<const Choice<model::PositionKind>> choices(model::PositionKind) { return kPosition; }
-inline std::span<const Choice<model::Precision>> choices(model::Precision) { return kPrecision; }
-inline std::span<const Choice<model::MaskKind>> choices(model::MaskKind) { return kMask; }
-inline std::span<const Choice<model::Keep>> choices(model::Keep) { return kKeep; }
-inline std::span<const Choice<model::ScheduleKind>> choices(model::ScheduleKind) { return kSchedule; }
-inline std::span<const Choice<io::Pack>> choices(io::Pack) { return kPack; }
+inline std::span<const Choice<bool>> choices(bool) {
+  return kSwitch;
+}
+inline std::span<const Choice<model::MlpKind>> choices(model::MlpKind) {
+  return kMlp;
+}
+inline std::span<const Choice<model::NormKind>> choices(model::NormKind) {
+  return kNorm;
+}
+inline std::span<const Choice<model::PositionKind>> choices(model::PositionKind) {
+  return kPosition;
+}
+inline std::span<const Choice<model::Precision>> choices(model::Precision) {
+  return kPrecision;
+}
+inline std::span<const Choice<model::MaskKind>> choices(model::MaskKind) {
+  return kMask;
+}
+inline std::span<const Choice<model::Keep>> choices(model::Keep) {
+  return kKeep;
+}
+inline std::span<const Choice<model::ScheduleKind>> choices(model::ScheduleKind) {
+  return kSchedule;
+}
+inline std::span<const Choice<io::Pack>> choices(io::Pack) {
+  return kPack;
+}
 
 template <class T>
 concept Chosen = std::is_enum_v<T> || std::is_same_v<T, bool>;
@@ -62,7 +83,8 @@ concept Chosen = std::is_enum_v<T> || std::is_same_v<T, bool>;
 template <Chosen T>
 std::string joined(std::string_view separator) {
   std::string all;
-  for (const auto& [text, value] : choices(T{})) all += (all.empty() ? "" : std::string(separator)) + std::string(text);
+  for (const auto& [text, value] : choices(T{}))
+    all += (all.empty() ? "" : std::string(separator)) + std::string(text);
   return all;
 }
 
@@ -86,11 +108,13 @@ std::string print(const T& field) {
       if (value == field) return std::string(text);
     return "";
   } else {
-    return fmt::format("{}", field);  // of a float the shortest text that reads back to the same bits
+    return fmt::format("{}",
+                       field);  // of a float the shortest text that reads back to the same bits
   }
 }
 
-/// Sets `field`; returns what would have been valid, empty if `text` was. On failure the field keeps its value.
+/// Sets `field`; returns what would have been valid, empty if `text` was. On failure the field
+/// keeps its value.
 template <class T>
 std::string parse(const std::string& text, T& field) {
   if constexpr (std::is_same_v<T, std::string>) {
@@ -114,7 +138,8 @@ std::string parse(const std::string& text, T& field) {
     const char suffix = end - rest == 1 ? static_cast<char>(*rest | 0x20) : '\0';
     const int shift = suffix == 'k' ? 10 : suffix == 'm' ? 20 : suffix == 'g' ? 30 : 0;
     if (error != std::errc() || (rest != end && shift == 0))
-      return std::is_signed_v<T> ? "a whole number such as 12, 8k (8 * 1024) or 1m (1024 * 1024)" : "a whole number, 0 or more";
+      return std::is_signed_v<T> ? "a whole number such as 12, 8k (8 * 1024) or 1m (1024 * 1024)"
+                                 : "a whole number, 0 or more";
     if (__builtin_mul_overflow(value, T{1} << shift, &value)) return range;
     field = value;
     return "";
@@ -122,7 +147,8 @@ std::string parse(const std::string& text, T& field) {
     const char* const end = text.data() + text.size();
     T value{};
     const auto [rest, error] = std::from_chars(text.data(), end, value);
-    if (error != std::errc() || rest != end || !std::isfinite(value)) return "a number such as 0.1 or 3e-4";
+    if (error != std::errc() || rest != end || !std::isfinite(value))
+      return "a number such as 0.1 or 3e-4";
     field = value;
     return "";
   }

@@ -59,7 +59,8 @@ class Registry {
   po::options_description for_boost() const {
     po::options_description all;
     for (const Option& o : options_)
-      all.add_options()(o.description.name.c_str(), po::value<std::string>(), o.description.help.c_str());
+      all.add_options()(o.description.name.c_str(), po::value<std::string>(),
+                        o.description.help.c_str());
     return all;
   }
 
@@ -77,26 +78,34 @@ class Registry {
     bind("layers", m.layers, "blocks", "transformer blocks");
     bind("width", m.width, "channels", "of the residual stream");
     bind("heads", m.heads, "heads", "query heads");
-    bind("kv-heads", m.kv_heads, "heads", "key/value heads, a divisor of model.heads; 0 = model.heads");
-    bind("head-size", m.head_size, "channels", "of one head, a multiple of 4, at most 256; 0 = model.width / model.heads");
+    bind("kv-heads", m.kv_heads, "heads",
+         "key/value heads, a divisor of model.heads; 0 = model.heads");
+    bind("head-size", m.head_size, "channels",
+         "of one head, a multiple of 4, at most 256; 0 = model.width / model.heads");
     bind("mlp", m.mlp, "", "activation of the MLP");
-    bind("mlp-width", m.mlp_width, "channels", "0 = 4 * model.width (gelu), or 8/3 * model.width rounded up to 64 (swiglu)");
+    bind("mlp-width", m.mlp_width, "channels",
+         "0 = 4 * model.width (gelu), or 8/3 * model.width rounded up to 64 (swiglu)");
     bind("norm", m.norm, "", "normalisation before attention and MLP");
     bind("norm-epsilon", m.norm_epsilon, "", "added to the variance or mean square");
     bind("position", m.position, "", "how tokens know where they are");
-    bind("rope-theta", m.rope_theta, "", "base of the rotary wavelengths; larger for longer sequences");
-    bind("max-positions", m.max_positions, "tokens", "rows of the learned position table; 0 = data.sequence-length");
+    bind("rope-theta", m.rope_theta, "",
+         "base of the rotary wavelengths; larger for longer sequences");
+    bind("max-positions", m.max_positions, "tokens",
+         "rows of the learned position table; 0 = data.sequence-length");
     bind("bias", m.bias, "", "biases in the linear layers");
     bind("tie-embeddings", m.tie_embeddings, "", "the output projection is the token embedding");
     bind("dropout", m.dropout, "probability", "after embedding, attention and MLP, in [0, 1)");
     bind("vocabulary", m.vocabulary, "tokens", "0 = the dataset's, rounded up to a multiple of 64");
-    bind("precision", m.precision, "", "operands of matrix products; sums, weights and optimizer stay fp32");
+    bind("precision", m.precision, "",
+         "operands of matrix products; sums, weights and optimizer stay fp32");
   }
   void section(const char* name, io::DataConfig& d) {
     section_ = name;
     bind("path", d.path, "path", "dataset made by longspan prepare");
-    bind("sequence-length", d.sequence_length, "tokens", "of one sequence, over all ranks that share it");
-    bind("pack", d.pack, "", "documents: neither attention nor a target crosses a border between documents");
+    bind("sequence-length", d.sequence_length, "tokens",
+         "of one sequence, over all ranks that share it");
+    bind("pack", d.pack, "",
+         "documents: neither attention nor a target crosses a border between documents");
   }
   void section(const char* name, MeshConfig& m) {
     section_ = name;
@@ -111,19 +120,24 @@ class Registry {
   void section(const char* name, model::MemoryConfig& m) {
     section_ = name;
     bind("keep", m.keep, "",
-         "what the backward pass finds: all activations; each block's input and attention output (the rest is recomputed, "
+         "what the backward pass finds: all activations; each block's input and attention output "
+         "(the rest is recomputed, "
          "attention is not); or each block's input alone");
     bind("loss-chunk", m.loss_chunk, "tokens", "whose logits exist at a time; 0 = work it out");
   }
   void section(const char* name, TrainConfig& t) {
     section_ = name;
     bind("steps", t.steps, "steps", "optimizer steps of the whole run");
-    bind("stop-after", t.stop_after, "steps", "of this start: then save and leave with status 75; 0 = off");
-    bind("global-batch", t.global_batch, "sequences", "per optimizer step; 0 = train.micro-batch * data ranks");
+    bind("stop-after", t.stop_after, "steps",
+         "of this start: then save and leave with status 75; 0 = off");
+    bind("global-batch", t.global_batch, "sequences",
+         "per optimizer step; 0 = train.micro-batch * data ranks");
     bind("micro-batch", t.micro_batch, "sequences", "per forward pass on one data rank");
     bind("validate-every", t.validate_every, "steps", "between validations; 0 = off");
-    bind("validate-sequences", t.validate_sequences, "sequences", "of the validation split, the same ones each time");
-    bind("patience", t.patience, "validations", "without a better loss before the run ends early; 0 = off");
+    bind("validate-sequences", t.validate_sequences, "sequences",
+         "of the validation split, the same ones each time");
+    bind("patience", t.patience, "validations",
+         "without a better loss before the run ends early; 0 = off");
   }
   void section(const char* name, model::OptimizerConfig& o) {
     section_ = name;
@@ -131,7 +145,8 @@ class Registry {
     bind("minimum-learning-rate", o.minimum_learning_rate, "", "where cosine and linear end");
     bind("schedule", o.schedule, "", "of the learning rate after the warm-up");
     bind("warmup-steps", o.warmup_steps, "steps", "of linear growth from 0");
-    bind("weight-decay", o.weight_decay, "", "decoupled (AdamW); matrices only, not norms and biases");
+    bind("weight-decay", o.weight_decay, "",
+         "decoupled (AdamW); matrices only, not norms and biases");
     bind("clip", o.clip, "", "bound of the global gradient norm; 0 = off");
     bind("beta1", o.beta1, "", "decay of the first moment");
     bind("beta2", o.beta2, "", "decay of the second moment");
@@ -141,7 +156,9 @@ class Registry {
     section_ = name;
     bind("every", c.every, "steps", "between checkpoints; 0 = only at the end");
     bind("keep", c.keep, "checkpoints", "the newest ones stay; 0 = all");
-    bind("resume", c.resume, "", "auto: from the newest checkpoint of the run directory; never; or the path of a checkpoint");
+    bind("resume", c.resume, "",
+         "auto: from the newest checkpoint of the run directory; never; or the path of a "
+         "checkpoint");
   }
   void section(const char* name, LogConfig& l) {
     section_ = name;
@@ -156,7 +173,8 @@ class Registry {
     d.help = help;
     d.values = option_value::kind<T>();
     d.value = option_value::print(field);
-    options_.push_back({d, [&field](const std::string& text) { return option_value::parse(text, field); }});
+    options_.push_back(
+        {d, [&field](const std::string& text) { return option_value::parse(text, field); }});
   }
 
   std::vector<Option> options_;
@@ -172,7 +190,8 @@ class Reader {
     using namespace po::command_line_style;
     std::vector<po::option> options;
     try {
-      // No short options: "-1" is a value. No guessing: --model.layer must not silently mean --model.layers.
+      // No short options: "-1" is a value. No guessing: --model.layer must not silently mean
+      // --model.layers.
       options = po::command_line_parser(arguments)
                     .options(boost_options_)
                     .style(allow_long | long_allow_adjacent | long_allow_next)
@@ -188,7 +207,8 @@ class Reader {
       const po::option& o = options[i];
       const std::string value = o.value.empty() ? "" : o.value[0];
       if (o.position_key >= 0) {
-        problems_.push_back(fmt::format("command line: '{}' stands alone: write --section.key VALUE", value));
+        problems_.push_back(
+            fmt::format("command line: '{}' stands alone: write --section.key VALUE", value));
         continue;
       }
       // Boost does not know that an unknown option has a value: the word behind it is its.
@@ -202,7 +222,8 @@ class Reader {
   void read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     if (!file) {
-      problems_.push_back(fmt::format("cannot read the configuration {}: {}", path, std::strerror(errno)));
+      problems_.push_back(
+          fmt::format("cannot read the configuration {}: {}", path, std::strerror(errno)));
       return;
     }
     const std::string text{std::istreambuf_iterator<char>(file), {}};
@@ -218,7 +239,9 @@ class Reader {
     std::map<std::string, int> first_line;
     std::erase_if(entries, [&](const IniEntry& e) {
       const auto [at, is_new] = first_line.try_emplace(e.name, e.line);
-      if (!is_new) problems_.push_back(fmt::format("{}:{}: {} was already set in line {}", source, e.line, e.name, at->second));
+      if (!is_new)
+        problems_.push_back(fmt::format("{}:{}: {} was already set in line {}", source, e.line,
+                                        e.name, at->second));
       return !is_new;
     });
     store(entries, source);
@@ -233,14 +256,18 @@ class Reader {
       const std::string text = values_[name].as<std::string>();
       const std::string valid = o.set(text);
       if (valid.empty()) continue;
-      problems_.push_back(fmt::format("{}: {}={}: it must be {}", sources_[name], name, text, valid));
+      problems_.push_back(
+          fmt::format("{}: {}={}: it must be {}", sources_[name], name, text, valid));
       unread.insert(name);
     }
     // A combination with a value that could not be read is nothing to complain about.
     for (const std::string& problem : problems_of(config_))
-      if (std::none_of(unread.begin(), unread.end(), [&](const std::string& n) { return problem.find(n + "=") != std::string::npos; }))
+      if (std::none_of(unread.begin(), unread.end(), [&](const std::string& n) {
+            return problem.find(n + "=") != std::string::npos;
+          }))
         problems_.push_back(problem);
-    if (!problems_.empty()) throw Error(fmt::format("{}", fmt::join(problems_, "\n")), ExitStatus::kUsage);
+    if (!problems_.empty())
+      throw Error(fmt::format("{}", fmt::join(problems_, "\n")), ExitStatus::kUsage);
     return config_;
   }
 
@@ -252,8 +279,9 @@ class Reader {
       const std::string where = e.line == 0 ? source : fmt::format("{}:{}", source, e.line);
       if (registry_.find(e.name) == nullptr) {
         const std::string near = nearest(e.name, registry_.names());
-        problems_.push_back(fmt::format("{}: there is no setting '{}'{}", where, e.name,
-                                        near.empty() ? ": longspan config lists all" : ": did you mean " + near + "?"));
+        problems_.push_back(fmt::format(
+            "{}: there is no setting '{}'{}", where, e.name,
+            near.empty() ? ": longspan config lists all" : ": did you mean " + near + "?"));
         continue;
       }
       sources_.try_emplace(e.name, where);

@@ -10,7 +10,8 @@
 namespace longspan::launcher {
 namespace {
 
-/// Collects what is wrong. Every text has the form "section.key=value ...", so that options.cpp can tell what it is about.
+/// Collects what is wrong. Every text has the form "section.key=value ...", so that options.cpp can
+/// tell what it is about.
 class Problems {
  public:
   template <class... Args>
@@ -36,28 +37,35 @@ class Problems {
 constexpr std::int64_t kZero = 0, kOne = 1;
 
 void check_run(const RunSettings& r, Problems& problems) {
-  problems.unless(!r.name.empty() && r.name != "." && r.name != ".." && r.name.find('/') == std::string::npos,
-                  "run.name={}: it names a folder: not empty and without '/'; run.directory may be any path", r.name);
-  problems.unless(r.device == "auto" || r.device == "cpu" || r.device == "cuda", "run.device={}: it must be auto, cpu or cuda",
-                  r.device);
+  problems.unless(
+      !r.name.empty() && r.name != "." && r.name != ".." && r.name.find('/') == std::string::npos,
+      "run.name={}: it names a folder: not empty and without '/'; run.directory may be any path",
+      r.name);
+  problems.unless(r.device == "auto" || r.device == "cpu" || r.device == "cuda",
+                  "run.device={}: it must be auto, cpu or cuda", r.device);
   problems.at_least(0, "run.threads", r.threads);
 }
 
 void check_heads(const model::ModelConfig& m, Problems& problems) {
   if (m.width < 1 || m.heads < 1 || m.head_size < 0) return;
   problems.unless(m.kv_heads < 1 || m.heads % m.kv_heads == 0,
-                  "model.heads={} is not a multiple of model.kv-heads={}: every key/value head serves equally many query heads",
+                  "model.heads={} is not a multiple of model.kv-heads={}: every key/value head "
+                  "serves equally many query heads",
                   m.heads, m.kv_heads);
   if (m.head_size == 0 && m.width % m.heads != 0) {
-    problems.unless(false, "model.width={} is not a multiple of model.heads={}: change one of them, or set model.head-size",
+    problems.unless(false,
+                    "model.width={} is not a multiple of model.heads={}: change one of them, or "
+                    "set model.head-size",
                     m.width, m.heads);
     return;
   }
   const std::int64_t head_size = m.head_size == 0 ? m.width / m.heads : m.head_size;
-  const std::string origin = m.head_size == 0
-                                 ? fmt::format("model.width={} / model.heads={} gives heads of {} channels", m.width, m.heads, head_size)
-                                 : fmt::format("model.head-size={}", head_size);
-  problems.unless(head_size % 4 == 0 && head_size <= 256, "{}: it must be a multiple of 4 and at most 256", origin);
+  const std::string origin =
+      m.head_size == 0 ? fmt::format("model.width={} / model.heads={} gives heads of {} channels",
+                                     m.width, m.heads, head_size)
+                       : fmt::format("model.head-size={}", head_size);
+  problems.unless(head_size % 4 == 0 && head_size <= 256,
+                  "{}: it must be a multiple of 4 and at most 256", origin);
 }
 
 void check_model(const RunConfig& c, Problems& problems) {
@@ -74,25 +82,31 @@ void check_model(const RunConfig& c, Problems& problems) {
   problems.unless(m.position != model::PositionKind::kSinusoidal || m.width % 2 == 0,
                   "model.width={} with model.position=sinusoidal: it must be even", m.width);
   problems.at_least(kZero, "model.max-positions", m.max_positions);
-  problems.unless(m.position != model::PositionKind::kLearned || m.max_positions <= 0 || m.max_positions >= c.data.sequence_length,
-                  "model.max-positions={} is less than data.sequence-length={}: raise it, or set it to 0", m.max_positions,
-                  c.data.sequence_length);
+  problems.unless(
+      m.position != model::PositionKind::kLearned || m.max_positions <= 0 ||
+          m.max_positions >= c.data.sequence_length,
+      "model.max-positions={} is less than data.sequence-length={}: raise it, or set it to 0",
+      m.max_positions, c.data.sequence_length);
   problems.in_unit_interval("model.dropout", m.dropout);
   problems.at_least(kZero, "model.vocabulary", m.vocabulary);
   constexpr std::int64_t kLargestId = std::numeric_limits<std::int32_t>::max();
-  problems.unless(m.vocabulary <= kLargestId, "model.vocabulary={}: it must be at most {}", m.vocabulary, kLargestId);
+  problems.unless(m.vocabulary <= kLargestId, "model.vocabulary={}: it must be at most {}",
+                  m.vocabulary, kLargestId);
 }
 
 void check_sequence(const RunConfig& c, Problems& problems) {
   // Positions travel with the tokens as 32-bit numbers.
   constexpr std::int64_t kLongest = std::numeric_limits<std::int32_t>::max();
   problems.at_least(kOne, "data.sequence-length", c.data.sequence_length);
-  problems.unless(c.data.sequence_length <= kLongest, "data.sequence-length={}: it must be at most {}", c.data.sequence_length, kLongest);
+  problems.unless(c.data.sequence_length <= kLongest,
+                  "data.sequence-length={}: it must be at most {}", c.data.sequence_length,
+                  kLongest);
   problems.at_least(0, "mesh.data", c.mesh.data);
   problems.at_least(0, "mesh.context", c.mesh.context);
-  problems.unless(c.mesh.context <= 0 || c.data.sequence_length < 1 || c.mesh.context <= c.data.sequence_length,
-                  "mesh.context={} ranks cannot share data.sequence-length={} tokens: every rank needs one", c.mesh.context,
-                  c.data.sequence_length);
+  problems.unless(
+      c.mesh.context <= 0 || c.data.sequence_length < 1 || c.mesh.context <= c.data.sequence_length,
+      "mesh.context={} ranks cannot share data.sequence-length={} tokens: every rank needs one",
+      c.mesh.context, c.data.sequence_length);
   problems.at_least(kZero, "attention.window", c.attention.window);
   problems.at_least(kZero, "memory.loss-chunk", c.memory.loss_chunk);
 }
@@ -107,20 +121,24 @@ void check_train(const RunConfig& c, Problems& problems) {
     const std::int64_t data_ranks = c.mesh.data < 1 ? 1 : c.mesh.data;
     const std::string ranks = data_ranks == 1 ? "" : fmt::format(" * mesh.data={}", data_ranks);
     problems.unless(t.global_batch % (t.micro_batch * data_ranks) == 0,
-                    "train.global-batch={} is not a multiple of train.micro-batch={}{}", t.global_batch, t.micro_batch, ranks);
+                    "train.global-batch={} is not a multiple of train.micro-batch={}{}",
+                    t.global_batch, t.micro_batch, ranks);
   }
   problems.at_least(kZero, "train.validate-every", t.validate_every);
   problems.at_least(kOne, "train.validate-sequences", t.validate_sequences);
   problems.at_least(kZero, "train.patience", t.patience);
-  problems.unless(t.patience <= 0 || t.validate_every > 0, "train.patience={} counts validations, and train.validate-every={} means none",
+  problems.unless(t.patience <= 0 || t.validate_every > 0,
+                  "train.patience={} counts validations, and train.validate-every={} means none",
                   t.patience, t.validate_every);
 }
 
 void check_optimizer(const model::OptimizerConfig& o, Problems& problems) {
   problems.above_zero("optimizer.learning-rate", o.learning_rate);
   problems.at_least(0.0, "optimizer.minimum-learning-rate", o.minimum_learning_rate);
-  problems.unless(o.schedule == model::ScheduleKind::kConstant || !(o.minimum_learning_rate > o.learning_rate),
-                  "optimizer.minimum-learning-rate={} is above optimizer.learning-rate={}", o.minimum_learning_rate, o.learning_rate);
+  problems.unless(
+      o.schedule == model::ScheduleKind::kConstant || !(o.minimum_learning_rate > o.learning_rate),
+      "optimizer.minimum-learning-rate={} is above optimizer.learning-rate={}",
+      o.minimum_learning_rate, o.learning_rate);
   problems.at_least(kZero, "optimizer.warmup-steps", o.warmup_steps);
   problems.at_least(0.0, "optimizer.weight-decay", o.weight_decay);
   problems.at_least(0.0, "optimizer.clip", o.clip);
@@ -140,7 +158,8 @@ std::vector<std::string> problems_of(const RunConfig& c) {
   check_optimizer(c.optimizer, problems);
   problems.at_least(kZero, "checkpoint.every", c.checkpoint.every);
   problems.at_least(kZero, "checkpoint.keep", c.checkpoint.keep);
-  problems.unless(!c.checkpoint.resume.empty(), "checkpoint.resume={}: it must be auto, never or the path of a checkpoint",
+  problems.unless(!c.checkpoint.resume.empty(),
+                  "checkpoint.resume={}: it must be auto, never or the path of a checkpoint",
                   c.checkpoint.resume);
   problems.at_least(kOne, "log.every", c.log.every);
   return problems.take();
@@ -152,8 +171,10 @@ void resolve(RunConfig& c, std::int64_t vocabulary) {
   model::ModelConfig& m = c.model;
   if (m.kv_heads == 0) m.kv_heads = m.heads;
   if (m.head_size == 0) m.head_size = m.width / m.heads;
-  // SwiGLU has three matrices instead of two: 8/3 of the width is as many weights as 4 (Shazeer 2020).
-  if (m.mlp_width == 0) m.mlp_width = m.mlp == model::MlpKind::kGelu ? 4 * m.width : round_up((8 * m.width + 2) / 3);
+  // SwiGLU has three matrices instead of two: 8/3 of the width is as many weights as 4 (Shazeer
+  // 2020).
+  if (m.mlp_width == 0)
+    m.mlp_width = m.mlp == model::MlpKind::kGelu ? 4 * m.width : round_up((8 * m.width + 2) / 3);
   if (m.max_positions == 0) m.max_positions = c.data.sequence_length;
   if (m.vocabulary == 0) m.vocabulary = round_up(vocabulary);
 }

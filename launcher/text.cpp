@@ -24,7 +24,8 @@ std::vector<std::string> wrap(const std::string& text, std::size_t width) {
   std::vector<std::string> lines(1);
   std::istringstream words(text);
   for (std::string word; words >> word;) {
-    if (!lines.back().empty() && lines.back().size() + 1 + word.size() > width) lines.emplace_back();
+    if (!lines.back().empty() && lines.back().size() + 1 + word.size() > width)
+      lines.emplace_back();
     if (!lines.back().empty()) lines.back() += ' ';
     lines.back() += word;
   }
@@ -33,7 +34,8 @@ std::vector<std::string> wrap(const std::string& text, std::size_t width) {
 
 std::string shell_quoted(const std::string& word) {
   const auto harmless = [](unsigned char c) {
-    return std::isalnum(c) != 0 || std::string("_-./=:,+@%").find(static_cast<char>(c)) != std::string::npos;
+    return std::isalnum(c) != 0 ||
+           std::string("_-./=:,+@%").find(static_cast<char>(c)) != std::string::npos;
   };
   if (!word.empty() && std::all_of(word.begin(), word.end(), harmless)) return word;
   std::string quoted = "'";

@@ -22,7 +22,8 @@ void abort_job(std::string_view message, ExitStatus status) {
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Get_processor_name(node, &length);
   std::fflush(stdout);
-  std::fprintf(stderr, "longspan: rank %d (%s): %.*s\n", rank, node, static_cast<int>(message.size()), message.data());
+  std::fprintf(stderr, "longspan: rank %d (%s): %.*s\n", rank, node,
+               static_cast<int>(message.size()), message.data());
   std::fflush(stderr);
   MPI_Abort(MPI_COMM_WORLD, static_cast<int>(status));
   std::_Exit(static_cast<int>(status));
