@@ -21,7 +21,7 @@ for argument in "$@"; do
 done
 
 started=$SECONDS step_started=$SECONDS step_number=0
-finish_step() { ((step_number == 0)) || echo "-- $((SECONDS - step_started)) s"; }
+finish_step() { ((step_number == 0)) || echo "(took $((SECONDS - step_started)) s)"; }
 step() {
   finish_step
   step_number=$((step_number + 1)) step_started=$SECONDS
