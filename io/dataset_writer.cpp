@@ -129,7 +129,8 @@ struct DatasetWriter::Impl {
     out.set_attribute("tokens", "vocab_size", facts.vocabulary);
     hashes_offset = out.create_contiguous("block_xxh3", DType::kU64, {hash_blocks(token_bytes)});
     out.write("doc_offsets", facts.document_offsets);
-    // One table rather than a group of two: HDF5 dates groups, and equal input shall give equal bytes.
+    // One table rather than a group of two: HDF5 dates groups, and equal input shall give equal
+    // bytes.
     const std::uint64_t splits[4] = {0, train, train, documents};
     out.write("splits", DType::kU64, {2, 2}, splits);
     out.set_attribute("splits", "rows", "train, valid");

@@ -241,12 +241,20 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
     log::line(args.help());
     return ExitStatus::kDone;
   }
-  const MpiRuntime mpi;
-  const Communicator world = Communicator::world();
-  log::set_rank(world.rank());
-  RunConfig config;
-  agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });
-  return train(config, world);
+  std::optional<AgreedError> failure;
+  {
+    const MpiRuntime mpi;
+    try {
+      const Communicator world = Communicator::world();
+      log::set_rank(world.rank());
+      RunConfig config;
+      agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });
+      return train(config, world);
+    } catch (const AgreedError& e) {
+      failure = e;  // everybody is here: MPI is left in good order before the error goes on
+    }
+  }
+  throw *failure;
 }
 
 }  // namespace longspan::launcher

@@ -61,134 +61,38 @@ class Messages {
   std::int64_t sent_ = 0;
 };
 
-class MpiGroup : public ProcessGroup {
+/// The thread and everything it touches. Shared with the thread, so that a transfer whose peer never answers can be left behind
+/// when an exception takes the group away.
+class Engine {
  public:
-  explicit MpiGroup(const Communicator& comm)
-      : comm_(comm.duplicate()), messages_(comm_.raw()) {
-    if (size() > 1) thread_ = std::thread([this] { run(); });
-  }
-
-  ~MpiGroup() override {
-    {
-      std::lock_guard lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    if (!thread_.joinable()) return;
-    // With an exception in flight a peer may never answer the transfer in progress: leave the thread to the process's end.
-    if (std::uncaught_exceptions() > 0)
-      thread_.detach();
-    else
-      thread_.join();
-  }
-
-  int rank() const override { return comm_.rank(); }
-  int size() const override { return comm_.size(); }
-  std::int64_t bytes_sent() const override { return bytes_sent_.load(); }
-  double exposed_seconds() const override { return exposed_seconds_; }
-
-  PendingPtr all_reduce_sum(View<float> data) override {
-    return start([this, data] {
-      // Reduce-scatter by direct exchange, then all-gather: 2 (P-1)/P of the data per rank, summed in rank order.
-      const int ranks = size(), me = rank();
-      const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
-      const auto length = [&](int r) { return begin(r + 1) - begin(r); };
-      const std::int64_t mine = length(me);
-      incoming_.resize(static_cast<std::size_t>(mine * (ranks - 1)));
-      for (int step = 1; step < ranks; ++step) {
-        const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
-        messages_.receive(incoming_.data() + slot(from) * mine, mine, from);
-        messages_.send(data.data() + begin(to), length(to), to);
-      }
-      messages_.wait_all();
-      sum_in_rank_order(data.data() + begin(me), data.data() + begin(me), mine);
-      for (int step = 1; step < ranks; ++step) {
-        const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
-        messages_.receive(data.data() + begin(from), length(from), from);
-        messages_.send(data.data() + begin(me), mine, to);
-      }
-      messages_.wait_all();
-    });
-  }
-
-  PendingPtr all_gather(View<const float> mine, View<float> gathered) override {
-    return start([this, mine, gathered] {
-      const std::int64_t count = mine.size();
-      float* own = gathered.data() + rank() * count;
-      if (own != mine.data()) std::memcpy(own, mine.data(), static_cast<std::size_t>(count) * sizeof(float));
-      for (int step = 1; step < size(); ++step) {
-        const int from = (rank() - step + size()) % size(), to = (rank() + step) % size();
-        messages_.receive(gathered.data() + from * count, count, from);
-        messages_.send(own, count, to);
-      }
-      messages_.wait_all();
-    });
-  }
-
-  PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) override {
-    return start([this, parts, mine] {
-      const std::int64_t count = mine.size();
-      incoming_.resize(static_cast<std::size_t>(count * (size() - 1)));
-      for (int step = 1; step < size(); ++step) {
-        const int from = (rank() - step + size()) % size(), to = (rank() + step) % size();
-        messages_.receive(incoming_.data() + slot(from) * count, count, from);
-        messages_.send(parts.data() + to * count, count, to);
-      }
-      messages_.wait_all();
-      sum_in_rank_order(parts.data() + rank() * count, mine.data(), count);
-    });
-  }
-
-  PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming, int from) override {
-    return start([this, outgoing, to, incoming, from] {
-      if (to == rank() && from == rank()) {
-        std::memcpy(incoming.data(), outgoing.data(), static_cast<std::size_t>(outgoing.size()) * sizeof(float));
-        return;
-      }
-      messages_.receive(incoming.data(), incoming.size(), from);
-      messages_.send(outgoing.data(), outgoing.size(), to);
-      messages_.wait_all();
-    });
-  }
-
- private:
   struct Job {
     std::function<void()> work;
     bool done = false;
     std::exception_ptr failure;
   };
+  using JobPtr = std::shared_ptr<Job>;
 
-  class JobPending : public Pending {
-   public:
-    JobPending(MpiGroup& group, std::shared_ptr<Job> job) : group_(group), job_(std::move(job)) {}
-    // Leaving the buffers to a transfer in flight would corrupt memory: an abandoned Pending waits too.
-    ~JobPending() override {
-      if (job_ && std::uncaught_exceptions() == 0) group_.finish(*job_);
-    }
-    void wait() override {
-      const auto job = std::exchange(job_, nullptr);
-      if (!job) return;
-      group_.finish(*job);
-      if (job->failure) std::rethrow_exception(job->failure);
-    }
+  explicit Engine(const Communicator& comm) : comm_(comm.duplicate()), messages_(comm_.raw()) {}
 
-   private:
-    MpiGroup& group_;
-    std::shared_ptr<Job> job_;
-  };
+  int rank() const { return comm_.rank(); }
+  int size() const { return comm_.size(); }
+  Messages& messages() { return messages_; }
+  std::int64_t bytes_sent() const { return bytes_sent_.load(); }
+  double exposed_seconds() const { return exposed_seconds_; }
+  std::vector<float>& incoming() { return incoming_; }
 
-  PendingPtr start(std::function<void()> work) {
+  JobPtr submit(std::function<void()> work) {
     auto job = std::make_shared<Job>();
     job->work = std::move(work);
     if (size() == 1) {
       perform(*job);
       job->done = true;
-    } else {
-      std::lock_guard lock(mutex_);
-      queue_.push_back(job);
-      wake_.notify_all();
+      return job;
     }
-    return std::make_unique<JobPending>(*this, std::move(job));
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(job);
+    wake_.notify_all();
+    return job;
   }
 
   void finish(const Job& job) {
@@ -199,35 +103,32 @@ class MpiGroup : public ProcessGroup {
     exposed_seconds_ += std::chrono::duration<double>(Clock::now() - begin).count();
   }
 
-  void perform(Job& job) {
-    try {
-      job.work();
-    } catch (...) {
-      job.failure = std::current_exception();
-    }
-    bytes_sent_ += messages_.take_sent();
+  /// Tells the thread to end after what is queued; true if it is idle already.
+  bool stop() {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+    wake_.notify_all();
+    return queue_.empty() && !busy_;
   }
 
   void run() {
+    std::unique_lock lock(mutex_);
     for (;;) {
-      std::shared_ptr<Job> job;
-      {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-        if (queue_.empty()) return;
-        job = queue_.front();
-        queue_.pop_front();
-      }
+      wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      const JobPtr job = queue_.front();
+      queue_.pop_front();
+      busy_ = true;
+      lock.unlock();
       perform(*job);
-      {
-        std::lock_guard lock(mutex_);
-        job->done = true;
-      }
+      lock.lock();
+      busy_ = false;
+      job->done = true;
       done_.notify_all();
     }
   }
 
-  /// Where rank r's contribution lies in incoming_, which has no slot for this rank itself.
+  /// Where rank r's contribution lies in incoming(), which has no slot for this rank itself.
   std::int64_t slot(int r) const { return r < rank() ? r : r - 1; }
 
   /// sum[i] = contributions of rank 0, 1, ... added in that order; this rank's is `own` (which may be `sum`).
@@ -247,16 +148,140 @@ class MpiGroup : public ProcessGroup {
     }
   }
 
+ private:
+  void perform(Job& job) {
+    try {
+      job.work();
+    } catch (...) {
+      job.failure = std::current_exception();
+    }
+    bytes_sent_ += messages_.take_sent();
+  }
+
   Communicator comm_;
   Messages messages_;
   std::vector<float> incoming_;
-  std::thread thread_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  std::deque<std::shared_ptr<Job>> queue_;
-  bool stop_ = false;
+  std::deque<JobPtr> queue_;
+  bool stop_ = false, busy_ = false;
   std::atomic<std::int64_t> bytes_sent_{0};
-  double exposed_seconds_ = 0;
+  double exposed_seconds_ = 0;  ///< only the caller's thread writes it
+};
+
+class JobPending : public Pending {
+ public:
+  JobPending(std::shared_ptr<Engine> engine, Engine::JobPtr job) : engine_(std::move(engine)), job_(std::move(job)) {}
+  // Giving the buffers back under a transfer in flight would corrupt memory: an abandoned Pending waits too.
+  ~JobPending() override {
+    if (job_ && std::uncaught_exceptions() == 0) engine_->finish(*job_);
+  }
+  void wait() override {
+    const auto job = std::exchange(job_, nullptr);
+    if (!job) return;
+    engine_->finish(*job);
+    if (job->failure) std::rethrow_exception(job->failure);
+  }
+
+ private:
+  std::shared_ptr<Engine> engine_;
+  Engine::JobPtr job_;
+};
+
+class MpiGroup : public ProcessGroup {
+ public:
+  explicit MpiGroup(const Communicator& comm) : engine_(std::make_shared<Engine>(comm)) {
+    if (size() > 1) thread_ = std::thread([engine = engine_] { engine->run(); });
+  }
+
+  ~MpiGroup() override {
+    const bool idle = engine_->stop();
+    if (!thread_.joinable()) return;
+    // With an exception in flight a peer may never answer the transfer in progress.
+    if (std::uncaught_exceptions() > 0 && !idle)
+      thread_.detach();
+    else
+      thread_.join();
+  }
+
+  int rank() const override { return engine_->rank(); }
+  int size() const override { return engine_->size(); }
+  std::int64_t bytes_sent() const override { return engine_->bytes_sent(); }
+  double exposed_seconds() const override { return engine_->exposed_seconds(); }
+
+  PendingPtr all_reduce_sum(View<float> data) override {
+    return start([data](Engine& e) {
+      // Reduce-scatter by direct exchange, then all-gather: 2 (P-1)/P of the data per rank, summed in rank order.
+      const int ranks = e.size(), me = e.rank();
+      const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
+      const auto length = [&](int r) { return begin(r + 1) - begin(r); };
+      const std::int64_t mine = length(me);
+      e.incoming().resize(static_cast<std::size_t>(mine * (ranks - 1)));
+      for (int step = 1; step < ranks; ++step) {
+        const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
+        e.messages().receive(e.incoming().data() + e.slot(from) * mine, mine, from);
+        e.messages().send(data.data() + begin(to), length(to), to);
+      }
+      e.messages().wait_all();
+      e.sum_in_rank_order(data.data() + begin(me), data.data() + begin(me), mine);
+      for (int step = 1; step < ranks; ++step) {
+        const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
+        e.messages().receive(data.data() + begin(from), length(from), from);
+        e.messages().send(data.data() + begin(me), mine, to);
+      }
+      e.messages().wait_all();
+    });
+  }
+
+  PendingPtr all_gather(View<const float> mine, View<float> gathered) override {
+    return start([mine, gathered](Engine& e) {
+      const std::int64_t count = mine.size();
+      float* own = gathered.data() + e.rank() * count;
+      if (own != mine.data()) std::memcpy(own, mine.data(), static_cast<std::size_t>(count) * sizeof(float));
+      for (int step = 1; step < e.size(); ++step) {
+        const int from = (e.rank() - step + e.size()) % e.size(), to = (e.rank() + step) % e.size();
+        e.messages().receive(gathered.data() + from * count, count, from);
+        e.messages().send(own, count, to);
+      }
+      e.messages().wait_all();
+    });
+  }
+
+  PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) override {
+    return start([parts, mine](Engine& e) {
+      const std::int64_t count = mine.size();
+      e.incoming().resize(static_cast<std::size_t>(count * (e.size() - 1)));
+      for (int step = 1; step < e.size(); ++step) {
+        const int from = (e.rank() - step + e.size()) % e.size(), to = (e.rank() + step) % e.size();
+        e.messages().receive(e.incoming().data() + e.slot(from) * count, count, from);
+        e.messages().send(parts.data() + to * count, count, to);
+      }
+      e.messages().wait_all();
+      e.sum_in_rank_order(parts.data() + e.rank() * count, mine.data(), count);
+    });
+  }
+
+  PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming, int from) override {
+    return start([outgoing, to, incoming, from](Engine& e) {
+      if (to == e.rank() && from == e.rank()) {
+        std::memcpy(incoming.data(), outgoing.data(), static_cast<std::size_t>(outgoing.size()) * sizeof(float));
+        return;
+      }
+      e.messages().receive(incoming.data(), incoming.size(), from);
+      e.messages().send(outgoing.data(), outgoing.size(), to);
+      e.messages().wait_all();
+    });
+  }
+
+ private:
+  template <class Work>
+  PendingPtr start(Work work) {
+    // The job must not own the engine: the engine owns the job.
+    return std::make_unique<JobPending>(engine_, engine_->submit([engine = engine_.get(), work] { work(*engine); }));
+  }
+
+  std::shared_ptr<Engine> engine_;
+  std::thread thread_;
 };
 
 }  // namespace

@@ -30,7 +30,9 @@ inline std::string read_file(const std::string& path) {
   return text.str();
 }
 
-inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 /// One complete gzip member.
 inline std::string gzip(const std::string& text) {

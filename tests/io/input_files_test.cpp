@@ -49,40 +49,51 @@ TEST(InputFiles, WalksInSortedOrderAndCountsWhatItLeavesOut) {
 
 TEST(InputFiles, EndingsFilterFoldersButNotNamedFiles) {
   const TemporaryDirectory folder;
-  for (const char* name : {"a.hpp", "b.h", "c.txt", "d.h.gz", "eh"}) write_file(folder.file(name), "x");
-  const InputFiles found = list_input_files({folder.path()}, {.endings = {".hpp", ".h"}, .exclude = ""});
+  for (const char* name : {"a.hpp", "b.h", "c.txt", "d.h.gz", "eh"})
+    write_file(folder.file(name), "x");
+  const InputFiles found =
+      list_input_files({folder.path()}, {.endings = {".hpp", ".h"}, .exclude = ""});
   EXPECT_EQ(names_of(found), (Names{"a.hpp", "b.h", "d.h.gz"}));
   EXPECT_EQ(found.other_endings, 2);
-  EXPECT_EQ(names_of(list_input_files({folder.file("c.txt")}, {.endings = {".h"}, .exclude = ""})), Names{"c.txt"});
+  EXPECT_EQ(names_of(list_input_files({folder.file("c.txt")}, {.endings = {".h"}, .exclude = ""})),
+            Names{"c.txt"});
 }
 
 TEST(InputFiles, LeavesOutTheOutputOfThisRun) {
   const TemporaryDirectory folder;
   for (const char* name : {"a.txt", "d.h5", "d.h5.partial"}) write_file(folder.file(name), "x");
-  EXPECT_EQ(names_of(list_input_files({folder.path()}, {.endings = {}, .exclude = folder.file("d.h5")})), Names{"a.txt"});
+  EXPECT_EQ(
+      names_of(list_input_files({folder.path()}, {.endings = {}, .exclude = folder.file("d.h5")})),
+      Names{"a.txt"});
 }
 
 TEST(InputFiles, WhatCannotBeReadIsNamed) {
   const TemporaryDirectory folder;
   write_file(folder.file("a.txt"), "x");
   fs::create_symlink("nowhere", folder.file("dangling"));
-  const std::string message = error_of([&] { list_input_files({folder.path()}, {}); }, ExitStatus::kFailed);
+  const std::string message =
+      error_of([&] { list_input_files({folder.path()}, {}); }, ExitStatus::kFailed);
   EXPECT_TRUE(contains(message, "dangling")) << message;
   EXPECT_TRUE(contains(message, "--skip-unreadable")) << message;
-  const InputFiles found = list_input_files({folder.path()}, {.endings = {}, .skip_unreadable = true, .exclude = ""});
+  const InputFiles found =
+      list_input_files({folder.path()}, {.endings = {}, .skip_unreadable = true, .exclude = ""});
   EXPECT_EQ(names_of(found), Names{"a.txt"});
   ASSERT_EQ(found.unreadable.size(), 1u);
   EXPECT_TRUE(contains(found.unreadable[0], "dangling"));
-  EXPECT_TRUE(contains(error_of([&] { list_input_files({folder.file("none")}, {}); }, ExitStatus::kUsage), "no such file"));
+  EXPECT_TRUE(
+      contains(error_of([&] { list_input_files({folder.file("none")}, {}); }, ExitStatus::kUsage),
+               "no such file"));
   ::mkfifo(folder.file("pipe").c_str(), 0600);
-  EXPECT_TRUE(contains(error_of([&] { list_input_files({folder.file("pipe")}, {}); }, ExitStatus::kUsage), "pipe"));
+  EXPECT_TRUE(contains(
+      error_of([&] { list_input_files({folder.file("pipe")}, {}); }, ExitStatus::kUsage), "pipe"));
 }
 
 std::string all_of(const std::string& path, std::size_t piece) {
   ByteSource source(path);
   std::string text;
   std::vector<std::uint8_t> buffer(piece);
-  while (const std::size_t n = source.read(buffer)) text.append(buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(n));
+  while (const std::size_t n = source.read(buffer))
+    text.append(buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(n));
   EXPECT_EQ(source.file_position(), source.file_bytes());
   return text;
 }
@@ -93,7 +104,8 @@ TEST(ByteSource, GzipIsRecognisedByItsBytesWhateverTheName) {
   for (int i = 0; i < 300000; ++i) text += static_cast<char>('a' + i * i % 26);
   write_file(folder.file("plain.gz"), text);  // not gzip, in spite of its name
   write_file(folder.file("packed.txt"), gzip(text));
-  write_file(folder.file("members.gz"), gzip(text.substr(0, 1000)) + gzip("") + gzip(text.substr(1000)) + std::string(512, '\0'));
+  write_file(folder.file("members.gz"), gzip(text.substr(0, 1000)) + gzip("") +
+                                            gzip(text.substr(1000)) + std::string(512, '\0'));
   for (const char* name : {"plain.gz", "packed.txt", "members.gz"})
     for (std::size_t piece : {std::size_t{7}, std::size_t{4096}, std::size_t{1} << 20})
       EXPECT_EQ(all_of(folder.file(name), piece), text) << name << " in pieces of " << piece;
@@ -115,8 +127,10 @@ TEST(ByteSource, DamagedGzipIsFound) {
   flipped[packed.size() - 6] ^= 1;  // of the checksum
   EXPECT_TRUE(contains(message_for(flipped), "damaged gzip"));
   EXPECT_TRUE(contains(message_for(packed + "rubbish"), "not gzip"));
-  EXPECT_TRUE(contains(error_of([&] { ByteSource(folder.file("none")); }, ExitStatus::kFailed), "none"));
-  EXPECT_TRUE(contains(error_of([&] { ByteSource(folder.path()); }, ExitStatus::kFailed), "folder"));
+  EXPECT_TRUE(
+      contains(error_of([&] { ByteSource(folder.file("none")); }, ExitStatus::kFailed), "none"));
+  EXPECT_TRUE(
+      contains(error_of([&] { ByteSource(folder.path()); }, ExitStatus::kFailed), "folder"));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-/// From files to datasets and back: every kind of input, splits, limits, reproducibility, and what is refused.
+/// From files to datasets and back: every kind of input, splits, limits, reproducibility, and what
+/// is refused.
 #include "io/prepare_dataset.hpp"
 
 #include <gtest/gtest.h>
@@ -19,7 +20,8 @@ namespace fs = std::filesystem;
 using testing_support::TemporaryDirectory;
 using Texts = std::vector<std::string>;
 
-PrepareRequest request_for(const TemporaryDirectory& folder, DatasetKind kind, std::vector<std::string> inputs) {
+PrepareRequest request_for(const TemporaryDirectory& folder, DatasetKind kind,
+                           std::vector<std::string> inputs) {
   PrepareRequest request;
   request.format.kind = kind;
   request.output = folder.file("data.h5");
@@ -51,7 +53,8 @@ TEST(PrepareText, EveryFileIsADocumentOfItsBytes) {
   write_file(folder.file("in/c"), "");
   write_file(folder.file("in/d"), gzip(""));
   write_file(folder.file("in/e"), "end");
-  const PrepareSummary summary = prepare(request_for(folder, DatasetKind::kText, {folder.file("in")}));
+  const PrepareSummary summary =
+      prepare(request_for(folder, DatasetKind::kText, {folder.file("in")}));
   EXPECT_EQ(summary.input_files, 4);
   EXPECT_EQ(summary.input.empty, 1);
   EXPECT_EQ(summary.empty_documents, 1);
@@ -70,13 +73,16 @@ TEST(PrepareText, EveryFileIsADocumentOfItsBytes) {
 }
 
 TEST(PrepareText, DocumentsLargerThanEveryBuffer) {
-  // 40 MB cross the borders of reading blocks, hash blocks and, with a validation split, of the two writers.
+  // 40 MB cross the borders of reading blocks, hash blocks and, with a validation split, of the two
+  // writers.
   const TemporaryDirectory folder;
   std::string large(37'000'001, ' ');
-  for (std::size_t i = 0; i < large.size(); ++i) large[i] = static_cast<char>(i * 2654435761u >> 24);
+  for (std::size_t i = 0; i < large.size(); ++i)
+    large[i] = static_cast<char>(i * 2654435761u >> 24);
   write_file(folder.file("a"), large);
   write_file(folder.file("b"), large.substr(5, 3'000'000));
-  PrepareRequest request = request_for(folder, DatasetKind::kText, {folder.file("a"), folder.file("b")});
+  PrepareRequest request =
+      request_for(folder, DatasetKind::kText, {folder.file("a"), folder.file("b")});
   request.validation = 0.1;
   const PrepareSummary summary = prepare(request);
   EXPECT_EQ(summary.train_tokens, 37'000'001);
@@ -91,11 +97,13 @@ TEST(PrepareText, DocumentsLargerThanEveryBuffer) {
 TEST(PrepareGenome, RecordsAreDocumentsOfUpperCaseLetters) {
   const TemporaryDirectory folder;
   const std::string fasta =
-      "\n; a comment\n>chr1 first record\nACGT\nacgtn\n\n>chr2\r\nNRYSW\r\nKMBDHVU\r\n>chr3\nA C\tG\n>last\nT";
+      "\n; a comment\n>chr1 first record\nACGT\nacgtn\n\n>chr2\r\nNRYSW\r\nKMBDHVU\r\n>chr3\nA "
+      "C\tG\n>last\nT";
   write_file(folder.file("x.fa"), fasta);
   write_file(folder.file("y.fna.gz"), gzip(">p\nAC\n") + gzip("GT\n>q\nTT\n"));
   write_file(folder.file("readme.txt"), "not a genome");
-  const PrepareSummary summary = prepare(request_for(folder, DatasetKind::kGenome, {folder.path()}));
+  const PrepareSummary summary =
+      prepare(request_for(folder, DatasetKind::kGenome, {folder.path()}));
   const TokenDataset dataset = TokenDataset::open(folder.file("data.h5"));
   EXPECT_EQ(documents_of(dataset), (Texts{"ACGTACGTN", "NRYSWKMBDHVU", "ACG", "T", "ACGT", "TT"}));
   EXPECT_EQ(summary.counts.lower_case, 5);
@@ -109,21 +117,25 @@ TEST(PrepareGenome, PiecesOfAnySizeGiveTheSameDocuments) {
    public:
     void begin_document(const std::string& name) override { text += "[" + name + "]"; }
     void tokens(const TokenRun& run) override {
-      for (std::int64_t i = 0; i < run.count; ++i) text += kNucleotides[static_cast<const std::uint8_t*>(run.ids)[i]];
+      for (std::int64_t i = 0; i < run.count; ++i)
+        text += kNucleotides[static_cast<const std::uint8_t*>(run.ids)[i]];
     }
     void end_document() override { text += "."; }
     std::string text;
   };
-  const std::string fasta = ">one  more words\r\nACGT\r\nnnX-\n;skip > this\n\n>two\nTTT\n>three\nA";
+  const std::string fasta =
+      ">one  more words\r\nACGT\r\nnnX-\n;skip > this\n\n>two\nTTT\n>three\nA";
   const InputFile file{"f.fa", "f.fa", static_cast<std::int64_t>(fasta.size())};
   for (std::size_t piece = 1; piece <= fasta.size(); ++piece) {
     Collector sink;
     InputCounts counts;
     FastaParser parser(file, /*unknown_as_n=*/true, sink, counts);
     for (std::size_t at = 0; at < fasta.size(); at += piece)
-      parser.feed({reinterpret_cast<const std::uint8_t*>(fasta.data()) + at, std::min(piece, fasta.size() - at)});
+      parser.feed({reinterpret_cast<const std::uint8_t*>(fasta.data()) + at,
+                   std::min(piece, fasta.size() - at)});
     parser.finish();
-    ASSERT_EQ(sink.text, "[f.fa:one]ACGTNNNN.[f.fa:two]TTT.[f.fa:three]A.") << "pieces of " << piece;
+    ASSERT_EQ(sink.text, "[f.fa:one]ACGTNNNN.[f.fa:two]TTT.[f.fa:three]A.")
+        << "pieces of " << piece;
     ASSERT_EQ(counts.unknown, 2);
     ASSERT_EQ(counts.lower_case, 2);
   }
@@ -159,7 +171,8 @@ TEST(PrepareGenome, BadFilesAreExplained) {
 
 TEST(PrepareTokens, RawIdsOfEveryWidthGetTheSmallestTypeThatFits) {
   const TemporaryDirectory folder;
-  const auto check = [&](DType input, const std::string& bytes, std::int64_t vocabulary, DType expected, const std::string& text,
+  const auto check = [&](DType input, const std::string& bytes, std::int64_t vocabulary,
+                         DType expected, const std::string& text,
                          std::int64_t expected_vocabulary) {
     write_file(folder.file("ids.bin"), bytes);
     PrepareRequest request = request_for(folder, DatasetKind::kTokens, {folder.file("ids.bin")});
@@ -178,7 +191,8 @@ TEST(PrepareTokens, RawIdsOfEveryWidthGetTheSmallestTypeThatFits) {
   check(DType::kU16, raw<std::uint16_t>({3, 200}), 0, DType::kU8, "3 200", 201);
   check(DType::kU16, raw<std::uint16_t>({0, 65535}), 0, DType::kU16, "0 65535", 65536);
   check(DType::kU32, raw<std::uint32_t>({9, 65536}), 0, DType::kU32, "9 65536", 65537);
-  check(DType::kU32, raw<std::uint32_t>({5, 2147483646}), 0, DType::kU32, "5 2147483646", 2147483647);
+  check(DType::kU32, raw<std::uint32_t>({5, 2147483646}), 0, DType::kU32, "5 2147483646",
+        2147483647);
   check(DType::kU16, gzip(raw<std::uint16_t>({300, 1})), 0, DType::kU16, "300 1", 301);
 }
 
@@ -236,12 +250,18 @@ TEST(PrepareSplit, ValidationIsWholeDocumentsAtTheEnd) {
   const TokenDataset dataset = TokenDataset::open(request.output);
   const Texts documents = documents_of(dataset);
   const auto border = documents.begin() + dataset.facts().train_documents;
-  const double share = static_cast<double>(dataset.split_tokens(Split::kValid)) / static_cast<double>(dataset.facts().tokens);
+  const double share = static_cast<double>(dataset.split_tokens(Split::kValid)) /
+                       static_cast<double>(dataset.facts().tokens);
   EXPECT_LE(share, 0.1);
   EXPECT_GT(share, 0.09);
-  // Each split keeps the order of the input, together they are the input, and validation is spread over it.
-  const auto number = [&](const std::string& text) { return std::find(texts.begin(), texts.end(), text) - texts.begin(); };
-  const auto before = [&](const std::string& a, const std::string& b) { return number(a) < number(b); };
+  // Each split keeps the order of the input, together they are the input, and validation is spread
+  // over it.
+  const auto number = [&](const std::string& text) {
+    return std::find(texts.begin(), texts.end(), text) - texts.begin();
+  };
+  const auto before = [&](const std::string& a, const std::string& b) {
+    return number(a) < number(b);
+  };
   EXPECT_TRUE(std::is_sorted(documents.begin(), border, before));
   EXPECT_TRUE(std::is_sorted(border, documents.end(), before));
   Texts sorted = documents;
@@ -256,7 +276,8 @@ TEST(PrepareSplit, Choice) {
   const std::vector<std::uint64_t> hashes = {50, 10, 40, 20};
   EXPECT_EQ(choose_validation({10, 10, 10, 10}, hashes, 0.5), (Chosen{false, true, false, true}));
   EXPECT_EQ(choose_validation({10, 10, 10, 10}, hashes, 0), (Chosen{false, false, false, false}));
-  // Too long for the share: passed over. Nothing fits: the shortest, so that there is something to validate on.
+  // Too long for the share: passed over. Nothing fits: the shortest, so that there is something to
+  // validate on.
   EXPECT_EQ(choose_validation({10, 100, 10, 10}, hashes, 0.1), (Chosen{false, false, false, true}));
   EXPECT_EQ(choose_validation({50, 60, 40, 70}, hashes, 0.01), (Chosen{false, false, true, false}));
   EXPECT_EQ(choose_validation({1, 1}, {2, 1}, 0.99), (Chosen{false, true}));
@@ -282,7 +303,8 @@ TEST(PrepareSplit, TheTailOfASingleDocumentValidates) {
 TEST(Prepare, StopsAtTheLimit) {
   const TemporaryDirectory folder;
   for (const char* name : {"a", "b", "c"}) write_file(folder.file(name), std::string(10, *name));
-  PrepareRequest request = request_for(folder, DatasetKind::kText, {folder.file("a"), folder.file("b"), folder.file("c")});
+  PrepareRequest request = request_for(folder, DatasetKind::kText,
+                                       {folder.file("a"), folder.file("b"), folder.file("c")});
   request.replace = true;
   const auto documents_with = [&](std::int64_t limit) {
     request.max_tokens = limit;
@@ -308,7 +330,8 @@ TEST(Prepare, TheSameInputGivesTheSameFile) {
   const TemporaryDirectory folder;
   fs::create_directory(folder.file("in"));
   for (int i = 0; i < 30; ++i)
-    write_file(folder.file("in/" + std::to_string(i)), std::string(static_cast<std::size_t>(i + 1), static_cast<char>('a' + i % 26)));
+    write_file(folder.file("in/" + std::to_string(i)),
+               std::string(static_cast<std::size_t>(i + 1), static_cast<char>('a' + i % 26)));
   PrepareRequest request = request_for(folder, DatasetKind::kText, {folder.file("in")});
   request.validation = 0.2;
   const std::string uuid = prepare(request).facts.uuid;
@@ -341,10 +364,13 @@ TEST(Prepare, RefusesWhatMakesNoSense) {
   EXPECT_TRUE(contains(message_with([](auto& r) { r.validation = 1; }), "--validation"));
   EXPECT_TRUE(contains(message_with([](auto& r) { r.validation = -0.1; }), "--validation"));
   EXPECT_TRUE(contains(message_with([](auto& r) { r.max_tokens = -1; }), "--max-bytes"));
-  EXPECT_TRUE(contains(message_with([](auto& r) { r.vocabulary = std::int64_t{1} << 40; }), "--vocabulary"));
+  EXPECT_TRUE(contains(message_with([](auto& r) { r.vocabulary = std::int64_t{1} << 40; }),
+                       "--vocabulary"));
   EXPECT_TRUE(contains(message_with([](auto& r) { r.inputs = {}; }), "no input"));
-  EXPECT_TRUE(contains(message_with([&](auto& r) { r.inputs = {folder.file("empty")}; }), "1 empty"));
-  EXPECT_TRUE(contains(message_with([&](auto& r) { r.inputs = {folder.file("none")}; }), "no such file"));
+  EXPECT_TRUE(
+      contains(message_with([&](auto& r) { r.inputs = {folder.file("empty")}; }), "1 empty"));
+  EXPECT_TRUE(
+      contains(message_with([&](auto& r) { r.inputs = {folder.file("none")}; }), "no such file"));
   EXPECT_TRUE(contains(message_with([&](auto& r) { r.output = folder.path(); }), "is a folder"));
   expect_nothing_left(good);
 
@@ -365,13 +391,16 @@ TEST(Prepare, RefusesWhatMakesNoSense) {
 TEST(Prepare, AFullDiskIsOneLineAndLeavesNothing) {
   const TemporaryDirectory folder;
   write_file(folder.file("sparse"), "x");
-  const auto needed = static_cast<std::int64_t>(fs::space(folder.path()).available) + (std::int64_t{1} << 30);
+  const auto needed =
+      static_cast<std::int64_t>(fs::space(folder.path()).available) + (std::int64_t{1} << 30);
   std::error_code refused;
   fs::resize_file(folder.file("sparse"), static_cast<std::uintmax_t>(needed), refused);
-  if (refused) GTEST_SKIP() << "no sparse file of " << needed << " bytes here: " << refused.message();
+  if (refused)
+    GTEST_SKIP() << "no sparse file of " << needed << " bytes here: " << refused.message();
   const PrepareRequest request = request_for(folder, DatasetKind::kText, {folder.file("sparse")});
   const std::string message = error_of([&] { prepare(request); }, ExitStatus::kFailed);
-  for (const char* part : {"No space left", "needs", "available", "--max-bytes"}) EXPECT_TRUE(contains(message, part)) << message;
+  for (const char* part : {"No space left", "needs", "available", "--max-bytes"})
+    EXPECT_TRUE(contains(message, part)) << message;
   expect_nothing_left(request);
 }
 
@@ -386,7 +415,8 @@ TEST(Prepare, StoppingRemovesWhatWasWritten) {
     partial_seen = fs::exists(request.output + ".partial");
     fail("stopped");
   };
-  EXPECT_TRUE(contains(error_of([&] { prepare_dataset(request, stop); }, ExitStatus::kFailed), "stopped"));
+  EXPECT_TRUE(
+      contains(error_of([&] { prepare_dataset(request, stop); }, ExitStatus::kFailed), "stopped"));
   EXPECT_TRUE(partial_seen);
   expect_nothing_left(request);
   write_file(request.output + ".partial", "left by a run that was killed");
@@ -402,7 +432,8 @@ TEST(Prepare, InputThatChangesIsNoticed) {
     const auto change = [&](const char* phase, std::int64_t, std::int64_t) {
       if (std::string(phase) == "counting") write_file(folder.file("a"), later);
     };
-    EXPECT_TRUE(contains(error_of([&] { prepare_dataset(request, change); }, ExitStatus::kFailed), "changed while it was read"));
+    EXPECT_TRUE(contains(error_of([&] { prepare_dataset(request, change); }, ExitStatus::kFailed),
+                         "changed while it was read"));
     expect_nothing_left(request);
   }
 }
@@ -423,7 +454,8 @@ TEST(DatasetWriter, CountsMustMatch) {
   error_of([&] { writer.finish(); }, ExitStatus::kFailed);
   writer.append(Split::kValid, {ids + 3, DType::kU8, 1});
   writer.finish();
-  EXPECT_EQ(all_tokens(TokenDataset::open(folder.file("d.h5"))), (std::vector<std::int32_t>{1, 2, 3, 1, 4}));
+  EXPECT_EQ(all_tokens(TokenDataset::open(folder.file("d.h5"))),
+            (std::vector<std::int32_t>{1, 2, 3, 1, 4}));
 }
 
 }  // namespace

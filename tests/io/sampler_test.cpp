@@ -35,7 +35,8 @@ TEST(FeistelPermutation, HitsEveryIndexOnceAndInverts) {
 }
 
 TEST(FeistelPermutation, LargeSizes) {
-  for (std::int64_t size : {std::int64_t{1000003}, std::int64_t{1} << 40, (std::int64_t{1} << 40) + 1}) {
+  for (std::int64_t size :
+       {std::int64_t{1000003}, std::int64_t{1} << 40, (std::int64_t{1} << 40) + 1}) {
     const FeistelPermutation permutation(42, size);
     std::set<std::int64_t> seen;
     for (std::int64_t k = 0; k < 5000; ++k) {
@@ -61,7 +62,9 @@ TEST(FeistelPermutation, Shuffles) {
   double distance = 0;
   for (std::int64_t i = 0; i < kSize; ++i) {
     fixed += values[static_cast<std::size_t>(i)] == i;
-    if (i > 0) distance += std::abs(static_cast<double>(values[static_cast<std::size_t>(i)] - values[static_cast<std::size_t>(i - 1)]));
+    if (i > 0)
+      distance += std::abs(static_cast<double>(values[static_cast<std::size_t>(i)] -
+                                               values[static_cast<std::size_t>(i - 1)]));
   }
   EXPECT_LT(fixed, 10);
   EXPECT_NEAR(distance / kSize / kSize, 1.0 / 3, 0.02);
@@ -107,7 +110,8 @@ TEST(Sampler, RefusesASplitShorterThanASequence) {
       ADD_FAILURE() << tokens << " tokens were accepted";
     } catch (const Error& error) {
       EXPECT_EQ(error.status(), ExitStatus::kUsage);
-      EXPECT_NE(std::string(error.what()).find("data.sequence-length"), std::string::npos) << error.what();
+      EXPECT_NE(std::string(error.what()).find("data.sequence-length"), std::string::npos)
+          << error.what();
     }
   }
   EXPECT_THROW(Sampler(1, 100, 0), Error);

@@ -1,4 +1,5 @@
-/// Opening and reading datasets: contents, documents, hashes, and one clear line for every file that is not what it should be.
+/// Opening and reading datasets: contents, documents, hashes, and one clear line for every file
+/// that is not what it should be.
 #include "io/token_dataset.hpp"
 
 #include <gtest/gtest.h>
@@ -108,7 +109,8 @@ TEST(TokenDataset, AnyRangeOfAnyWidth) {
              {0, 300000}, {0, 0}, {299999, 1}, {300000, 0}, {12345, 131072}, {1, 262145}}) {
       std::vector<std::int32_t> ids(static_cast<std::size_t>(count) + 1, -7);
       dataset.read(first, count, ids.data());
-      ASSERT_TRUE(std::equal(ids.begin(), ids.end() - 1, expected.begin() + first)) << first << " " << count;
+      ASSERT_TRUE(std::equal(ids.begin(), ids.end() - 1, expected.begin() + first))
+          << first << " " << count;
       ASSERT_EQ(ids.back(), -7) << "wrote beyond the end";
     }
     EXPECT_THROW(dataset.read(-1, 1, expected.data()), Error);
@@ -123,7 +125,8 @@ TEST(TokenDataset, IdsOutsideTheVocabularyAreDamage) {
   const TokenDataset dataset = TokenDataset::open(recipe.write(folder));
   std::vector<std::int32_t> ids(8);
   dataset.read(0, 7, ids.data());
-  const std::string message = error_of([&] { dataset.read(2, 6, ids.data()); }, ExitStatus::kDamaged);
+  const std::string message =
+      error_of([&] { dataset.read(2, 6, ids.data()); }, ExitStatus::kDamaged);
   EXPECT_TRUE(contains(message, "token 7 has the id 9")) << message;
 }
 
@@ -137,16 +140,23 @@ TEST(TokenDataset, EveryForeignOrBrokenFileGetsItsLine) {
     EXPECT_TRUE(contains(message, path)) << message;
     return message;
   };
-  const auto expect = [](const std::string& message, const char* part) { EXPECT_TRUE(contains(message, part)) << message; };
-  expect(message_for([](Recipe& r) { r.format = "longspan-checkpoint"; }), "holds 'longspan-checkpoint', not a dataset");
-  expect(message_for([](Recipe& r) { r.version = 2; }), "format version 2, this program reads version 1");
+  const auto expect = [](const std::string& message, const char* part) {
+    EXPECT_TRUE(contains(message, part)) << message;
+  };
+  expect(message_for([](Recipe& r) { r.format = "longspan-checkpoint"; }),
+         "holds 'longspan-checkpoint', not a dataset");
+  expect(message_for([](Recipe& r) { r.version = 2; }),
+         "format version 2, this program reads version 1");
   expect(message_for([](Recipe& r) { r.kind = "series"; }), "kind 'series'");
   expect(message_for([](Recipe& r) { r.tokenizer = R"({"kind":)"; }), "tokenizer");
-  expect(message_for([](Recipe& r) { r.tokenizer = R"({"kind":"wordpiece"})"; }), "'wordpiece' is unknown");
+  expect(message_for([](Recipe& r) { r.tokenizer = R"({"kind":"wordpiece"})"; }),
+         "'wordpiece' is unknown");
   expect(message_for([](Recipe& r) { r.vocabulary = 0; }), "vocabulary of 0");
-  expect(message_for([](Recipe& r) { r.vocabulary = std::int64_t{1} << 31; }), "vocabulary of 2147483648");
+  expect(message_for([](Recipe& r) { r.vocabulary = std::int64_t{1} << 31; }),
+         "vocabulary of 2147483648");
   expect(message_for([](Recipe& r) { r.virtual_tokens = true; }), "must be contiguous");
-  expect(message_for([](Recipe& r) { r.float_tokens = true; }), "expected one dim of u8, u16 or u32");
+  expect(message_for([](Recipe& r) { r.float_tokens = true; }),
+         "expected one dim of u8, u16 or u32");
   expect(message_for([](Recipe& r) { r.offsets = {0, 3, 3, 7}; }), "end with the 8 tokens");
   expect(message_for([](Recipe& r) { r.offsets = {1, 3, 3, 8}; }), "begin with 0");
   expect(message_for([](Recipe& r) { r.offsets = {0, 5, 3, 8}; }), "falls from 5 to 3 at entry 1");
@@ -154,8 +164,12 @@ TEST(TokenDataset, EveryForeignOrBrokenFileGetsItsLine) {
   expect(message_for([](Recipe& r) { r.splits = {0, 2, 2, 4}; }), "valid [2, 4)");
   expect(message_for([](Recipe& r) { r.splits = {1, 2, 2, 3}; }), "train [1, 2)");
   expect(message_for([](Recipe& r) { r.splits = {0, 2, 0, 2, 3, 0}; }), "shape [2, 3]");
-  expect(message_for([](Recipe& r) { r.hashes = std::vector<std::uint64_t>{1, 2}; }), "has 2 hashes");
-  expect(message_for([](Recipe& r) { r.uuid = "aaaaaaaa-aaaa-8aaa-aaaa-aaaaaaaaaaaa"; }), "the file is damaged");
+  expect(message_for([](Recipe& r) {
+           r.hashes = std::vector<std::uint64_t>{1, 2};
+         }),
+         "has 2 hashes");
+  expect(message_for([](Recipe& r) { r.uuid = "aaaaaaaa-aaaa-8aaa-aaaa-aaaaaaaaaaaa"; }),
+         "the file is damaged");
   for (const char* name : {"tokens", "block_xxh3", "doc_offsets", "splits", "tokenizer"})
     expect(message_for([&](Recipe& r) { r.without = name; }), name);
 }
@@ -199,7 +213,9 @@ class PreparedFile : public testing::Test {
     file.put(byte);
     ASSERT_TRUE(file.good());
   }
-  std::uint64_t offset_of(const std::string& name) const { return hdf5::File::open(path).info(name).offset.value(); }
+  std::uint64_t offset_of(const std::string& name) const {
+    return hdf5::File::open(path).info(name).offset.value();
+  }
 
   TemporaryDirectory folder;
   std::string path;
@@ -264,7 +280,8 @@ TEST(Tokenizer, EncodesAndDecodes) {
   EXPECT_EQ(ids.encode(""), Ids{});
   EXPECT_EQ(ids.decode({5, 70000}), "5 70000");
   EXPECT_TRUE(contains(error_of([&] { ids.encode("5 x"); }, ExitStatus::kUsage), "'x'"));
-  for (const char* json : {"", "[]", "{}", R"({"kind":3})", R"({"kind":"nucleotides"})", R"({"kind":"nucleotides","letters":""})"})
+  for (const char* json : {"", "[]", "{}", R"({"kind":3})", R"({"kind":"nucleotides"})",
+                           R"({"kind":"nucleotides","letters":""})"})
     error_of([&] { const Tokenizer bad(json); }, ExitStatus::kDamaged);
 }
 

@@ -21,8 +21,10 @@ std::unique_ptr<Transformer> make(const Variant& v, std::int64_t length, Keep ke
   auto model = std::make_unique<Transformer>(v.config, v.attention, memory,
                                              shard_sequence(length, SequenceLayout::kContiguous, nullptr), cpu_backend());
   model->parameters().initialize(3);
-  // Larger weights than a real start: gradients must be well above the rounding of fp32.
-  for (float& w : model->parameters().weights()) w *= 6.0f;
+  // Larger matrices than a real start: gradients must be well above the rounding of fp32.
+  for (std::size_t id = 0; id < model->parameters().parameters().size(); ++id)
+    if (model->parameters().parameters()[id].decay)
+      for (float& w : model->parameters().weight(id)) w *= 5.0f;
   return model;
 }
 
@@ -52,12 +54,11 @@ TEST_P(TransformerVariants, GradientsMatchFiniteDifferences) {
     const Parameter& p = model->parameters().parameters()[id];
     const View<float> weight = model->parameters().weight(id);
     const std::vector<float> original(weight.begin(), weight.end());
-    double slope = 0, gradient_norm = 0, weight_norm = 0;
+    double slope = 0, gradient_norm = 0;
     std::vector<float> direction(original.size());
     for (std::size_t i = 0; i < original.size(); ++i) {
       const float g = gradients[static_cast<std::size_t>(p.offset) + i];
       gradient_norm += static_cast<double>(g) * g;
-      weight_norm += static_cast<double>(original[i]) * original[i];
     }
     gradient_norm = std::sqrt(gradient_norm);
     ASSERT_GT(gradient_norm, 0.0) << p.name << " gets no gradient";
@@ -68,7 +69,7 @@ TEST_P(TransformerVariants, GradientsMatchFiniteDifferences) {
                      0.5f * normal_at(id, i) / std::sqrt(static_cast<float>(original.size()));
       slope += static_cast<double>(g) * direction[i];
     }
-    const double epsilon = 2e-3 * std::max(1.0, std::sqrt(weight_norm) * 0.05);
+    const double epsilon = 2e-3;
     const auto shifted_loss = [&](double by) {
       for (std::size_t i = 0; i < original.size(); ++i)
         weight[static_cast<std::int64_t>(i)] = original[i] + static_cast<float>(by) * direction[i];
@@ -76,7 +77,7 @@ TEST_P(TransformerVariants, GradientsMatchFiniteDifferences) {
     };
     const double difference = (shifted_loss(epsilon) - shifted_loss(-epsilon)) / (2 * epsilon);
     std::copy(original.begin(), original.end(), weight.begin());
-    EXPECT_NEAR(difference, slope, 0.01 * std::abs(slope) + 2e-4) << GetParam().name << " " << p.name;
+    EXPECT_NEAR(difference, slope, 0.01 * std::abs(slope) + 3e-4) << GetParam().name << " " << p.name;
   }
 }
 

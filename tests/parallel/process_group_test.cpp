@@ -99,7 +99,8 @@ TEST(GradientReducer, BucketsDoNotDependOnWhenGradientsBecomeReady) {
     auto gradients = values_of(world.rank(), count);
     GradientReducer reducer(*group, view(gradients), 1024);
     for (int step = 0; step < 2; ++step) {
-      gradients = values_of(world.rank(), count);
+      const auto fresh = values_of(world.rank(), count);
+      std::copy(fresh.begin(), fresh.end(), gradients.begin());
       for (std::int64_t begin = count; begin > 0; begin -= pace) reducer.ready_from(std::max<std::int64_t>(0, begin - pace));
       reducer.finish();
       EXPECT_ALL_RANKS(gradients == sum_of_all(world.size(), count));

@@ -1,0 +1,356 @@
+// Backward attention (Dao et al. 2022, algorithm 4, with the global log-sum-exp): five products per
+// tile, in scratch that fits the second cache. A task is a chunk of queries against a chunk of keys
+// and sums its share of dq, dk and dv privately. Shares are added to the gradients in the order of
+// the task list, which depends on the shape alone: a thread that is early waits for its turn. So
+// few heads still occupy all threads, and the bits never vary.
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "model/kernels/cpu/attention.hpp"
+#include "model/kernels/cpu/attention_mask.hpp"
+#include "model/kernels/cpu/attention_tasks.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "model/kernels/cpu/attention_backward.cpp"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+#include "model/kernels/cpu/attention_tile-inl.hpp"
+
+#ifndef LONGSPAN_ATTENTION_BACKWARD_SHARED
+#define LONGSPAN_ATTENTION_BACKWARD_SHARED
+namespace longspan::model::cpu {
+
+/// Rows as in ForwardScratch. q holds scale * q; keys and values are packed twice, as the right
+/// side of q k^T and dout v^T and, keys only, of ds k.
+struct BackwardScratch {
+  float *q, *dout, *dq, *lse, *delta, *p, *ds, *keys_transposed, *values_transposed, *keys, *dk,
+      *dv;
+  BackwardScratch(Carver& carver, std::int64_t block_heads, std::int64_t key_groups,
+                  std::int64_t head_size) {
+    const std::int64_t rows = block_heads * kQueryBlock, size = row_size(head_size);
+    q = carver.take(rows * size);
+    dout = carver.take(rows * size);
+    dq = carver.take(rows * size);
+    lse = carver.take(rows);
+    delta = carver.take(rows);
+    p = carver.take(kQueryBlock * kScoreRow);
+    ds = carver.take(kQueryBlock * kScoreRow);
+    keys_transposed = carver.take(kKeyGroup * size);
+    values_transposed = carver.take(kKeyGroup * size);
+    keys = carver.take(kKeyGroup * size);
+    // A run of panels ends up to 5 rows before its last register tile does.
+    dk = carver.take((key_groups * kKeyGroup + 5) * size);
+    dv = carver.take((key_groups * kKeyGroup + 5) * size);
+  }
+};
+
+}  // namespace longspan::model::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace longspan::model::cpu::HWY_NAMESPACE {
+
+inline void clear(std::int64_t count, float* to) {
+  for (std::int64_t i = 0; i < count; ++i) to[i] = 0.0f;
+}
+
+/// Packs the queries of one block of one head. A query without visible keys (lse = -inf) becomes
+/// zeros, and its lse +inf, so that p = exp(s - lse) = 0.
+inline void pack_queries(const AttentionBackwardArgs& args, std::int64_t batch, std::int64_t head,
+                         std::int64_t block, std::int64_t rows, std::int64_t first_row,
+                         const BackwardScratch& scratch) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const AttentionShape& shape = args.shape;
+  const std::int64_t size = row_size(shape.head_size), query = block * kQueryBlock;
+  const float* const q =
+      args.q + batch * args.q_batch + query * args.q_row + head * shape.head_size;
+  const float* const dout =
+      args.dout + batch * args.dout_batch + query * args.dout_row + head * shape.head_size;
+  const std::int64_t statistic = (batch * shape.heads + head) * shape.queries + query;
+  for (std::int64_t r = 0; r < kQueryBlock; ++r) {
+    const std::int64_t row = first_row + r;
+    const std::int64_t present = r < rows && args.lse[statistic + r] != -kInfinity ? 1 : 0;
+    scratch.lse[row] = present ? args.lse[statistic + r] : kInfinity;
+    scratch.delta[row] = present ? args.delta[statistic + r] : 0.0f;
+    pack_rows(q + r * args.q_row, args.q_row, present, 1, shape.head_size, nullptr, shape.scale,
+              scratch.q + row * size, size);
+    pack_rows(dout + r * args.dout_row, args.dout_row, present, 1, shape.head_size, nullptr, 1.0f,
+              scratch.dout + row * size, size);
+  }
+}
+
+inline void pack_keys(const AttentionBackwardArgs& args, const MaskIndex& mask,
+                      const AttentionTask& task, std::int64_t group,
+                      const BackwardScratch& scratch) {
+  const AttentionShape& shape = args.shape;
+  const std::int64_t first = group * kKeyGroup, keys = std::min(kKeyGroup, shape.keys - first);
+  const std::int64_t padded = (keys + kKeyPanel - 1) / kKeyPanel * kKeyPanel;
+  const std::int64_t at =
+      task.batch * args.kv_batch + first * args.kv_row + task.kv_head * shape.head_size;
+  const std::int32_t* const positions = mask.key_positions() + first;
+  pack_transposed(args.k + at, args.kv_row, keys, padded, shape.head_size, positions,
+                  scratch.keys_transposed);
+  pack_transposed(args.v + at, args.kv_row, keys, padded, shape.head_size, positions,
+                  scratch.values_transposed);
+  pack_rows(args.k + at, args.kv_row, keys, padded, shape.head_size, positions, 1.0f, scratch.keys,
+            row_size(shape.head_size));
+}
+
+/// p = exp(s - lse) and ds = p (dp - delta), in place of s and dp, for keys [begin, end). s - lse
+/// before the factor log2(e): the difference is nearly exact where p matters, however large the
+/// logits are. The rest up to `keys`, and to the end of the last register tile of p^T and ds^T,
+/// becomes zeros: it meets other queries there.
+HWY_INLINE void softmax_backward_row(std::int64_t keys, std::int64_t begin, std::int64_t end,
+                                     float lse, float delta, float* HWY_RESTRICT p,
+                                     float* HWY_RESTRICT ds) {
+  const FloatTag tag;
+  const Floats all_lse = hn::Set(tag, lse), all_delta = hn::Set(tag, delta),
+               log2e = hn::Set(tag, kLog2E);
+  for (std::int64_t j = 0; j < begin; j += kLanes) {
+    hn::Store(hn::Zero(tag), tag, p + j);
+    hn::Store(hn::Zero(tag), tag, ds + j);
+  }
+#pragma GCC unroll 4
+  for (std::int64_t j = begin; j < end; j += kLanes) {
+    const Floats probability = exp2(hn::Mul(hn::Sub(hn::Load(tag, p + j), all_lse), log2e));
+    hn::Store(probability, tag, p + j);
+    hn::Store(hn::Mul(probability, hn::Sub(hn::Load(tag, ds + j), all_delta)), tag, ds + j);
+  }
+  for (std::int64_t j = end; j < keys || j % kStrip != 0; ++j) p[j] = ds[j] = 0.0f;
+}
+
+/// One block of one head against panels `run` of the packed group, whose rows of dk and dv start at
+/// group_row.
+inline void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
+                           std::int64_t group, PanelRun run, const TileRanges& ranges,
+                           std::int64_t head_size, const BackwardScratch& scratch,
+                           std::int64_t first_row, std::int64_t group_row) {
+  const std::int64_t size = row_size(head_size), padded = padded_size(head_size),
+                     rows = mask.rows(block);
+  const std::int64_t first = run.first * kKeyPanel, keys = run.last * kKeyPanel - first;
+  const float* const q = scratch.q + first_row * size;
+  const float* const dout = scratch.dout + first_row * size;
+  multiply_visible(
+      rows, keys, head_size, {q, size, 1},
+      {scratch.keys_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
+      {scratch.p, kScoreRow}, ranges.key_begin, ranges.key_end);
+  mask_scores(mask, batch, block, group, run, ranges, scratch.p, kScoreRow);
+  multiply_visible(
+      rows, keys, head_size, {dout, size, 1},
+      {scratch.values_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
+      {scratch.ds, kScoreRow}, ranges.key_begin, ranges.key_end);
+  for (std::int64_t r = 0; r < rows; ++r)
+    softmax_backward_row(keys, ranges.key_begin[r / kStrip], ranges.key_end[r / kStrip],
+                         scratch.lse[first_row + r], scratch.delta[first_row + r],
+                         scratch.p + r * kScoreRow, scratch.ds + r * kScoreRow);
+  multiply_add_visible(keys, padded, {scratch.p, 1, kScoreRow}, {dout, size, kTileWidth},
+                       {scratch.dv + (group_row + first) * size, size}, ranges.row_begin,
+                       ranges.row_end);
+  multiply_add_visible(keys, padded, {scratch.ds, 1, kScoreRow}, {q, size, kTileWidth},
+                       {scratch.dk + (group_row + first) * size, size}, ranges.row_begin,
+                       ranges.row_end);
+  multiply_add_visible(rows, padded, {scratch.ds, kScoreRow, 1},
+                       {scratch.keys + first * size, size, kTileWidth},
+                       {scratch.dq + first_row * size, size}, ranges.key_begin, ranges.key_end);
+}
+
+void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
+                   const AttentionTask& task, float* memory) {
+  const AttentionShape& shape = args.shape;
+  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
+  const std::int64_t block_heads = (task.last_block - task.first_block) * heads;
+  const std::int64_t groups = task.last_group - task.first_group;
+  Carver carver(memory);
+  const BackwardScratch scratch(carver, block_heads, groups, shape.head_size);
+  const auto first_row = [&](std::int64_t block, std::int64_t head) {
+    return ((block - task.first_block) * heads + head) * kQueryBlock;
+  };
+
+  for (std::int64_t block = task.first_block; block < task.last_block; ++block)
+    for (std::int64_t head = 0; head < heads; ++head)
+      pack_queries(args, task.batch, task.kv_head * heads + head, block, mask.rows(block),
+                   first_row(block, head), scratch);
+  clear(block_heads * kQueryBlock * size, scratch.dq);
+  clear(groups * kKeyGroup * size, scratch.dk);
+  clear(groups * kKeyGroup * size, scratch.dv);
+  TileRanges ranges;
+  for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
+    bool packed = false;
+    for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
+      const PanelRun run = mask.visible_run(task.batch, block, group);
+      if (run.first == run.last) continue;
+      if (!packed) pack_keys(args, mask, task, group, scratch);
+      packed = true;
+      mask.find_ranges(task.batch, block, group, run, ranges);
+      for (std::int64_t head = 0; head < heads; ++head)
+        backward_block(mask, task.batch, block, group, run, ranges, shape.head_size, scratch,
+                       first_row(block, head), (group - task.first_group) * kKeyGroup);
+    }
+  }
+}
+
+inline void add_rows(std::int64_t rows, std::int64_t size, float factor,
+                     const float* HWY_RESTRICT from, std::int64_t from_row, float* HWY_RESTRICT to,
+                     std::int64_t to_row) {
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t d = 0; d < size; ++d) to[r * to_row + d] += factor * from[r * from_row + d];
+}
+
+void add_query_share(const AttentionBackwardArgs& args, const AttentionTask& task, float* memory) {
+  const AttentionShape& shape = args.shape;
+  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
+  const std::int64_t block_heads = (task.last_block - task.first_block) * heads;
+  Carver carver(memory);
+  const BackwardScratch scratch(carver, block_heads, task.last_group - task.first_group,
+                                shape.head_size);
+  for (std::int64_t i = 0; i < block_heads; ++i) {
+    const std::int64_t query = (task.first_block + i / heads) * kQueryBlock,
+                       head = task.kv_head * heads + i % heads;
+    add_rows(std::min(kQueryBlock, shape.queries - query), shape.head_size, shape.scale,
+             scratch.dq + i * kQueryBlock * size, size,
+             args.dq + task.batch * args.dq_batch + query * args.dq_row + head * shape.head_size,
+             args.dq_row);
+  }
+}
+
+void add_key_share(const AttentionBackwardArgs& args, const AttentionTask& task, float* memory) {
+  const AttentionShape& shape = args.shape;
+  const std::int64_t block_heads =
+      (task.last_block - task.first_block) * (shape.heads / shape.kv_heads);
+  const std::int64_t size = row_size(shape.head_size), first = task.first_group * kKeyGroup;
+  Carver carver(memory);
+  const BackwardScratch scratch(carver, block_heads, task.last_group - task.first_group,
+                                shape.head_size);
+  const std::int64_t keys = std::min(task.last_group * kKeyGroup, shape.keys) - first;
+  const std::int64_t at =
+      task.batch * args.dkv_batch + first * args.dkv_row + task.kv_head * shape.head_size;
+  add_rows(keys, shape.head_size, 1.0f, scratch.dk, size, args.dk + at, args.dkv_row);
+  add_rows(keys, shape.head_size, 1.0f, scratch.dv, size, args.dv + at, args.dkv_row);
+}
+
+}  // namespace longspan::model::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace longspan::model::cpu {
+namespace {
+
+/// A chunk of a gradient, to which tasks add their shares one after another.
+class Turn {
+ public:
+  void wait_for(std::int32_t turn) const {
+    for (std::int32_t now = now_.load(std::memory_order_acquire); now != turn;
+         now = now_.load(std::memory_order_acquire))
+      now_.wait(now, std::memory_order_acquire);
+  }
+  void next() {
+    now_.fetch_add(1, std::memory_order_release);
+    now_.notify_all();
+  }
+
+ private:
+  std::atomic<std::int32_t> now_{0};
+};
+
+struct OrderedTask {
+  AttentionTask task;
+  std::int64_t query_chunk, key_chunk;  ///< indices of the Turns
+  std::int32_t query_turn, key_turn;
+};
+
+struct Plan {
+  std::int64_t blocks = 1, groups = 1;  ///< of a chunk
+  std::int64_t query_chunks = 0, key_chunks = 0;
+  std::vector<OrderedTask> tasks;
+};
+
+/// Chunks of at most 1024 row-heads (512 for large heads) by as many keys, halved while there would
+/// be few tasks; along diagonals, so that neighbours in the list share no chunk. A function of the
+/// shape and the mask, never of the threads.
+Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
+  Plan plan;
+  const std::int64_t heads = shape.heads / shape.kv_heads, pairs = shape.batch * shape.kv_heads;
+  // The number of chunks of at most `most`, and what each then needs to hold.
+  const auto split = [](std::int64_t count, std::int64_t most, std::int64_t& each) {
+    most = std::max<std::int64_t>(1, most);
+    const std::int64_t chunks = (count + most - 1) / most;
+    each = chunks ? (count + chunks - 1) / chunks : 1;
+    return chunks;
+  };
+  for (std::int64_t rows = shape.head_size > 64 ? 512 : 1024;; rows /= 2) {
+    plan.query_chunks = split(mask.query_blocks(), rows / (kQueryBlock * heads), plan.blocks);
+    plan.key_chunks = split(mask.key_groups(), rows / kKeyGroup, plan.groups);
+    if (rows <= 256 || pairs * plan.query_chunks * plan.key_chunks >= 24) break;
+  }
+  std::vector<std::int32_t> query_turns(pairs * plan.query_chunks),
+      key_turns(pairs * plan.key_chunks);
+  const std::int64_t diagonals = std::max(plan.query_chunks, plan.key_chunks);
+  for (std::int64_t shift = diagonals - 1; shift >= 0; --shift) {
+    for (std::int64_t i = 0; i < diagonals; ++i) {
+      const std::int64_t j = (i + diagonals - shift) % diagonals;
+      if (i >= plan.query_chunks || j >= plan.key_chunks) continue;
+      for (std::int64_t b = 0; b < shape.batch; ++b) {
+        AttentionTask task{b,
+                           0,
+                           i * plan.blocks,
+                           std::min((i + 1) * plan.blocks, mask.query_blocks()),
+                           j * plan.groups,
+                           std::min((j + 1) * plan.groups, mask.key_groups())};
+        if (mask.visible_tiles(b, task.first_block, task.last_block, task.first_group,
+                               task.last_group) == 0)
+          continue;
+        for (task.kv_head = 0; task.kv_head < shape.kv_heads; ++task.kv_head) {
+          const std::int64_t pair = b * shape.kv_heads + task.kv_head;
+          const std::int64_t q = pair * plan.query_chunks + i, k = pair * plan.key_chunks + j;
+          plan.tasks.push_back({task, q, k, query_turns[q]++, key_turns[k]++});
+        }
+      }
+    }
+  }
+  return plan;
+}
+
+}  // namespace
+
+HWY_EXPORT(backward_task);
+HWY_EXPORT(add_query_share);
+HWY_EXPORT(add_key_share);
+
+void attention_backward(const AttentionBackwardArgs& args) {
+  const AttentionShape& shape = args.shape;
+  const MaskIndex mask(shape);
+  const Plan plan = make_plan(shape, mask);
+  const auto count = static_cast<std::int64_t>(plan.tasks.size());
+  if (count == 0) return;
+  const std::int64_t threads = std::min<std::int64_t>(omp_get_max_threads(), count),
+                     pairs = shape.batch * shape.kv_heads;
+  Carver measure(nullptr);
+  BackwardScratch(measure, plan.blocks * (shape.heads / shape.kv_heads), plan.groups,
+                  shape.head_size);
+  Scratch scratch(threads, measure.used());
+  std::vector<Turn> query_turns(pairs * plan.query_chunks), key_turns(pairs * plan.key_chunks);
+  // Tasks start in the order of the list, so the earliest unfinished one never waits: no deadlock.
+  std::atomic<std::int64_t> next{0};
+#pragma omp parallel num_threads(threads)
+  {
+    float* const memory = scratch.of(omp_get_thread_num());
+    for (std::int64_t t = next++; t < count; t = next++) {
+      const OrderedTask& ordered = plan.tasks[t];
+      HWY_DYNAMIC_DISPATCH(backward_task)(args, mask, ordered.task, memory);
+      query_turns[ordered.query_chunk].wait_for(ordered.query_turn);
+      HWY_DYNAMIC_DISPATCH(add_query_share)(args, ordered.task, memory);
+      query_turns[ordered.query_chunk].next();
+      key_turns[ordered.key_chunk].wait_for(ordered.key_turn);
+      HWY_DYNAMIC_DISPATCH(add_key_share)(args, ordered.task, memory);
+      key_turns[ordered.key_chunk].next();
+    }
+  }
+}
+
+}  // namespace longspan::model::cpu
+#endif

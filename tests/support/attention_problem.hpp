@@ -1,0 +1,57 @@
+/// Random attention problems, and the CPU kernel run on them: what its tests and its benchmark
+/// share.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/kernels/attention.hpp"
+#include "support/attention_reference.hpp"
+
+namespace longspan::testing_support {
+
+/// Contiguous tensors, laid out as in AttentionInputs.
+struct AttentionProblem {
+  model::AttentionShape shape;  ///< points into the vectors once bind() has run
+  std::vector<std::int32_t> query_positions, key_positions, query_documents, key_documents;
+  std::vector<float> q, k, v, dout;
+
+  /// Normal numbers, logits of standard deviation 2.25. Positions count up; queries end where the
+  /// keys do, as in decoding and in the last shard of a sequence.
+  AttentionProblem(std::int64_t batch, std::int64_t queries, std::int64_t keys, std::int64_t heads,
+                   std::int64_t kv_heads, std::int64_t head_size, model::AttentionMask mask = {});
+
+  /// Documents of 77 tokens, shifted in every sequence of the batch: a function of the position
+  /// alone.
+  AttentionProblem& with_documents();
+
+  const model::AttentionShape& bind();
+  AttentionOutputs reference();
+
+  /// The tokens given, by index, with their positions.
+  AttentionProblem slice(const std::vector<std::int32_t>& queries,
+                         const std::vector<std::int32_t>& keys) const;
+};
+
+std::vector<std::int32_t> counting(std::int64_t count, std::int32_t from = 0);
+
+struct AttentionForward {
+  std::vector<float> o, lse;
+  bool gaps_are_untouched = true;
+};
+struct AttentionGradients {
+  std::vector<float> dq, dk, dv;
+  bool gaps_are_untouched = true;
+};
+
+/// With `merged` the call continues from it; else o and lse start as NaN. gap > 0: rows and
+/// sequences lie apart in memory, with NaN between them.
+AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap = 0,
+                                   const AttentionForward* merged = nullptr);
+
+/// With the o and lse given, which may come from more keys than the problem's. Gradients start at
+/// `start`.
+AttentionGradients attention_backward(AttentionProblem& problem, const AttentionForward& saved,
+                                      std::int64_t gap = 0, float start = 0.0f);
+
+}  // namespace longspan::testing_support
