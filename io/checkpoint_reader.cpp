@@ -1,9 +1,7 @@
 #include "io/checkpoint_reader.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <map>
 #include <utility>
 
@@ -12,6 +10,7 @@
 #include "io/checksum.hpp"
 #include "io/file.hpp"
 #include "io/hdf5.hpp"
+#include "io/statistics.hpp"
 #include "parallel/error.hpp"
 
 namespace longspan::io {
@@ -55,46 +54,6 @@ std::string shard_problem(const std::string& path, std::int64_t bytes, int rank,
     return text;
   }
   return "";
-}
-
-/// Converts to double whatever the dtype; `bytes` holds whole elements.
-template <class Each>
-void for_each_element(DType dtype, const char* bytes, std::int64_t size, Each&& each) {
-  const auto loop = [&]<class T>(T) {
-    for (std::int64_t at = 0; at < size; at += static_cast<std::int64_t>(sizeof(T))) {
-      T value;
-      std::memcpy(&value, bytes + at, sizeof value);
-      each(static_cast<double>(value));
-    }
-  };
-  switch (dtype) {
-    case DType::kF32:
-      return loop(float{});
-    case DType::kF64:
-      return loop(double{});
-    case DType::kU8:
-      return loop(std::uint8_t{});
-    case DType::kU16:
-      return loop(std::uint16_t{});
-    case DType::kU32:
-      return loop(std::uint32_t{});
-    case DType::kI32:
-      return loop(std::int32_t{});
-    case DType::kI64:
-      return loop(std::int64_t{});
-    case DType::kU64:
-      return loop(std::uint64_t{});
-    case DType::kBF16:
-      break;
-  }
-  for (std::int64_t at = 0; at < size; at += 2) {
-    std::uint16_t bits = 0;
-    std::memcpy(&bits, bytes + at, 2);
-    const std::uint32_t wide = std::uint32_t{bits} << 16;
-    float value = 0;
-    std::memcpy(&value, &wide, 4);
-    each(static_cast<double>(value));
-  }
 }
 
 }  // namespace
@@ -294,44 +253,15 @@ std::vector<VerifyProblem> CheckpointReader::verify(
 
 TensorStatistics CheckpointReader::statistics(const std::string& name) {
   const TensorEntry& tensor = impl_->find(name);
-  TensorStatistics result;
-  result.minimum = std::numeric_limits<double>::infinity();
-  result.maximum = -std::numeric_limits<double>::infinity();
-  // Deviations from the first finite value: the variance of weights near 1 survives the
-  // subtraction.
-  double shift = 0, sum = 0, sum_of_squares = 0, norm = 0;
-  std::int64_t finite = 0;
+  RunningStatistics statistics;
   for (const Block& block : tensor.blocks) {
-    const auto hash =
-        impl_->stream(block, 0, bytes_of(tensor, block),
-                      [&](const char* piece, std::int64_t, std::int64_t bytes) {
-                        for_each_element(tensor.dtype, piece, bytes, [&](double value) {
-                          ++result.count;
-                          if (std::isnan(value)) {
-                            ++result.nan;
-                          } else if (std::isinf(value)) {
-                            ++result.inf;
-                          } else {
-                            if (finite++ == 0) shift = value;
-                            sum += value - shift;
-                            sum_of_squares += (value - shift) * (value - shift);
-                            norm += value * value;
-                            result.minimum = std::min(result.minimum, value);
-                            result.maximum = std::max(result.maximum, value);
-                          }
-                        });
-                      });
+    const auto hash = impl_->stream(block, 0, bytes_of(tensor, block),
+                                    [&](const char* piece, std::int64_t, std::int64_t bytes) {
+                                      statistics.add(tensor.dtype, piece, bytes);
+                                    });
     impl_->require_hash(tensor, block, hash);
   }
-  if (finite == 0) {
-    result.minimum = result.maximum = 0;
-    return result;
-  }
-  const double n = static_cast<double>(finite);
-  result.mean = shift + sum / n;
-  result.standard_deviation = std::sqrt(std::max(0.0, (sum_of_squares - sum * sum / n) / n));
-  result.norm = std::sqrt(norm);
-  return result;
+  return statistics.result();
 }
 
 }  // namespace longspan::io

@@ -1,17 +1,14 @@
 #include "launcher/inspect_checkpoint.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <map>
 #include <numeric>
-#include <optional>
 #include <set>
 #include <utility>
 
 #include "io/checkpoint_reader.hpp"
 #include "io/file.hpp"
+#include "io/statistics.hpp"
 #include "launcher/options.hpp"
 #include "launcher/progress.hpp"
 #include "launcher/table.hpp"
@@ -43,39 +40,6 @@ std::size_t shards_of(const TensorEntry& tensor) {
   return shards.size();
 }
 
-double value_at(DType dtype, const char* at) {
-  const auto as = [&]<class T>(T value) {
-    std::memcpy(&value, at, sizeof value);
-    return static_cast<double>(value);
-  };
-  switch (dtype) {
-    case DType::kF32:
-      return as(float{});
-    case DType::kF64:
-      return as(double{});
-    case DType::kU8:
-      return as(std::uint8_t{});
-    case DType::kU16:
-      return as(std::uint16_t{});
-    case DType::kU32:
-      return as(std::uint32_t{});
-    case DType::kI32:
-      return as(std::int32_t{});
-    case DType::kI64:
-      return as(std::int64_t{});
-    case DType::kU64:
-      return as(std::uint64_t{});
-    case DType::kBF16:
-      break;
-  }
-  std::uint16_t bits = 0;
-  std::memcpy(&bits, at, sizeof bits);
-  const std::uint32_t wide = std::uint32_t{bits} << 16;
-  float value = 0;
-  std::memcpy(&value, &wide, sizeof value);
-  return static_cast<double>(value);
-}
-
 /// The start of the first row.
 std::vector<double> first_values(io::CheckpointReader& reader, const TensorEntry& tensor) {
   Shape shape(tensor.global_shape.size(), 1);
@@ -86,7 +50,7 @@ std::vector<double> first_values(io::CheckpointReader& reader, const TensorEntry
                bytes.data()});
   std::vector<double> values;
   for (std::size_t at = 0; at < bytes.size(); at += size_of(tensor.dtype))
-    values.push_back(value_at(tensor.dtype, bytes.data() + at));
+    values.push_back(io::element_value(tensor.dtype, bytes.data() + at));
   return values;
 }
 
