@@ -116,7 +116,7 @@ struct DatasetWriter::Impl {
   }
 
   void make_layout() {
-    ::unlink(partial.c_str());  // of a run that died
+    ::unlink(partial.c_str());  // of a run that was killed
     const std::uint64_t documents = facts.document_offsets.size() - 1;
     const auto train = static_cast<std::uint64_t>(facts.train_documents);
     hdf5::File out = hdf5::File::create(partial);

@@ -297,6 +297,7 @@ std::vector<bool> choose_validation(const std::vector<std::int64_t>& tokens,
 PrepareSummary prepare_dataset(const PrepareRequest& request, const PrepareProgress& progress) {
   const auto begin = std::chrono::steady_clock::now();
   check_request(request);
+  remove_path(request.output + ".partial");  // of a run that was killed
   InputFilter filter{request.endings, request.skip_unreadable, request.output};
   if (request.format.kind == DatasetKind::kGenome && filter.endings.empty())
     filter.endings = {".fa", ".fasta", ".fna", ".ffn", ".frn", ".FA", ".FASTA"};

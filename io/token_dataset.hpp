@@ -30,6 +30,7 @@ class Tokenizer {
   explicit Tokenizer(const std::string& json);  ///< throws Error (damaged) for an unknown kind
   std::vector<std::int32_t> encode(const std::string& text) const;  ///< throws Error (usage) naming a letter it lacks
   std::string decode(const std::vector<std::int32_t>& ids) const;
+  std::int64_t vocabulary() const;  ///< ids below it decode to text; larger ones are padding of the embedding
  private:
   std::string kind_, letters_;
 };

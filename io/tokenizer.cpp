@@ -1,4 +1,5 @@
 #include <charconv>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "io/token_dataset.hpp"
@@ -74,6 +75,11 @@ std::string Tokenizer::decode(const std::vector<std::int32_t>& ids) const {
     text += kind_ == "bytes" ? static_cast<char>(id) : letters_[static_cast<std::size_t>(id)];
   }
   return text;
+}
+
+std::int64_t Tokenizer::vocabulary() const {
+  if (kind_ == "ids") return std::numeric_limits<std::int32_t>::max();
+  return kind_ == "bytes" ? 256 : static_cast<std::int64_t>(letters_.size());
 }
 
 }  // namespace longspan::io

@@ -1,17 +1,31 @@
 #include "launcher/command.hpp"
 
+#include <fmt/format.h>
+
 namespace longspan::launcher {
 
 const std::vector<Command>& commands() {
   static const std::vector<Command> all = {
-      {"prepare", "turns files and folders into a dataset", prepare_command},
-      {"train", "trains, on every rank that runs this command", train_command},
-      {"launch", "starts train on several ranks of this machine", launch_command},
-      {"inspect", "looks into a dataset, a checkpoint or a run directory", inspect_command},
-      {"generate", "writes text with the model of a checkpoint", generate_command},
-      {"config", "lists every setting, or the effective configuration of a file", config_command},
+      {"prepare", "turn files and folders into a dataset", prepare_command},
+      {"train", "train, on every rank that runs this command", train_command},
+      {"launch", "start train on several ranks of this machine", launch_command},
+      {"inspect", "look into a dataset, a checkpoint or a run directory", inspect_command},
+      {"generate", "write text with a trained model", generate_command},
+      {"config", "list every setting, or show the effective configuration", config_command},
   };
   return all;
+}
+
+std::string overview() {
+  std::string text = "longspan trains transformers on very long sequences across many nodes.\n\n";
+  for (const Command& c : commands()) text += fmt::format("  longspan {:<9} {}\n", c.name, c.help);
+  text +=
+      "\nlongspan COMMAND --help explains one, with an example. Exit status: 0 done, 1 failed, 2 wrong usage or configuration,\n"
+      "3 damaged or incompatible file, 75 stopped early after a good checkpoint: the same command continues.\n\n"
+      "Example:\n"
+      "  longspan prepare --kind text --output data/code.h5 /usr/include\n"
+      "  longspan launch --ranks 2 --config configs/tiny.ini --data.path data/code.h5";
+  return text;
 }
 
 }  // namespace longspan::launcher

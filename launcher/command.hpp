@@ -19,6 +19,8 @@ struct Command {
 };
 
 const std::vector<Command>& commands();
+/// The help of longspan itself: all commands, what the exit status means, an example.
+std::string overview();
 
 ExitStatus train_command(const std::vector<std::string>& arguments);
 ExitStatus launch_command(const std::vector<std::string>& arguments);

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <utility>
 
 #include "io/checkpoint_reader.hpp"
 #include "io/token_dataset.hpp"
@@ -93,11 +94,15 @@ ExitStatus generate_command(const std::vector<std::string>& arguments) {
 
   model::Decoder decoder(*loaded.transformer, loaded.config.attention, static_cast<std::int64_t>(tokens.size()) + count);
   std::vector<float> logits = decoder.append(tokens);
-  std::cout << prompt << std::flush;
+  // What is new in the text of all tokens so far: ids are separated, letters are not.
+  std::size_t printed = loaded.tokenizer.decode(tokens).size();
+  std::cout << loaded.tokenizer.decode(tokens) << std::flush;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t token =
         model::sample_token(logits, loaded.tokenizer.vocabulary(), sampling, static_cast<std::uint64_t>(i));
-    std::cout << loaded.tokenizer.decode({token}) << std::flush;
+    tokens.push_back(token);
+    const std::string text = loaded.tokenizer.decode(tokens);
+    std::cout << text.substr(std::exchange(printed, text.size())) << std::flush;
     if (i + 1 < count) logits = decoder.append({token});
   }
   std::cout << '\n';

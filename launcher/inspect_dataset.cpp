@@ -52,7 +52,7 @@ std::string describe_tokenizer(const io::DatasetFacts& facts) {
   return json["kind"] == "bytes" ? "bytes" : "ids without text";
 }
 
-std::string short_number(std::int64_t number) {
+std::string axis_number(std::int64_t number) {
   constexpr std::array<std::pair<std::int64_t, char>, 4> kSteps = {
       {{1'000'000'000'000, 'T'}, {1'000'000'000, 'G'}, {1'000'000, 'M'}, {1'000, 'k'}}};
   for (const auto& [step, letter] : kSteps)
@@ -91,7 +91,7 @@ void print_lengths(const io::DocumentLengths& lengths) {
   std::int64_t most = 1;
   for (const io::LengthBin& bin : lengths.bins) most = std::max(most, bin.documents);
   for (const io::LengthBin& bin : lengths.bins)
-    fmt::print("  {:>5} to {:>5} {:>14}  {}\n", short_number(bin.begin), short_number(bin.end),
+    fmt::print("  {:>5} to {:>5} {:>14}  {}\n", axis_number(bin.begin), axis_number(bin.end),
                grouped(bin.documents),
                bar(static_cast<double>(bin.documents) / static_cast<double>(most), kBarColumns));
 }

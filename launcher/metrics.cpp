@@ -1,39 +1,62 @@
 #include "launcher/metrics.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cmath>
-#include <filesystem>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "parallel/error.hpp"
 
 namespace longspan::launcher {
+namespace {
 
-MetricsWriter::MetricsWriter(const std::string& path, std::int64_t last_step) : path_(path) {
-  std::string kept;
-  std::ifstream old(path);
-  for (std::string line; std::getline(old, line);) {
-    const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_object() && json.value("step", std::int64_t{0}) <= last_step && json.contains("step") && last_step > 0)
-      kept += line + "\n";
+/// All of `text`, or Error.
+void write_all(int file, std::string_view text, const std::string& path) {
+  while (!text.empty()) {
+    const ssize_t written = ::write(file, text.data(), text.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) fail("cannot write {}: {}", path, std::strerror(errno));
+    text.remove_prefix(static_cast<std::size_t>(written));
   }
-  old.close();
-  // Written beside the file and renamed over it: a crash here loses nothing.
-  const std::string temporary = path + ".tmp";
-  {
-    std::ofstream fresh(temporary, std::ios::trunc);
-    fresh << kept;
-    if (!fresh.flush()) fail("cannot write {}: is the disk full?", temporary);
-  }
-  std::error_code error;
-  std::filesystem::rename(temporary, path, error);
-  if (error) fail("cannot replace {}: {}", path, error.message());
-  file_.open(path, std::ios::app);
-  if (!file_) fail("cannot write {}", path);
 }
 
-void MetricsWriter::write(const StepMetrics& m) {
+/// The complete lines of steps up to `last_step`.
+std::string lines_until(const std::string& text, std::int64_t last_step) {
+  std::string kept;
+  for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    const std::string_view line(text.data() + begin, end - begin);
+    const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) continue;
+    if (object["step"].get<std::int64_t>() <= last_step) kept.append(line).push_back('\n');
+  }
+  return kept;
+}
+
+std::string bytes_text(std::int64_t bytes) {
+  const double mib = static_cast<double>(bytes) / (1 << 20);
+  return mib < 1024 ? fmt::format("{:.0f} MiB", mib) : fmt::format("{:.2f} GiB", mib / 1024);
+}
+
+std::string time_left_text(double seconds) {
+  if (!(seconds < 1e9)) return "?";
+  const auto s = static_cast<std::int64_t>(seconds + 0.5);
+  if (s < 60) return fmt::format("{} s", s);
+  if (s < 3600) return fmt::format("{}:{:02}", s / 60, s % 60);
+  return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
+}
+
+}  // namespace
+
+std::string to_json(const StepMetrics& m) {
   nlohmann::ordered_json line = {{"step", m.step},
                                  {"tokens", m.tokens},
                                  {"loss", m.loss},
@@ -46,29 +69,42 @@ void MetricsWriter::write(const StepMetrics& m) {
                                  {"data_seconds", m.data_seconds},
                                  {"peak_memory_bytes", m.peak_memory_bytes}};
   if (m.validation_loss) line["validation_loss"] = *m.validation_loss;
-  file_ << line.dump() << "\n";
-  if (!file_.flush()) fail("cannot write {}: is the disk full?", path_);
+  return line.dump();
 }
 
-std::string duration_text(double seconds) {
-  const auto s = static_cast<std::int64_t>(std::llround(seconds));
-  if (s >= 3600) return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);
-  if (s >= 60) return fmt::format("{}:{:02}", s / 60, s % 60);
-  return fmt::format("{} s", s);
+void MetricsWriter::close_file(int file) { ::close(file); }
+
+MetricsWriter::MetricsWriter(const std::string& path, std::int64_t last_step) : path_(path) {
+  std::string text;
+  if (std::ifstream old(path, std::ios::binary); old) text.assign(std::istreambuf_iterator<char>(old), {});
+  if (const std::string kept = lines_until(text, last_step); kept != text) {
+    const std::string temporary = path + ".new";
+    Handle<int, -1, close_file> file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+    if (!file) fail("cannot write {}: {}", temporary, std::strerror(errno));
+    write_all(file.get(), kept, temporary);
+    if (::fsync(file.get()) != 0 || std::rename(temporary.c_str(), path.c_str()) != 0)
+      fail("cannot replace {}: {}", path, std::strerror(errno));
+  }
+  file_ = Handle<int, -1, close_file>(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+  if (!file_) fail("cannot write {}: {}", path, std::strerror(errno));
 }
+
+void MetricsWriter::write(const StepMetrics& metrics) { write_all(file_.get(), to_json(metrics) + "\n", path_); }
 
 std::string MetricsTable::row(const StepMetrics& m) {
-  // The first step warms up caches and kernels: it is not a measure of the others.
-  mean_step_seconds_ = rows_ <= 1 ? m.step_seconds : 0.9 * mean_step_seconds_ + 0.1 * m.step_seconds;
+  // The first step warms everything up: later ones say more about what is to come.
+  if (rows_ < 2)
+    mean_step_seconds_ = m.step_seconds;
+  else
+    mean_step_seconds_ += 0.1 * (m.step_seconds - mean_step_seconds_);
+  const int width = std::max(4, static_cast<int>(std::to_string(steps_).size()));
   std::string text;
   if (rows_++ == 0)
-    text = fmt::format("{:>8} {:>8} {:>9} {:>10} {:>9} {:>9} {:>6} {:>6} {:>6} {:>9} {:>8}\n", "step", "loss", "grad norm", "rate", "s/step",
-                       "tokens/s", "mfu %", "comm %", "data %", "memory", "left");
-  const double percent = 100.0 / m.step_seconds;
-  text += fmt::format("{:>8} {:>8.4f} {:>9.3f} {:>10.3e} {:>9.3f} {:>9.0f} {:>6.1f} {:>6.1f} {:>6.1f} {:>5.0f} MiB {:>8}", m.step, m.loss,
-                      m.grad_norm, m.learning_rate, m.step_seconds, m.tokens_per_second, 100 * m.mfu, m.comm_seconds * percent,
-                      m.data_seconds * percent, static_cast<double>(m.peak_memory_bytes) / 1048576,
-                      duration_text(mean_step_seconds_ * static_cast<double>(steps_ - m.step)));
+    text = fmt::format("{:>{}}  {:>9}  {:>9}  {:>9}  {:>10}  {:>5}  {:>9}  {:>9}\n", "step", width, "loss", "grad norm", "rate",
+                       "tokens/s", "MFU %", "memory", "time left");
+  text += fmt::format("{:>{}}  {:>9.4f}  {:>9.3g}  {:>9.3g}  {:>10.0f}  {:>5.1f}  {:>9}  {:>9}", m.step, width, m.loss, m.grad_norm,
+                      m.learning_rate, m.tokens_per_second, 100 * m.mfu, bytes_text(m.peak_memory_bytes),
+                      time_left_text(mean_step_seconds_ * static_cast<double>(std::max<std::int64_t>(0, steps_ - m.step))));
   if (m.validation_loss) text += fmt::format("  validation {:.4f}", *m.validation_loss);
   return text;
 }

@@ -1,53 +1,60 @@
-/// What a step measured: one JSON object a line in metrics.jsonl, and one row of the table on the terminal.
+/// What a step measured, for programs (metrics.jsonl) and for people (the table on the terminal).
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <optional>
 #include <string>
 
+#include "parallel/handle.hpp"
+
 namespace longspan::launcher {
 
-/// Sums and maxima over all ranks.
+/// Over all ranks. The names are the keys of metrics.jsonl.
 struct StepMetrics {
-  std::int64_t step = 0;
-  std::int64_t tokens = 0;             ///< valid targets since the beginning of the run
-  double loss = 0, grad_norm = 0, learning_rate = 0;
-  double step_seconds = 0, tokens_per_second = 0;
-  double mfu = 0;                      ///< model FLOPs per second over the measured peak of all ranks
-  double comm_seconds = 0;             ///< spent waiting for bulk communication, the slowest rank
-  double data_seconds = 0;             ///< spent waiting for data, the slowest rank
-  std::int64_t peak_memory_bytes = 0;  ///< resident, the largest rank
-  std::optional<double> validation_loss;
+  std::int64_t step = 0;                 ///< counted from 1
+  std::int64_t tokens = 0;               ///< valid targets since the beginning of the run
+  double loss = 0;                       ///< mean over the tokens of the step, nats
+  double grad_norm = 0;                  ///< before clipping
+  double learning_rate = 0;
+  double step_seconds = 0;               ///< the slowest rank
+  double tokens_per_second = 0;
+  double mfu = 0;                        ///< model FLOPs per second over the measured peak of all ranks, 0 to 1
+  double comm_seconds = 0;               ///< communication that nothing hid, the slowest rank
+  double data_seconds = 0;               ///< spent waiting for data, the slowest rank
+  std::int64_t peak_memory_bytes = 0;    ///< resident, the largest rank
+  std::optional<double> validation_loss; ///< only where it was measured
 };
 
-/// metrics.jsonl of a run, flushed after every line. One rank has one.
+/// One object a line, without '\n'. Numbers read back to the same bits; what is not finite is null.
+std::string to_json(const StepMetrics& metrics);
+
+/// metrics.jsonl of a run. Every line is in the file when write() returns. One rank has one.
 class MetricsWriter {
  public:
-  /// Continues the file after `last_step`: lines of later steps, and a line cut short by a crash, are dropped first. Throws Error.
+  /// Continues `path` after `last_step`: lines of later steps (they will be computed again) and a line cut short by a crash
+  /// go first, by a new file that takes the old one's place in one move. Makes the file if there is none. Throws Error.
   MetricsWriter(const std::string& path, std::int64_t last_step);
-  /// Throws Error if the line could not be written.
+  /// Throws Error if the line did not get into the file whole.
   void write(const StepMetrics& metrics);
 
  private:
+  static void close_file(int file);
   std::string path_;
-  std::ofstream file_;
+  Handle<int, -1, close_file> file_;
 };
 
-/// Rows for the terminal, aligned under a header that comes with the first row.
+/// Aligned lines for the terminal; the first has the header above it.
 class MetricsTable {
  public:
+  /// `steps` of the whole run, for the time left.
   explicit MetricsTable(std::int64_t steps) : steps_(steps) {}
-  /// One row; the first also holds the header. The time left is a running mean of the steps seen.
+  /// No '\n' at the end.
   std::string row(const StepMetrics& metrics);
 
  private:
   std::int64_t steps_;
-  double mean_step_seconds_ = 0;
   std::int64_t rows_ = 0;
+  double mean_step_seconds_ = 0;
 };
-
-/// "1:02:03", "2:03" or "3 s".
-std::string duration_text(double seconds);
 
 }  // namespace longspan::launcher

@@ -22,23 +22,17 @@ namespace {
 using io::DatasetKind;
 
 const std::vector<Flag> kFlags = {
-    {"kind", "KIND",
-     "text: every file is a document, every byte a token; genome: FASTA, every record a document, "
-     "every nucleotide a "
-     "token; tokens: every file a document of ready-made ids"},
+    {"kind", "text|genome|tokens",
+     "documents: files of bytes; FASTA records of nucleotides; files of ready-made ids"},
     {"output", "FILE", "the dataset to write"},
-    {"validation", "SHARE",
-     "share of the tokens to set apart for validation, in whole documents; 0 = none", "0.05"},
+    {"validation", "SHARE", "share of the tokens set apart, in whole documents; 0 = none", "0.05"},
     {"extensions", "LIST",
-     "take only such files from folders: .hpp,.h (packed ones with .gz as well); genome: "
-     ".fa,.fasta,.fna,..."},
-    {"max-bytes", "N",
-     "stop after so many bytes of text, nucleotides or ids; 64M, 2Gi; 0 = take all", "0"},
-    {"dtype", "TYPE", "tokens: how the raw little-endian ids were written: u8, u16 or u32"},
+     "take only such files from folders, e.g. .hpp,.h, packed or not; genome: .fa .fasta .fna ..."},
+    {"max-bytes", "N", "stop after so many tokens; 64M, 2Gi; 0 = take all", "0"},
+    {"dtype", "u8|u16|u32", "tokens: how the raw little-endian ids were written"},
     {"text-ids", "", "tokens: the ids are decimal numbers between white space"},
     {"vocabulary", "N", "tokens: ids are below N; 0 = the largest id + 1", "0"},
-    {"unknown", "WHAT", "genome: letters that are no nucleotides are an error, or n: read as N",
-     "error"},
+    {"unknown", "error|n", "genome: what becomes of letters that are no nucleotides", "error"},
     {"skip-unreadable", "", "leave out files and folders that cannot be read"},
     {"force", "", "overwrite an existing output"},
     {"json", "", "the summary as one JSON object"},
@@ -223,7 +217,10 @@ std::string summary_json(const io::PrepareSummary& summary) {
 
 ExitStatus prepare_command(const std::vector<std::string>& command_line) {
   const Arguments arguments(
-      command_line, "prepare", "longspan prepare --kind KIND --output FILE INPUT...", kFlags,
+      command_line, "prepare",
+      "makes a dataset of the files and folders (walked to the bottom) that are named after the "
+      "flags",
+      kFlags,
       "longspan prepare --kind text --extensions .hpp,.h --output code.h5 /usr/include/c++");
   if (arguments.help_wanted()) {
     fmt::print("{}\n", arguments.help());

@@ -2,119 +2,160 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+#include <limits>
+#include <string_view>
 #include <utility>
 
 namespace longspan::launcher {
 namespace {
 
-/// Collects what is wrong, in the order of the settings.
+/// Collects what is wrong. Every text has the form "section.key=value ...", so that options.cpp can tell what it is about.
 class Problems {
  public:
-  template <class T>
-  void at_least(const char* name, T value, T least) {
-    if (!(value >= least)) lines_.push_back(fmt::format("{}={}: it must be at least {}", name, value, least));
-  }
   template <class... Args>
   void unless(bool fine, fmt::format_string<Args...> text, Args&&... args) {
-    if (!fine) lines_.push_back(fmt::format(text, std::forward<Args>(args)...));
+    if (!fine) all_.push_back(fmt::format(text, std::forward<Args>(args)...));
   }
-  std::vector<std::string> take() { return std::move(lines_); }
+  template <class T>
+  void at_least(T least, std::string_view name, T value) {
+    unless(value >= least, "{}={}: it must be at least {}", name, value, least);
+  }
+  void above_zero(std::string_view name, double value) {
+    unless(value > 0 && std::isfinite(value), "{}={}: it must be above 0", name, value);
+  }
+  void in_unit_interval(std::string_view name, double value) {
+    unless(value >= 0 && value < 1, "{}={:.9g}: it must be at least 0 and below 1", name, value);
+  }
+  std::vector<std::string> take() { return std::move(all_); }
 
  private:
-  std::vector<std::string> lines_;
+  std::vector<std::string> all_;
 };
 
-constexpr std::int64_t kOne = 1, kZero = 0;
+constexpr std::int64_t kZero = 0, kOne = 1;
+
+void check_run(const RunSettings& r, Problems& problems) {
+  problems.unless(!r.name.empty() && r.name != "." && r.name != ".." && r.name.find('/') == std::string::npos,
+                  "run.name={}: it names a folder: not empty and without '/'; run.directory may be any path", r.name);
+  problems.unless(r.device == "auto" || r.device == "cpu" || r.device == "cuda", "run.device={}: it must be auto, cpu or cuda",
+                  r.device);
+  problems.at_least(0, "run.threads", r.threads);
+}
+
+void check_heads(const model::ModelConfig& m, Problems& problems) {
+  if (m.width < 1 || m.heads < 1 || m.head_size < 0) return;
+  problems.unless(m.kv_heads < 1 || m.heads % m.kv_heads == 0,
+                  "model.heads={} is not a multiple of model.kv-heads={}: every key/value head serves equally many query heads",
+                  m.heads, m.kv_heads);
+  if (m.head_size == 0 && m.width % m.heads != 0) {
+    problems.unless(false, "model.width={} is not a multiple of model.heads={}: change one of them, or set model.head-size",
+                    m.width, m.heads);
+    return;
+  }
+  const std::int64_t head_size = m.head_size == 0 ? m.width / m.heads : m.head_size;
+  const std::string origin = m.head_size == 0
+                                 ? fmt::format("model.width={} / model.heads={} gives heads of {} channels", m.width, m.heads, head_size)
+                                 : fmt::format("model.head-size={}", head_size);
+  problems.unless(head_size % 4 == 0 && head_size <= 256, "{}: it must be a multiple of 4 and at most 256", origin);
+}
 
 void check_model(const RunConfig& c, Problems& problems) {
   const model::ModelConfig& m = c.model;
-  problems.at_least("model.layers", m.layers, kOne);
-  problems.at_least("model.width", m.width, kOne);
-  problems.at_least("model.heads", m.heads, kOne);
-  problems.at_least("model.kv-heads", m.kv_heads, kZero);
-  problems.at_least("model.head-size", m.head_size, kZero);
-  problems.at_least("model.mlp-width", m.mlp_width, kZero);
-  problems.at_least("model.vocabulary", m.vocabulary, kZero);
-  problems.at_least("model.max-positions", m.max_positions, kZero);
-  problems.unless(m.dropout >= 0 && m.dropout < 1, "model.dropout={}: it must be in [0, 1)", m.dropout);
-  problems.unless(m.norm_epsilon > 0, "model.norm-epsilon={}: it must be above 0", m.norm_epsilon);
-  problems.unless(m.rope_theta > 0, "model.rope-theta={}: it must be above 0", m.rope_theta);
-  if (m.heads < 1 || m.width < 1) return;
-  problems.unless(m.kv_heads <= 0 || m.heads % m.kv_heads == 0,
-                  "model.heads={} is not a multiple of model.kv-heads={}: every key head serves the same number of query heads", m.heads,
-                  m.kv_heads);
-  problems.unless(m.head_size != 0 || m.width % m.heads == 0,
-                  "model.width={} is not a multiple of model.heads={}: change one of them or set model.head-size", m.width, m.heads);
-  const std::int64_t head_size = m.head_size != 0 ? m.head_size : m.width / m.heads;
-  problems.unless(head_size > 0 && head_size <= 256 && head_size % 4 == 0,
-                  "a head of {} channels (model.width={} / model.heads={}): it must be a multiple of 4, up to 256", head_size, m.width,
-                  m.heads);
-  problems.unless(m.position != model::PositionKind::kLearned || m.max_positions == 0 || m.max_positions >= c.data.sequence_length,
-                  "model.max-positions={} is less than data.sequence-length={}: raise it or set it to 0", m.max_positions,
+  problems.at_least(kOne, "model.layers", m.layers);
+  problems.at_least(kOne, "model.width", m.width);
+  problems.at_least(kOne, "model.heads", m.heads);
+  problems.at_least(kZero, "model.kv-heads", m.kv_heads);
+  problems.at_least(kZero, "model.head-size", m.head_size);
+  problems.at_least(kZero, "model.mlp-width", m.mlp_width);
+  check_heads(m, problems);
+  problems.above_zero("model.norm-epsilon", m.norm_epsilon);
+  problems.unless(m.rope_theta > 1, "model.rope-theta={}: it must be above 1", m.rope_theta);
+  problems.unless(m.position != model::PositionKind::kSinusoidal || m.width % 2 == 0,
+                  "model.width={} with model.position=sinusoidal: it must be even", m.width);
+  problems.at_least(kZero, "model.max-positions", m.max_positions);
+  problems.unless(m.position != model::PositionKind::kLearned || m.max_positions <= 0 || m.max_positions >= c.data.sequence_length,
+                  "model.max-positions={} is less than data.sequence-length={}: raise it, or set it to 0", m.max_positions,
                   c.data.sequence_length);
+  problems.in_unit_interval("model.dropout", m.dropout);
+  problems.at_least(kZero, "model.vocabulary", m.vocabulary);
+  constexpr std::int64_t kLargestId = std::numeric_limits<std::int32_t>::max();
+  problems.unless(m.vocabulary <= kLargestId, "model.vocabulary={}: it must be at most {}", m.vocabulary, kLargestId);
 }
 
-void check_training(const RunConfig& c, Problems& problems) {
+void check_sequence(const RunConfig& c, Problems& problems) {
+  // Positions travel with the tokens as 32-bit numbers.
+  constexpr std::int64_t kLongest = std::numeric_limits<std::int32_t>::max();
+  problems.at_least(kOne, "data.sequence-length", c.data.sequence_length);
+  problems.unless(c.data.sequence_length <= kLongest, "data.sequence-length={}: it must be at most {}", c.data.sequence_length, kLongest);
+  problems.at_least(0, "mesh.data", c.mesh.data);
+  problems.at_least(0, "mesh.context", c.mesh.context);
+  problems.unless(c.mesh.context <= 0 || c.data.sequence_length < 1 || c.mesh.context <= c.data.sequence_length,
+                  "mesh.context={} ranks cannot share data.sequence-length={} tokens: every rank needs one", c.mesh.context,
+                  c.data.sequence_length);
+  problems.at_least(kZero, "attention.window", c.attention.window);
+  problems.at_least(kZero, "memory.loss-chunk", c.memory.loss_chunk);
+}
+
+void check_train(const RunConfig& c, Problems& problems) {
   const TrainConfig& t = c.train;
-  problems.at_least("train.steps", t.steps, kOne);
-  problems.at_least("train.stop-after", t.stop_after, kZero);
-  problems.at_least("train.micro-batch", t.micro_batch, kOne);
-  problems.at_least("train.global-batch", t.global_batch, kZero);
-  problems.unless(t.global_batch <= 0 || t.micro_batch < 1 || t.global_batch % t.micro_batch == 0,
-                  "train.global-batch={} is not a multiple of train.micro-batch={}", t.global_batch, t.micro_batch);
-  problems.at_least("train.validate-every", t.validate_every, kZero);
-  problems.at_least("train.validate-sequences", t.validate_sequences, kOne);
-  problems.at_least("train.patience", t.patience, kZero);
-  problems.unless(t.patience == 0 || t.validate_every > 0, "train.patience={} needs train.validate-every above 0", t.patience);
-  const model::OptimizerConfig& o = c.optimizer;
-  problems.at_least("optimizer.learning-rate", o.learning_rate, 0.0);
-  problems.at_least("optimizer.minimum-learning-rate", o.minimum_learning_rate, 0.0);
-  problems.unless(o.minimum_learning_rate <= o.learning_rate,
+  problems.at_least(kOne, "train.steps", t.steps);
+  problems.at_least(kZero, "train.stop-after", t.stop_after);
+  problems.at_least(kOne, "train.micro-batch", t.micro_batch);
+  problems.at_least(kZero, "train.global-batch", t.global_batch);
+  if (t.global_batch > 0 && t.micro_batch > 0) {
+    const std::int64_t data_ranks = c.mesh.data < 1 ? 1 : c.mesh.data;
+    const std::string ranks = data_ranks == 1 ? "" : fmt::format(" * mesh.data={}", data_ranks);
+    problems.unless(t.global_batch % (t.micro_batch * data_ranks) == 0,
+                    "train.global-batch={} is not a multiple of train.micro-batch={}{}", t.global_batch, t.micro_batch, ranks);
+  }
+  problems.at_least(kZero, "train.validate-every", t.validate_every);
+  problems.at_least(kOne, "train.validate-sequences", t.validate_sequences);
+  problems.at_least(kZero, "train.patience", t.patience);
+  problems.unless(t.patience <= 0 || t.validate_every > 0, "train.patience={} counts validations, and train.validate-every={} means none",
+                  t.patience, t.validate_every);
+}
+
+void check_optimizer(const model::OptimizerConfig& o, Problems& problems) {
+  problems.above_zero("optimizer.learning-rate", o.learning_rate);
+  problems.at_least(0.0, "optimizer.minimum-learning-rate", o.minimum_learning_rate);
+  problems.unless(o.schedule == model::ScheduleKind::kConstant || !(o.minimum_learning_rate > o.learning_rate),
                   "optimizer.minimum-learning-rate={} is above optimizer.learning-rate={}", o.minimum_learning_rate, o.learning_rate);
-  problems.at_least("optimizer.warmup-steps", o.warmup_steps, kZero);
-  problems.at_least("optimizer.weight-decay", o.weight_decay, 0.0);
-  problems.at_least("optimizer.clip", o.clip, 0.0);
-  problems.unless(o.beta1 >= 0 && o.beta1 < 1, "optimizer.beta1={}: it must be in [0, 1)", o.beta1);
-  problems.unless(o.beta2 >= 0 && o.beta2 < 1, "optimizer.beta2={}: it must be in [0, 1)", o.beta2);
-  problems.unless(o.epsilon > 0, "optimizer.epsilon={}: it must be above 0", o.epsilon);
+  problems.at_least(kZero, "optimizer.warmup-steps", o.warmup_steps);
+  problems.at_least(0.0, "optimizer.weight-decay", o.weight_decay);
+  problems.at_least(0.0, "optimizer.clip", o.clip);
+  problems.in_unit_interval("optimizer.beta1", o.beta1);
+  problems.in_unit_interval("optimizer.beta2", o.beta2);
+  problems.above_zero("optimizer.epsilon", o.epsilon);
 }
 
 }  // namespace
 
 std::vector<std::string> problems_of(const RunConfig& c) {
   Problems problems;
-  problems.unless(c.run.device == "auto" || c.run.device == "cpu" || c.run.device == "cuda",
-                  "run.device={}: it must be auto, cpu or cuda", c.run.device);
-  problems.unless(!c.run.name.empty() && c.run.name.find('/') == std::string::npos && c.run.name[0] != '.',
-                  "run.name={}: it names a folder: no '/', no leading '.'", c.run.name);
-  problems.at_least("run.threads", c.run.threads, 0);
+  check_run(c.run, problems);
   check_model(c, problems);
-  problems.at_least("data.sequence-length", c.data.sequence_length, kOne);
-  problems.unless(c.data.sequence_length < (std::int64_t{1} << 31), "data.sequence-length={}: at most 2^31 - 1",
-                  c.data.sequence_length);
-  problems.at_least("mesh.data", c.mesh.data, 0);
-  problems.at_least("mesh.context", c.mesh.context, 0);
-  problems.at_least("attention.window", c.attention.window, kZero);
-  problems.at_least("memory.loss-chunk", c.memory.loss_chunk, kZero);
-  check_training(c, problems);
-  problems.at_least("checkpoint.every", c.checkpoint.every, kZero);
-  problems.at_least("checkpoint.keep", c.checkpoint.keep, kZero);
-  problems.unless(!c.checkpoint.resume.empty(), "checkpoint.resume is empty: it must be auto, never or a path");
-  problems.at_least("log.every", c.log.every, kOne);
+  check_sequence(c, problems);
+  check_train(c, problems);
+  check_optimizer(c.optimizer, problems);
+  problems.at_least(kZero, "checkpoint.every", c.checkpoint.every);
+  problems.at_least(kZero, "checkpoint.keep", c.checkpoint.keep);
+  problems.unless(!c.checkpoint.resume.empty(), "checkpoint.resume={}: it must be auto, never or the path of a checkpoint",
+                  c.checkpoint.resume);
+  problems.at_least(kOne, "log.every", c.log.every);
   return problems.take();
 }
 
 void resolve(RunConfig& c, std::int64_t vocabulary) {
+  constexpr std::int64_t kMultiple = 64;  // whole vectors and cache lines in every matrix product
+  const auto round_up = [](std::int64_t n) { return (n + kMultiple - 1) / kMultiple * kMultiple; };
   model::ModelConfig& m = c.model;
   if (m.kv_heads == 0) m.kv_heads = m.heads;
   if (m.head_size == 0) m.head_size = m.width / m.heads;
-  if (m.mlp_width == 0) {
-    // SwiGLU has three matrices: 8/3 instead of 4 keeps the number of weights (Shazeer 2020).
-    const std::int64_t swiglu = (8 * m.width + 2) / 3;
-    m.mlp_width = m.mlp == model::MlpKind::kGelu ? 4 * m.width : (swiglu + 63) / 64 * 64;
-  }
+  // SwiGLU has three matrices instead of two: 8/3 of the width is as many weights as 4 (Shazeer 2020).
+  if (m.mlp_width == 0) m.mlp_width = m.mlp == model::MlpKind::kGelu ? 4 * m.width : round_up((8 * m.width + 2) / 3);
   if (m.max_positions == 0) m.max_positions = c.data.sequence_length;
-  if (m.vocabulary == 0) m.vocabulary = (vocabulary + 63) / 64 * 64;
+  if (m.vocabulary == 0) m.vocabulary = round_up(vocabulary);
 }
 
 }  // namespace longspan::launcher

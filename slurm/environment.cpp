@@ -1,6 +1,7 @@
 #include "slurm/environment.hpp"
 
 #include <cstdlib>
+#include <initializer_list>
 
 namespace longspan::slurm {
 
@@ -16,6 +17,13 @@ bool started_by_launcher() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
     if (std::getenv(name) != nullptr) return true;
   return false;
+}
+
+int launcher_rank() {
+  // Not SLURM_PROCID: under mpirun it is the rank of mpirun's daemon.
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"})
+    if (const char* rank = std::getenv(name)) return std::atoi(rank);
+  return 0;
 }
 
 }  // namespace longspan::slurm

@@ -15,5 +15,7 @@ struct SlurmJob {
 std::optional<SlurmJob> current_job();
 /// Whether a launcher (mpirun, srun with PMIx or PMI-2) started this process as one of several ranks.
 bool started_by_launcher();
+/// The rank that the launcher has given this process, known before MPI starts; 0 without a launcher.
+int launcher_rank();
 
 }  // namespace longspan::slurm

@@ -1,6 +1,7 @@
 #include "slurm/signals.hpp"
 
 #include <csignal>
+#include <initializer_list>
 
 namespace longspan::slurm {
 namespace {

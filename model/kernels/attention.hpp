@@ -77,7 +77,8 @@ struct AttentionDeltaArgs {
   float* delta = nullptr;
 };
 
-/// Query-key pairs the mask leaves visible: the A of "4 A d FLOPs". Exact for any positions and documents of one sequence.
+/// Query-key pairs the mask leaves visible: the A of "4 A d FLOPs". Exact for any positions and documents; of one
+/// sequence, the first of the batch.
 std::int64_t visible_pairs(const AttentionShape& shape);
 
 }  // namespace longspan::model

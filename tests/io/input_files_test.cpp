@@ -101,7 +101,7 @@ std::string all_of(const std::string& path, std::size_t piece) {
 TEST(ByteSource, GzipIsRecognisedByItsBytesWhateverTheName) {
   const TemporaryDirectory folder;
   std::string text;
-  for (int i = 0; i < 300000; ++i) text += static_cast<char>('a' + i * i % 26);
+  for (int i = 0; i < 300000; ++i) text += static_cast<char>('a' + i % 1009 % 26);
   write_file(folder.file("plain.gz"), text);  // not gzip, in spite of its name
   write_file(folder.file("packed.txt"), gzip(text));
   write_file(folder.file("members.gz"), gzip(text.substr(0, 1000)) + gzip("") +

@@ -420,6 +420,10 @@ TEST(Prepare, StoppingRemovesWhatWasWritten) {
   EXPECT_TRUE(partial_seen);
   expect_nothing_left(request);
   write_file(request.output + ".partial", "left by a run that was killed");
+  const auto stop_early = [](const char*, std::int64_t, std::int64_t) { fail("stopped"); };
+  error_of([&] { prepare_dataset(request, stop_early); }, ExitStatus::kFailed);
+  expect_nothing_left(request);
+  write_file(request.output + ".partial", "left by a run that was killed");
   prepare(request);
   EXPECT_FALSE(fs::exists(request.output + ".partial"));
 }

@@ -17,8 +17,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/kernels/cpu/attention_backward.cpp"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
-#include "hwy/highway.h"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+#include <hwy/highway.h>
 #include "model/kernels/cpu/attention_tile-inl.hpp"
 
 #ifndef LONGSPAN_ATTENTION_BACKWARD_SHARED

@@ -16,8 +16,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/kernels/cpu/attention_forward.cpp"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
-#include "hwy/highway.h"
+#include <hwy/foreach_target.h>  // IWYU pragma: keep
+#include <hwy/highway.h>
 #include "model/kernels/cpu/attention_tile-inl.hpp"
 
 #ifndef LONGSPAN_ATTENTION_FORWARD_SHARED
@@ -253,11 +253,14 @@ void attention_forward(const AttentionForwardArgs& args) {
 
   Carver measure(nullptr);
   ForwardScratch(measure, blocks * heads, shape.head_size);
-  Scratch scratch(threads, measure.used());
   const auto count = static_cast<std::int64_t>(tasks.size());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (std::int64_t t = 0; t < count; ++t) HWY_DYNAMIC_DISPATCH(forward_task)
-  (args, mask, tasks[order[t]], scratch.of(omp_get_thread_num()));
+  const std::int64_t used_threads = std::min(threads, std::max<std::int64_t>(1, count));
+  Scratch scratch(used_threads, measure.used());
+#pragma omp parallel for schedule(dynamic, 1) num_threads(used_threads)
+  for (std::int64_t t = 0; t < count; ++t) {
+    const auto& task = tasks[order[t]];
+    HWY_DYNAMIC_DISPATCH(forward_task)(args, mask, task, scratch.of(omp_get_thread_num()));
+  }
 }
 
 }  // namespace longspan::model::cpu

@@ -1,10 +1,10 @@
 /// How attention is cut into tasks for threads, and the memory a task works in.
 #pragma once
 
-#include <algorithm>
+#include <hwy/aligned_allocator.h>
+
 #include <cstdint>
 
-#include "hwy/aligned_allocator.h"
 #include "model/kernels/cpu/attention_mask.hpp"
 #include "parallel/error.hpp"
 

@@ -10,11 +10,12 @@
 #define LONGSPAN_ATTENTION_TILE_INL_
 #endif
 
+#include <hwy/highway.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 
-#include "hwy/highway.h"
 #include "model/kernels/cpu/attention_mask.hpp"
 
 HWY_BEFORE_NAMESPACE();

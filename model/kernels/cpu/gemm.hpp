@@ -1,0 +1,13 @@
+/// The CPU's matrix product, by oneDNN. Contract: model/kernels/gemm.hpp. Runs on
+/// omp_get_max_threads() threads and may be called from several threads at once. The same arguments
+/// and thread count give the same bits.
+#pragma once
+
+#include "model/kernels/gemm.hpp"
+
+namespace longspan::model::cpu {
+
+/// Throws Error with the shape if oneDNN cannot compute it.
+void gemm(const GemmArgs& args);
+
+}  // namespace longspan::model::cpu
