@@ -13,8 +13,8 @@
 namespace longspan::io {
 
 constexpr std::int64_t kCheckpointFormatVersion = 1;
-constexpr const char* kShardFormat = "h5ckpt-shard";
-constexpr const char* kIndexFormat = "h5ckpt-index";
+constexpr const char* kShardFormat = "longspan-checkpoint-shard";
+constexpr const char* kIndexFormat = "longspan-checkpoint";
 
 struct CheckpointIndex {
   CheckpointFacts facts;

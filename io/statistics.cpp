@@ -89,7 +89,7 @@ void RunningStatistics::add_one(double value) {
     const Lanes norm = norm_;
     add_lanes(padded);
     std::copy(norm.begin() + 1, norm.end(), norm_.begin() + 1);
-    count_ -= kLanes - 1;
+    count_ -= static_cast<std::int64_t>(kLanes) - 1;
     return;
   }
   ++count_;
@@ -111,7 +111,7 @@ void RunningStatistics::add_lanes(const Lanes& values) {
     minimum_[lane] = x < minimum_[lane] ? x : minimum_[lane];
     maximum_[lane] = x > maximum_[lane] ? x : maximum_[lane];
   }
-  count_ += kLanes;
+  count_ += static_cast<std::int64_t>(kLanes);
 }
 
 TensorStatistics RunningStatistics::result() const {

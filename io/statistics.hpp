@@ -12,9 +12,7 @@ namespace longspan::io {
 /// One element of any type as a number; exact but for the largest 64-bit integers.
 double element_value(DType dtype, const void* element);
 
-/// Accumulates in double, eight elements at a time (one at a time would be five times slower than
-/// reading them). The result depends on the order of the pieces, not on how they are cut at
-/// multiples of eight elements.
+/// Accumulates in double, eight elements at a time: the compiler keeps them in vector registers.
 class RunningStatistics {
  public:
   /// `bytes`: whole elements.

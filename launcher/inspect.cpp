@@ -120,7 +120,7 @@ ExitStatus inspect_path(const std::string& path, bool verify, bool json,
 
 ExitStatus inspect_command(const std::vector<std::string>& arguments) {
   const Arguments args(
-      arguments, "inspect", "inspect PATH looks into a dataset, a checkpoint or a run directory",
+      arguments, "inspect", "looks into PATH: a dataset, a checkpoint or a run directory",
       {{"verify", "", "hash every block; exit status 3 if anything is damaged"},
        {"tensor", "NAME", "show this tensor of a checkpoint, or all with NAME in their names"},
        {"json", "", "one JSON object instead of tables"}},

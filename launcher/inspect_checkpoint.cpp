@@ -80,13 +80,14 @@ struct Inspection {
 
 std::vector<TensorEntry> select(const Inspection& inspection, const std::string& wanted) {
   std::vector<TensorEntry> found;
-  std::vector<std::string> names;
+  std::vector<std::string> names;  // and their ends: "query.weight" is how people remember them
   for (const auto& tensor : inspection.reader.tensors()) {
-    names.push_back(tensor.name);
     if (tensor.name == wanted) return {tensor};
     if (wanted.empty() ? tensor.name.starts_with("model/")
                        : tensor.name.find(wanted) != std::string::npos)
       found.push_back(tensor);
+    for (std::size_t at = 0; at != std::string::npos; at = tensor.name.find_first_of("/.", at + 1))
+      names.push_back(tensor.name.substr(at == 0 ? 0 : at + 1));
   }
   if (found.empty() && !wanted.empty()) {
     const std::string near = nearest(wanted, names);
@@ -225,15 +226,23 @@ std::string verify_text(const Inspection& inspection) {
   Table table({{"shard", Table::Align::kLeft},
                {"tensor", Table::Align::kLeft},
                {"problem", Table::Align::kLeft}});
+  std::map<std::string, std::int64_t>
+      gone;  // tensors lost with their shard: a line per shard is enough
+  std::size_t shown = 0;
   for (const auto& problem : inspection.problems) {
-    if (&problem - inspection.problems.data() >= static_cast<std::ptrdiff_t>(kProblemsShown)) break;
-    table.add({problem.shard, problem.tensor, problem.what});
+    if (!problem.tensor.empty() && problem.what.ends_with("are gone")) {
+      ++gone[problem.shard];
+    } else if (shown++ < kProblemsShown) {
+      table.add({problem.shard, problem.tensor, problem.what});
+    }
   }
+  for (const auto& [shard, tensors] : gone)
+    table.add({shard, counted(tensors, "tensor"), "blocks are gone with the shard"});
   const std::size_t count = inspection.problems.size();
   std::string text =
       fmt::format("\n  DAMAGED: {} problem{}\n{}", count, count == 1 ? "" : "s", table.text(2));
-  if (count > kProblemsShown)
-    text += fmt::format("  ... and {} more (--json lists all)\n", count - kProblemsShown);
+  if (shown > kProblemsShown)
+    text += fmt::format("  ... and {} more (--json lists all)\n", shown - kProblemsShown);
   return text +
          "  use another checkpoint of the same run, or restore the named shards from a copy\n";
 }

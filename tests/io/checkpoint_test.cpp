@@ -10,6 +10,7 @@
 #include "io/checkpoint_index.hpp"
 #include "io/checkpoint_reader.hpp"
 #include "io/file.hpp"
+#include "io/statistics.hpp"
 #include "tests/io/checkpoint_files.hpp"
 #include "tests/support/temporary_directory.hpp"
 
@@ -102,6 +103,50 @@ TEST_F(Checkpoint, StatisticsAreThoseOfTheDefinition) {
   EXPECT_DOUBLE_EQ(s.norm, std::sqrt(1.0 + 9 + 4 + 16));
   EXPECT_DOUBLE_EQ(s.minimum, -3);
   EXPECT_DOUBLE_EQ(s.maximum, 4);
+}
+
+TEST(Statistics, AnyLengthAndTypeGivesTheSumsOfThePlainLoop) {
+  for (const std::int64_t count : {1, 2, 7, 8, 9, 23, 1000}) {
+    std::vector<float> f;
+    std::vector<std::int32_t> i;
+    double sum = 0, squares = 0, low = 1e30, high = -1e30;
+    std::int64_t nan = 0, inf = 0, finite = 0;
+    for (std::int64_t k = 0; k < count; ++k) {
+      const double value = 1 + 1e-3 * static_cast<double>((k * 37) % 101);
+      i.push_back(static_cast<std::int32_t>(k * 3 - 50));
+      f.push_back(k % 11 == 0 ? NAN : k % 13 == 4 ? -INFINITY : static_cast<float>(value));
+      if (std::isnan(f.back())) {
+        ++nan;
+      } else if (std::isinf(f.back())) {
+        ++inf;
+      } else {
+        const double x = f.back();
+        sum += x, squares += x * x, low = std::min(low, x), high = std::max(high, x), ++finite;
+      }
+    }
+    RunningStatistics floats, integers;
+    floats.add(DType::kF32, f.data(), count * 4);
+    integers.add(DType::kI32, i.data(), count * 4);
+    const TensorStatistics s = floats.result();
+    EXPECT_EQ(s.count, count);
+    EXPECT_EQ(s.nan, nan);
+    EXPECT_EQ(s.inf, inf);
+    if (finite > 0) {
+      EXPECT_NEAR(s.mean, sum / static_cast<double>(finite), 1e-12);
+      EXPECT_NEAR(s.norm, std::sqrt(squares), 1e-9);
+      EXPECT_EQ(s.minimum, low);
+      EXPECT_EQ(s.maximum, high);
+      double deviations = 0;
+      for (const float x : f)
+        if (std::isfinite(x)) deviations += (x - s.mean) * (x - s.mean);
+      EXPECT_NEAR(s.standard_deviation, std::sqrt(deviations / static_cast<double>(finite)), 1e-9);
+    }
+    EXPECT_EQ(integers.result().minimum, -50);
+    EXPECT_EQ(integers.result().maximum, static_cast<double>(count - 1) * 3 - 50);
+    EXPECT_EQ(integers.result().count, count);
+  }
+  const std::uint16_t bf16 = 0xc020;
+  EXPECT_EQ(element_value(DType::kBF16, &bf16), -2.5);
 }
 
 TEST_F(Checkpoint, AFlippedByteIsFoundAndNamed) {

@@ -74,9 +74,12 @@ def main():
     arguments = arguments.parse_args()
 
     problems, report = [], {}
-    with h5py.File(arguments.checkpoint / "index.h5", "r") as index:
+    path = arguments.checkpoint / "index.h5"
+    if not path.is_file():
+        sys.exit(f"{path} does not exist: name the folder of one step, such as runs/code/checkpoints/latest")
+    with h5py.File(path, "r") as index:
         if "manifest/tensor_name" not in index:
-            sys.exit(f"{arguments.checkpoint}/index.h5 is an HDF5 file, but no index of a checkpoint: it has no manifest")
+            sys.exit(f"{path} is an HDF5 file, but no index of a checkpoint: it has no manifest")
         step = int(index.attrs["step"])
         shards = from_shards(arguments.checkpoint)
         tensors = {text(name): index[text(name)] for name in index["manifest/tensor_name"][...]}

@@ -1,5 +1,7 @@
 #include "model/kernels/cpu/gemm.hpp"
 
+#include <dnnl.h>
+#include <dnnl.hpp>
 #include <omp.h>
 
 #include <algorithm>
@@ -19,65 +21,80 @@ namespace {
 
 using dnnl::memory;
 
+/// One bfloat16 product sums at most so many terms before it is added to c. Measured at [1024, 50304] x [50304, 768]:
+/// oneDNN loses half of its speed on one long sum, and the rounded operands would take as many times the memory.
+constexpr std::int64_t kLongestBf16Sum = 4096;
+/// Elements of one rounded operand: 32 MiB. With few rows (generation) a weight is read once and rounding it is most
+/// of the work: then a block stays in the second-level cache on its way to the product.
+constexpr std::int64_t kScratchElements = 1 << 24;
+constexpr std::int64_t kCachedElements = 1 << 18;
+constexpr std::int64_t kFewRows = 16;
+
 const dnnl::engine& engine() {
   static const dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
   return cpu;
 }
 
-/// Everything a compiled product depends on; pointers do not matter.
+/// Everything a compiled product depends on; pointers do not matter. Operands are rounded into dense matrices.
 struct Key {
-  std::int64_t m, n, k, lda, ldb, ldc;
-  bool trans_a, trans_b, accumulate, bias, bf16;
+  std::int64_t m, n, k, ldc;
+  bool trans_a, trans_b, accumulate, bias;
   int threads;  ///< oneDNN fixes the split over threads when it compiles
   auto operator<=>(const Key&) const = default;
 };
 
-/// A compiled product and the scratch bytes it wants at every call.
+/// A compiled product of bfloat16 matrices; `pack_b` (if any) brings b into the layout the product reads.
 struct Product {
-  dnnl::matmul primitive;
-  memory::desc a, b, c, bias, scratchpad;
+  memory::desc a, b, packed_b, c, bias, scratchpad;
+  dnnl::matmul product;
+  dnnl::reorder pack_b;
 };
 
-memory::desc matrix(std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t stride,
-                    memory::data_type type) {
+memory::desc matrix(std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t stride, memory::data_type type) {
   return {{rows, cols}, type, transposed ? memory::dims{1, stride} : memory::dims{stride, 1}};
 }
 
-/// Nothing if oneDNN has only its slow reference code for this product (or none at all).
+/// The user's scratch: oneDNN's own belongs to the thread that compiled, and several threads may call.
+dnnl::primitive_attr attributes(bool accumulate) {
+  dnnl::primitive_attr result;
+  result.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops sum;
+  if (accumulate) sum.append_sum(1.0f);
+  result.set_post_ops(sum);
+  return result;
+}
+
+/// Nothing if oneDNN has no fast product of bfloat16 numbers on this CPU.
 std::optional<Product> compile(const Key& key) {
-  const auto operand = key.bf16 ? memory::data_type::bf16 : memory::data_type::f32;
-  Product product;
-  product.a = matrix(key.m, key.k, key.trans_a, key.lda, operand);
-  product.b = matrix(key.k, key.n, key.trans_b, key.ldb, operand);
-  product.c = matrix(key.m, key.n, false, key.ldc, memory::data_type::f32);
-  if (key.bias) product.bias = {{1, key.n}, memory::data_type::f32, memory::format_tag::ab};
-  dnnl::primitive_attr attributes;
-  // oneDNN's own scratch belongs to the thread that compiled; several threads may call.
-  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  if (key.accumulate) {
-    dnnl::post_ops sum;
-    sum.append_sum(1.0f);
-    attributes.set_post_ops(sum);
-  }
+  // Each set of instructions is a set of bits. Without these oneDNN emulates, slower than its fp32 product.
+  if ((dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) != dnnl_cpu_isa_avx512_core_bf16) return std::nullopt;
+  Product p;
+  p.a = matrix(key.m, key.k, key.trans_a, key.trans_a ? key.m : key.k, memory::data_type::bf16);
+  p.b = matrix(key.k, key.n, key.trans_b, key.trans_b ? key.k : key.n, memory::data_type::bf16);
+  p.c = matrix(key.m, key.n, false, key.ldc, memory::data_type::f32);
+  if (key.bias) p.bias = {{1, key.n}, memory::data_type::f32, memory::format_tag::ab};
+  // A transposed a is copied inside the product, again for every block of b: with b packed it costs a quarter less.
+  const bool pack = key.trans_a;
+  const memory::desc b = pack ? memory::desc({key.k, key.n}, memory::data_type::bf16, memory::format_tag::any) : p.b;
   try {
-    const dnnl::matmul::desc description =
-        key.bias ? dnnl::matmul::desc(product.a, product.b, product.bias, product.c)
-                 : dnnl::matmul::desc(product.a, product.b, product.c);
-    const dnnl::matmul::primitive_desc compiled(description, attributes, engine());
-    if (key.bf16 && std::string_view(compiled.impl_info_str()).starts_with("ref"))
-      return std::nullopt;
-    product.scratchpad = compiled.scratchpad_desc();
-    product.primitive = dnnl::matmul(compiled);
-    return product;
-  } catch (const dnnl::error& error) {
-    if (key.bf16) return std::nullopt;
-    fail("oneDNN cannot multiply [{}, {}] by [{}, {}]: {}", key.m, key.k, key.k, key.n,
-         error.what());
+    const auto description = key.bias ? dnnl::matmul::desc(p.a, b, p.bias, p.c) : dnnl::matmul::desc(p.a, b, p.c);
+    const dnnl::matmul::primitive_desc compiled(description, attributes(key.accumulate), engine());
+    if (std::string_view(compiled.impl_info_str()).starts_with("ref")) return std::nullopt;
+    p.packed_b = compiled.weights_desc();
+    p.scratchpad = compiled.scratchpad_desc();
+    p.product = dnnl::matmul(compiled);
+    if (p.packed_b != p.b) {
+      const dnnl::reorder::primitive_desc packing(engine(), p.b, engine(), p.packed_b, attributes(false));
+      if (packing.scratchpad_desc().get_size() > p.scratchpad.get_size()) p.scratchpad = packing.scratchpad_desc();
+      p.pack_b = dnnl::reorder(packing);
+    }
+    return p;
+  } catch (const dnnl::error&) {
+    return std::nullopt;
   }
 }
 
-/// The most recently used products. A training step needs some tens; generation adds one per prompt
-/// length.
+/// The most recently used products. A training step needs some tens; generation adds some per prompt length.
 class ProductCache {
  public:
   std::optional<Product> get(const Key& key) {
@@ -106,54 +123,72 @@ class ProductCache {
   std::map<Key, std::list<Entry>::iterator> index_;
 };
 
-std::optional<Product> compiled_product(const GemmArgs& args, std::int64_t lda, std::int64_t ldb,
-                                        bool bf16) {
+std::optional<Product> compiled_product(const GemmArgs& args) {
   static ProductCache& cache = *new ProductCache;  // never destroyed: oneDNN may be gone by then
-  return cache.get({args.m, args.n, args.k, lda, ldb, args.ldc, args.trans_a, args.trans_b,
-                    args.accumulate, args.bias != nullptr, bf16, omp_get_max_threads()});
+  return cache.get({args.m, args.n, args.k, args.ldc, args.trans_a, args.trans_b, args.accumulate, args.bias != nullptr,
+                    omp_get_max_threads()});
 }
 
-void execute(const Product& product, const GemmArgs& args, const void* a, const void* b) {
-  const Buffer<std::byte> scratch(cpu_device(),
-                                  static_cast<std::int64_t>(product.scratchpad.get_size()));
-  auto bind = [](const memory::desc& desc, const void* data) {
-    return memory(desc, engine(), const_cast<void*>(data));  // oneDNN knows no const
-  };
-  std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, bind(product.a, a)},
-                                               {DNNL_ARG_WEIGHTS, bind(product.b, b)},
-                                               {DNNL_ARG_DST, bind(product.c, args.c)}};
-  if (args.bias != nullptr) arguments.emplace(DNNL_ARG_BIAS, bind(product.bias, args.bias));
-  if (!scratch.empty())
-    arguments.emplace(DNNL_ARG_SCRATCHPAD, bind(product.scratchpad, scratch.data()));
+memory bind(const memory::desc& desc, const void* data) {
+  return memory(desc, engine(), const_cast<void*>(data));  // oneDNN knows no const
+}
+
+void execute(const Product& p, const GemmArgs& args, const std::uint16_t* a, const std::uint16_t* b) {
   dnnl::stream stream(engine());
-  product.primitive.execute(stream, arguments);
+  const Buffer<std::byte> scratch(cpu_device(), static_cast<std::int64_t>(p.scratchpad.get_size()));
+  const memory scratch_memory = bind(p.scratchpad, scratch.data());
+  Buffer<std::byte> packed;
+  if (p.pack_b) {
+    packed = Buffer<std::byte>(cpu_device(), static_cast<std::int64_t>(p.packed_b.get_size()));
+    p.pack_b.execute(stream, {{DNNL_ARG_FROM, bind(p.b, b)},
+                              {DNNL_ARG_TO, bind(p.packed_b, packed.data())},
+                              {DNNL_ARG_SCRATCHPAD, scratch_memory}});
+  }
+  std::unordered_map<int, memory> arguments = {
+      {DNNL_ARG_SRC, bind(p.a, a)},
+      {DNNL_ARG_WEIGHTS, p.pack_b ? bind(p.packed_b, packed.data()) : bind(p.b, b)},
+      {DNNL_ARG_DST, bind(p.c, args.c)},
+      {DNNL_ARG_SCRATCHPAD, scratch_memory}};
+  if (args.bias != nullptr) arguments.emplace(DNNL_ARG_BIAS, bind(p.bias, args.bias));
+  p.product.execute(stream, arguments);
   stream.wait();
 }
 
-/// k = 0: a product without terms.
-void gemm_without_terms(const GemmArgs& args) {
-  for (std::int64_t i = 0; i < args.m; ++i)
-    for (std::int64_t j = 0; j < args.n; ++j) {
-      float& c = args.c[i * args.ldc + j];
-      c = (args.accumulate ? c : 0.0f) + (args.bias != nullptr ? args.bias[j] : 0.0f);
-    }
+/// c = (accumulate ? c : 0) + bias: what a product is then added to.
+void start_from_bias(const GemmArgs& args) {
+  constexpr std::int64_t kParallelElements = 1 << 15;  // below, starting threads costs more than they save
+#pragma omp parallel for schedule(static) if (args.m * args.n >= kParallelElements)
+  for (std::int64_t i = 0; i < args.m; ++i) {
+    float* c = args.c + i * args.ldc;
+    for (std::int64_t j = 0; j < args.n; ++j)
+      c[j] = (args.accumulate ? c[j] : 0.0f) + (args.bias != nullptr ? args.bias[j] : 0.0f);
+  }
 }
 
+/// dnnl_sgemm and not a matmul primitive: as fast or faster for every product of a training step, and twice as fast
+/// where the primitive is worst ([3072, 768] += [tokens, 3072]^T x [tokens, 768]), even with the bias written first.
 void gemm_fp32(const GemmArgs& args) {
-  execute(*compiled_product(args, args.lda, args.ldb, false), args, args.a, args.b);
+  if (args.bias != nullptr) start_from_bias(args);
+  const float beta = args.accumulate || args.bias != nullptr ? 1.0f : 0.0f;
+  const dnnl::status status =
+      dnnl::sgemm(args.trans_a ? 'T' : 'N', args.trans_b ? 'T' : 'N', args.m, args.n, args.k, 1.0f, args.a, args.lda,
+                  args.b, args.ldb, beta, args.c, args.ldc);
+  if (status != dnnl::status::success)
+    fail("oneDNN cannot multiply [{}, {}] by [{}, {}] (status {}): the memory may be used up, try shorter sequences",
+         args.m, args.k, args.k, args.n, static_cast<int>(status));
 }
 
-void gemm_bf16(const GemmArgs& args) {
-  const std::int64_t a_rows = args.trans_a ? args.k : args.m,
-                     a_cols = args.trans_a ? args.m : args.k;
-  const std::int64_t b_rows = args.trans_b ? args.n : args.k,
-                     b_cols = args.trans_b ? args.k : args.n;
-  if (const auto product = compiled_product(args, a_cols, b_cols, true)) {
+/// At most kLongestBf16Sum terms and kScratchElements elements.
+void gemm_bf16_block(const GemmArgs& args) {
+  const std::int64_t a_rows = args.trans_a ? args.k : args.m, a_cols = args.trans_a ? args.m : args.k;
+  const std::int64_t b_rows = args.trans_b ? args.n : args.k, b_cols = args.trans_b ? args.k : args.n;
+  if (const auto product = compiled_product(args)) {
     const Buffer<std::uint16_t> a(cpu_device(), a_rows, a_cols), b(cpu_device(), b_rows, b_cols);
     convert_to_bf16(args.a, a_rows, a_cols, args.lda, a.data());
     convert_to_bf16(args.b, b_rows, b_cols, args.ldb, b.data());
     return execute(*product, args, a.data(), b.data());
   }
+  // The same meaning on every CPU: products of bfloat16 numbers are exact in fp32.
   const Buffer<float> a(cpu_device(), a_rows, a_cols), b(cpu_device(), b_rows, b_cols);
   round_to_bf16(args.a, a_rows, a_cols, args.lda, a.data());
   round_to_bf16(args.b, b_rows, b_cols, args.ldb, b.data());
@@ -163,12 +198,42 @@ void gemm_bf16(const GemmArgs& args) {
   gemm_fp32(rounded);
 }
 
+/// Length of equal blocks of at most `largest`, full cache lines each.
+std::int64_t block_length(std::int64_t total, std::int64_t largest) {
+  constexpr std::int64_t kUnit = 64;
+  const std::int64_t blocks = (total + largest - 1) / largest;
+  return ((total + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit;
+}
+
+/// In blocks, so that the rounded operands stay small however long the sequence and large the vocabulary.
+void gemm_bf16(const GemmArgs& args) {
+  const std::int64_t length_k = block_length(args.k, kLongestBf16Sum);
+  const std::int64_t elements = args.m < kFewRows ? kCachedElements : kScratchElements;
+  const std::int64_t length_m = block_length(args.m, std::max<std::int64_t>(elements / length_k, 1));
+  const std::int64_t length_n = block_length(args.n, std::max<std::int64_t>(elements / length_k, 1));
+  for (std::int64_t i = 0; i < args.m; i += length_m)
+    for (std::int64_t j = 0; j < args.n; j += length_n)
+      for (std::int64_t p = 0; p < args.k; p += length_k) {
+        GemmArgs block = args;
+        block.m = std::min(length_m, args.m - i);
+        block.n = std::min(length_n, args.n - j);
+        block.k = std::min(length_k, args.k - p);
+        block.a += args.trans_a ? p * args.lda + i : i * args.lda + p;
+        block.b += args.trans_b ? j * args.ldb + p : p * args.ldb + j;
+        block.c += i * args.ldc + j;
+        block.bias = args.bias != nullptr && p == 0 ? args.bias + j : nullptr;
+        block.accumulate = args.accumulate || p > 0;
+        gemm_bf16_block(block);
+      }
+}
+
 }  // namespace
 
 void gemm(const GemmArgs& args) {
   if (args.m == 0 || args.n == 0) return;
-  if (args.k == 0) return gemm_without_terms(args);
-  if (args.bf16_operands)
+  if (args.k == 0)
+    start_from_bias(args);
+  else if (args.bf16_operands)
     gemm_bf16(args);
   else
     gemm_fp32(args);

@@ -26,23 +26,22 @@ double mean_square_wide(const float* x, std::int64_t width, double mean) {
 }  // namespace
 
 void norm_forward_rows(const NormForwardArgs& a, std::int64_t first, std::int64_t last) {
-  const float inverse_width = 1.0f / static_cast<float>(a.width);
+  const double width = static_cast<double>(a.width);
   for (std::int64_t row = first; row < last; ++row) {
     const float* x = a.x + row * a.width;
     float* y = a.y + row * a.width;
     float mean = 0.0f;
     if (!a.rms) {
-      mean = inverse_width * sum_vectors(a.width, [&](std::int64_t i, auto part) LONGSPAN_INLINED {
-               return part.load(x + i);
-             });
+      const float sum = sum_vectors(
+          a.width, [&](std::int64_t i, auto part) LONGSPAN_INLINED { return part.load(x + i); });
+      mean = static_cast<float>(sum / width);
     }
     const Vec center = set(mean);
-    // only(): the lanes behind the last column hold 0 - mean.
-    double variance =
-        inverse_width * sum_vectors(a.width, [&](std::int64_t i, auto part) LONGSPAN_INLINED {
-          const Vec distance = part.only(hn::Sub(part.load(x + i), center));
-          return hn::Mul(distance, distance);
-        });
+    const float square = sum_vectors(a.width, [&](std::int64_t i, auto part) LONGSPAN_INLINED {
+      const Vec distance = part.only(hn::Sub(part.load(x + i), center));
+      return hn::Mul(distance, distance);
+    });
+    double variance = square / width;
     if (!std::isfinite(variance)) variance = mean_square_wide(x, a.width, mean);
     const float rstd = static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(a.eps)));
     if (a.mean != nullptr && !a.rms) a.mean[row] = mean;

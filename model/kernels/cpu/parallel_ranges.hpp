@@ -26,7 +26,9 @@ void parallel_ranges(std::int64_t total, std::int64_t unit, std::int64_t element
     work(std::int64_t{0}, total);
     return;
   }
-#pragma omp parallel for schedule(static) num_threads(static_cast <int>(threads))
+  // The whole team even if some have no range: libgomp ends and starts threads when a team's size
+  // changes.
+#pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < threads; ++t) {
     const std::int64_t begin = units * t / threads * unit;
     work(begin, std::min(total, units * (t + 1) / threads * unit));

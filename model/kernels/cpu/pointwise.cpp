@@ -36,7 +36,10 @@ void gelu_forward_range(const GeluForwardArgs& a, std::int64_t begin, std::int64
 
 void gelu_backward_range(const GeluBackwardArgs& a, std::int64_t begin, std::int64_t end) {
   for_vectors(begin, end, [&](std::int64_t i, auto part) LONGSPAN_INLINED {
-    const Vec x = part.load(a.x + i), square = hn::Mul(x, x);
+    const Vec x = part.load(a.x + i);
+    // Beyond |x| = 100 the gate is closed or open; the slope must not outgrow what is left of 1 -
+    // s.
+    const Vec square = hn::Min(hn::Mul(x, x), set(1e4f));
     const Sigmoid gate = gelu_gate(x, square);
     // (x s(2u))' = s + x s (1 - s) 2u'
     const Vec slope =
