@@ -130,6 +130,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
   log::info("{} rank{} ({}), {} thread{} each; {} parameters; {}", run.mesh().world().size(),
             run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
             run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
+  if (c.run.device == "auto") log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
   log::info("a step: {} sequence{} of {} tokens, {:.4g} GFLOP (model FLOPs: 6 per weight and token, 12 per visible query-key pair "
             "and channel, no recomputation)", c.train.global_batch, c.train.global_batch == 1 ? "" : "s", c.data.sequence_length,
             run.step_flops() * 1e-9);

@@ -223,8 +223,13 @@ std::string TrainingRun::restore() {
   std::string path;
   agree(world, [&] {
     const std::string& resume = config_.checkpoint.resume;
-    if (world.rank() != 0 || resume == "never") return;
-    path = resume == "auto" ? io::newest_checkpoint(config_.directory() + "/checkpoints") : resume;
+    if (world.rank() != 0) return;
+    const std::string newest = io::newest_checkpoint(config_.directory() + "/checkpoints");
+    // A fresh run among the checkpoints of another: one could not tell later which step belongs to which.
+    if (resume == "never" && !newest.empty())
+      fail_usage("checkpoint.resume=never but {} exists: set another run.directory, or remove that one, or continue with "
+                 "checkpoint.resume=auto", newest);
+    if (resume != "never") path = resume == "auto" ? newest : resume;
   });
   path = world.broadcast(path, 0);  // one rank looks, so that all take the same
   if (!path.empty())

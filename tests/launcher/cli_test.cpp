@@ -130,8 +130,8 @@ TEST_F(Cli, SignalsFinishTheStepSaveAndAskToBeRequeued) {
     const std::string name = "signal" + std::to_string(signal);
     auto settings = tiny(name, {"--train.steps", "100000", "--train.validate-every", "0"});
     settings.insert(settings.begin(), {longspan_path(), "launch", "--ranks", "2"});
-    // The first table row: training is under way.
-    const auto r = run_process(settings, "\n    3 ", signal);
+    // The table has begun: training is under way.
+    const auto r = run_process(settings, "time left", signal);
     EXPECT_EQ(r.status, 75) << signal << r.err << r.out;
     EXPECT_TRUE(fs::exists(folder_->file(name) + "/checkpoints/latest/index.h5"));
     const auto check = longspan({"inspect", folder_->file(name), "--verify"});
@@ -160,7 +160,7 @@ TEST_F(Cli, InspectAndGenerate) {
   EXPECT_GE(first.out.size(), 10u + 20u);
 }
 
-TEST_F(Cli, ADamagedCheckpointIsFoundAndFallsBackOrStops) {
+TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
   ASSERT_EQ(launch(2, tiny("damaged", {"--checkpoint.every", "4"})).status, 0);
   const std::string newest = fs::canonical(folder_->file("damaged") + "/checkpoints/latest").string();
   std::string shard;
@@ -218,8 +218,8 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
       {"unwritable run directory", train(tiny("bad", {"--run.directory", "/proc/nothing"})), 1, "/proc/nothing"},
       {"unknown command", {"trian"}, 2, "train"},
       {"unknown flag", {"inspect", "--jsn", data_}, 2, "json"},
-      {"unknown letters", {"prepare", "--kind", "genome", "--output", folder_->file("g.h5"), fasta}, 1, "J"},
-      {"missing input", {"prepare", "--kind", "text", "--output", folder_->file("t.h5"), folder_->file("nowhere")}, 1, "nowhere"},
+      {"unknown letters", {"prepare", "--kind", "genome", "--output", folder_->file("g.h5"), fasta}, 3, "J"},
+      {"missing input", {"prepare", "--kind", "text", "--output", folder_->file("t.h5"), folder_->file("nowhere")}, 2, "nowhere"},
       {"no checkpoint", {"generate", "--checkpoint", folder_->file("nothing"), "--prompt", "x"}, 3, "nothing"},
   };
   for (const auto& c : cases) {
@@ -228,6 +228,13 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
     EXPECT_NE(r.err.find(c.says), std::string::npos) << c.name << ": " << r.err;
     EXPECT_EQ(testing_support::count_lines(r.err), 1) << c.name << ": " << r.err;
   }
+}
+
+TEST_F(Cli, AFreshRunDoesNotMixItsCheckpointsWithAnOldOnes) {
+  ASSERT_EQ(launch(1, tiny("fresh", {"--train.stop-after", "1"})).status, 75);
+  const auto r = launch(1, tiny("fresh", {"--checkpoint.resume", "never"}));
+  EXPECT_EQ(r.status, 2) << r.err;
+  EXPECT_NE(r.err.find("step-0000000001"), std::string::npos) << r.err;
 }
 
 TEST_F(Cli, AVocabularyThatDoesNotFitTheCheckpointIsIncompatible) {
