@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "io/hdf5.hpp"
+#include "longspan_revision.hpp"
 #include "model/kernels/version.hpp"
 #include "parallel/version.hpp"
 
@@ -67,7 +68,7 @@ std::int64_t peak_resident_bytes() {
 }
 
 std::string version_line() {
-  return fmt::format("longspan {}, {}, {}, {}, g++ {}", LONGSPAN_VERSION, parallel::mpi_version(),
+  return fmt::format("longspan {} ({}), {}, {}, {}, g++ {}", LONGSPAN_VERSION, LONGSPAN_REVISION, parallel::mpi_version(),
                      model::math_library_version(), fmt::format("HDF5 {}", io::hdf5::version()), __VERSION__);
 }
 
