@@ -7,6 +7,7 @@
 #include <fstream>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
@@ -111,6 +112,16 @@ class Saver {
   std::optional<std::string> failure_;
 };
 
+/// A full disk does not end the run: the lines wait in memory until there is room. `waiting` remembers that this was said.
+void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
+  try {
+    metrics.write(line);
+    waiting = false;
+  } catch (const Error& e) {
+    if (!std::exchange(waiting, true)) log::warn("{}: its lines wait in memory until that works", e.what());
+  }
+}
+
 void make_run_directory(const RunConfig& config) {
   const std::string directory = config.directory();
   std::error_code error;
@@ -164,6 +175,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   agree(world, [&] {
     if (world.rank() == 0) metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
   });
+  bool metrics_wait = false;
   MetricsTable table(config.train.steps);
   Saver saver(run);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
@@ -202,9 +214,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
                                   config.train.patience);
       }
     }
-    agree(world, [&] {
-      if (metrics) metrics->write(line);
-    });
+    if (metrics) record(*metrics, line, metrics_wait);
     if (step % config.log.every == 0 || finished || step == first_step + 1) log::line(table.row(line));
 
     // Signals reach the ranks at different moments, or only some of them: all stop after the same step.
@@ -218,6 +228,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     if (regular || finished || !stop_reason.empty()) saver.save();
   }
   saver.finish();
+  agree(world, [&] {
+    if (metrics) metrics->flush();
+  });
 
   const auto memory = run.memory_estimate();
   log::info("memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the peak",
