@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -14,6 +12,7 @@
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
+#include "launcher/run_directory.hpp"
 #include "launcher/training_run.hpp"
 #include "model/lr_schedule.hpp"
 #include "parallel/agree.hpp"
@@ -122,18 +121,6 @@ void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
   }
 }
 
-void make_run_directory(const RunConfig& config) {
-  const std::string directory = config.directory();
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error)
-    fail("cannot make the run directory {}: {}: set run.directory to a place you may write to", directory, error.message());
-  std::ofstream file(directory + "/config.ini");
-  file << "# effective configuration; " << version_line() << "\n" << to_ini(config);
-  if (!file.flush()) fail("cannot write {}/config.ini: is the disk full?", directory);
-  log::open_file(directory + "/log.txt");
-}
-
 void print_header(const TrainingRun& run, double peak_flops) {
   const RunConfig& c = run.config();
   const auto memory = run.memory_estimate();
@@ -162,10 +149,17 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   log::set_rank(world.rank());
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
+  std::optional<RunDirectory> directory;  // held until the run has ended
   agree(world, [&] {
-    if (world.rank() == 0) make_run_directory(config);
+    if (world.rank() != 0) return;
+    directory.emplace(config.directory());
+    log::open_file(config.directory() + "/log.txt");
   });
   const std::string resumed = run.restore();
+  // Not before: a run that is refused leaves the old run's configuration alone.
+  agree(world, [&] {
+    if (directory) directory->write_config(config, "effective configuration; " + version_line());
+  });
   const double peak_flops =
       measure_peak_flops(model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);

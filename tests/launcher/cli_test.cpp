@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "launcher/run_directory.hpp"
 #include "support/process.hpp"
 #include "support/temporary_directory.hpp"
 
@@ -235,6 +236,22 @@ TEST_F(Cli, AFreshRunDoesNotMixItsCheckpointsWithAnOldOnes) {
   const auto r = launch(1, tiny("fresh", {"--checkpoint.resume", "never"}));
   EXPECT_EQ(r.status, 2) << r.err;
   EXPECT_NE(r.err.find("step-0000000001"), std::string::npos) << r.err;
+}
+
+TEST_F(Cli, ASecondRunInTheSameDirectoryIsRefused) {
+  const std::string directory = folder_->file("shared");
+  ASSERT_EQ(launch(1, tiny("shared", {"--train.stop-after", "1"})).status, 75);
+  const std::string before = read(directory + "/config.ini");
+  {
+    const launcher::RunDirectory first(directory);
+    const auto second = launch(2, tiny("shared", {"--train.steps", "9"}));
+    EXPECT_EQ(second.status, 1) << second.out;
+    EXPECT_NE(second.err.find(directory + " is the directory of a run that goes on (process "), std::string::npos) << second.err;
+    EXPECT_EQ(testing_support::count_lines(second.err), 1) << second.err;
+  }
+  EXPECT_EQ(read(directory + "/config.ini"), before);
+  EXPECT_EQ(launch(2, tiny("shared", {"--train.steps", "9"})).status, 0);
+  EXPECT_NE(read(directory + "/config.ini"), before);
 }
 
 TEST_F(Cli, AVocabularyThatDoesNotFitTheCheckpointIsIncompatible) {
