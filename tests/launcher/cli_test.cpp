@@ -261,6 +261,42 @@ TEST_F(Cli, AVocabularyThatDoesNotFitTheCheckpointIsIncompatible) {
   EXPECT_NE(r.err.find("model.vocabulary=256"), std::string::npos) << r.err;
 }
 
+TEST_F(Cli, AModelThatDoesNotFitTheCheckpointIsIncompatible) {
+  const std::string checkpoint = folder_->file("shape") + "/checkpoints/latest";
+  ASSERT_EQ(launch(1, tiny("shape", {"--train.stop-after", "1"})).status, 75);
+  // The tensors of these are all there, with the right shapes.
+  const std::vector<std::vector<std::string>> others = {{"--model.layers", "1"}, {"--model.heads", "4"}, {"--model.position", "none"}};
+  for (const auto& other : others) {
+    auto settings = tiny("other_model", {"--checkpoint.resume", checkpoint});
+    settings.insert(settings.end(), other.begin(), other.end());
+    const auto r = launch(1, settings);
+    EXPECT_EQ(r.status, 3) << other[0] << r.out;
+    EXPECT_NE(r.err.find(other[0].substr(2) + "=" + other[1]), std::string::npos) << r.err;
+    EXPECT_EQ(testing_support::count_lines(r.err), 1) << r.err;
+  }
+}
+
+TEST_F(Cli, ARunThatBeganFromAPathContinuesFromItsOwnCheckpoints) {
+  ASSERT_EQ(launch(1, tiny("origin", {"--train.stop-after", "2"})).status, 75);
+  const std::string origin = fs::canonical(folder_->file("origin") + "/checkpoints/latest").string();
+  const std::vector<std::string> from = {"--checkpoint.resume", origin};
+  auto stopped = from;
+  stopped.insert(stopped.end(), {"--train.stop-after", "3"});
+  ASSERT_EQ(launch(1, tiny("branch", stopped)).status, 75);
+  const auto r = launch(1, tiny("branch", from));
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("branch/checkpoints/step-0000000005 after step 5"), std::string::npos) << r.out;
+  ASSERT_EQ(launch(1, tiny("origin")).status, 0);
+  auto whole = numbers_of(metrics("origin"));
+  whole.erase(whole.begin(), whole.begin() + 2);
+  EXPECT_EQ(numbers_of(metrics("branch")), whole);
+  // Going back in a directory whose later checkpoints stay would mix two histories.
+  const auto back = launch(1, tiny("origin", from));
+  EXPECT_EQ(back.status, 2) << back.out;
+  EXPECT_NE(back.err.find("step-0000000008 exists"), std::string::npos) << back.err;
+}
+
+
 TEST_F(Cli, ALossThatIsNotANumberNamesStepLayerAndLastGoodCheckpoint) {
   const auto r = launch(2, tiny("diverges", {"--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0", "--checkpoint.every",
                                               "1", "--optimizer.clip", "0"}));
