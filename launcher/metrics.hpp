@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "parallel/handle.hpp"
 
@@ -36,6 +37,8 @@ class MetricsWriter {
   /// line cut short by a crash go first, by a new file that takes the old one's place in one move.
   /// Makes the file if there is none. Throws Error.
   MetricsWriter(const std::string& path, std::int64_t last_step);
+  /// The validation losses of the lines that were kept, oldest first.
+  const std::vector<double>& validation_losses() const { return validation_losses_; }
   /// Throws Error if the line did not get into the file whole: it is kept for the next call.
   void write(const StepMetrics& metrics);
   /// Tries again to write what is waiting. Throws Error if it is still not in the file.
@@ -44,6 +47,7 @@ class MetricsWriter {
  private:
   static void close_file(int file);
   std::string path_;
+  std::vector<double> validation_losses_;
   std::string waiting_;  ///< continues exactly where the file ends
   Handle<int, -1, close_file> file_;
 };

@@ -111,6 +111,24 @@ class Saver {
   std::optional<std::string> failure_;
 };
 
+/// When to give up hope: train.patience validations in a row without a better loss.
+class Patience {
+ public:
+  explicit Patience(std::int64_t allowed) : allowed_(allowed) {}
+  void note(double loss) {
+    if (loss < best_) best_ = loss, without_better_ = 0;
+    else ++without_better_;
+  }
+  bool exhausted() const { return allowed_ > 0 && without_better_ >= allowed_; }
+  std::string reason() const {
+    return fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_, without_better_);
+  }
+
+ private:
+  std::int64_t allowed_, without_better_ = 0;
+  double best_ = std::numeric_limits<double>::infinity();
+};
+
 /// A full disk does not end the run: the lines wait in memory until there is room. `waiting` remembers that this was said.
 void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
   try {
@@ -175,10 +193,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
   const std::int64_t first_step = run.progress().step;
-  double best_validation = std::numeric_limits<double>::infinity();
-  std::int64_t validations_without_progress = 0;
+  // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
+  Patience patience(config.train.patience);
+  if (metrics)
+    for (const double loss : metrics->validation_losses()) patience.note(loss);
+  bool given_up = world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
   int stop_signal = 0;
-  std::string stop_reason;
+  std::string stop_reason = given_up ? patience.reason() : "";
   while (run.progress().step < config.train.steps && stop_reason.empty()) {
     const auto step_begin = Clock::now();
     const double communication_before = run.communication_seconds(), data_before = run.data_seconds();
@@ -200,13 +221,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     const bool finished = step == config.train.steps;
     if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
       line.validation_loss = run.validate();
-      if (*line.validation_loss < best_validation) {
-        best_validation = *line.validation_loss;
-        validations_without_progress = 0;
-      } else if (++validations_without_progress == config.train.patience && !finished) {
-        stop_reason = fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_validation,
-                                  config.train.patience);
-      }
+      patience.note(*line.validation_loss);
+      given_up = !finished && world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
+      if (given_up) stop_reason = patience.reason();
     }
     if (metrics) record(*metrics, line, metrics_wait);
     if (step % config.log.every == 0 || finished || step == first_step + 1) log::line(table.row(line));
@@ -231,8 +248,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
             static_cast<double>(memory.total()) / 1048576,
             static_cast<double>(world.all_reduce_max(cpu_device().peak_bytes())) / 1048576,
             static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
-  const bool planned = run.progress().step < config.train.steps &&
-                       validations_without_progress < std::max<std::int64_t>(1, config.train.patience);
+  const bool planned = run.progress().step < config.train.steps && !given_up;
   if (!stop_reason.empty()) log::info("stopped after step {}: {}", run.progress().step, stop_reason);
   log::info("{} steps in {:.1f} s; {}", run.progress().step - first_step, seconds_since(begin),
             planned ? "the same command continues" : "done");

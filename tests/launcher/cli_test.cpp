@@ -296,6 +296,30 @@ TEST_F(Cli, ARunThatBeganFromAPathContinuesFromItsOwnCheckpoints) {
   EXPECT_NE(back.err.find("step-0000000008 exists"), std::string::npos) << back.err;
 }
 
+TEST_F(Cli, PatienceEndsTheRunAndOutlivesAResume) {
+  // A rate this high soon makes it worse and worse.
+  std::vector<std::string> hopeless = {"--optimizer.learning-rate", "0.5", "--optimizer.schedule", "constant", "--train.steps", "100",
+                                       "--train.validate-every", "1"};
+  auto patient = hopeless;
+  patient.insert(patient.end(), {"--train.patience", "3"});
+  const auto whole = launch(1, tiny("patience", patient));
+  EXPECT_EQ(whole.status, 0) << whole.err;
+  EXPECT_NE(whole.out.find("has not improved on"), std::string::npos) << whole.out;
+  const auto steps = numbers_of(metrics("patience"));
+  ASSERT_LT(steps.size(), 100u);
+  ASSERT_GT(steps.size(), 3u);
+  // The same in two parts; then once more: it is over.
+  auto part = patient;
+  part.insert(part.end(), {"--train.stop-after", std::to_string(steps.size() - 1)});
+  EXPECT_EQ(launch(1, tiny("patience_parts", part)).status, 75);
+  for (int again = 0; again < 2; ++again) {
+    EXPECT_EQ(launch(1, tiny("patience_parts", patient)).status, 0);
+    EXPECT_EQ(numbers_of(metrics("patience_parts")), steps);
+  }
+  // Without patience, a run that is stopped while it gets worse is not done.
+  hopeless.insert(hopeless.end(), {"--train.stop-after", std::to_string(steps.size())});
+  EXPECT_EQ(launch(1, tiny("patience_off", hopeless)).status, 75);
+}
 
 TEST_F(Cli, ALossThatIsNotANumberNamesStepLayerAndLastGoodCheckpoint) {
   const auto r = launch(2, tiny("diverges", {"--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0", "--checkpoint.every",

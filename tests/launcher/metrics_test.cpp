@@ -150,6 +150,19 @@ TEST_F(Metrics, ErrorsNameTheFile) {
   }
 }
 
+TEST_F(Metrics, TheValidationLossesOfTheKeptLinesAreRemembered) {
+  {
+    MetricsWriter writer(path_, 0);
+    EXPECT_TRUE(writer.validation_losses().empty());
+    for (std::int64_t step = 1; step <= 4; ++step) {
+      StepMetrics m = metrics(step);
+      if (step != 2) m.validation_loss = 1.0 / static_cast<double>(step);
+      writer.write(m);
+    }
+  }
+  EXPECT_EQ(MetricsWriter(path_, 3).validation_losses(), (std::vector<double>{1.0, 1.0 / 3.0}));
+}
+
 TEST_F(Metrics, WhatAFullDiskDidNotTakeFollowsWhenThereIsRoomAgain) {
   MetricsWriter writer(path_, 0);
   writer.write(metrics(1));
