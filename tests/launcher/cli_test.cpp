@@ -45,6 +45,13 @@ std::vector<double> losses_of(const std::string& metrics) {
   return losses;
 }
 
+struct BadInput {
+  std::string name;
+  std::vector<std::string> arguments;
+  int status;
+  std::string says;
+};
+
 class Cli : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -161,6 +168,46 @@ TEST_F(Cli, InspectAndGenerate) {
   EXPECT_GE(first.out.size(), 10u + 20u);
 }
 
+TEST_F(Cli, GenerateRefusesWhatItCannotContinue) {
+  const std::string text = folder_->file("ids.txt"), data = folder_->file("ids.h5");
+  {
+    std::ofstream ids(text);
+    for (int i = 0; i < 3000; ++i) ids << i % 100 << ' ';
+  }
+  ASSERT_EQ(longspan({"prepare", "--kind", "tokens", "--text-ids", "--output", data, text}).status, 0);
+  ASSERT_EQ(launch(1, tiny("ids", {"--data.path", data, "--train.steps", "1"})).status, 0);
+  const auto generate = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = {"generate", "--checkpoint", folder_->file("ids"), "--tokens", "3"};
+    all.insert(all.end(), more.begin(), more.end());
+    return longspan(all);
+  };
+  const auto good = generate({"--prompt", "1 99"});
+  EXPECT_EQ(good.status, 0) << good.err;
+  EXPECT_EQ(good.out.rfind("1 99 ", 0), 0u) << good.out;
+  std::string many;
+  for (int i = 0; i < 128; ++i) many += "1 ";
+  const std::vector<BadInput> cases = {
+      {"id beyond the embedding", {"--prompt", "1 99999"}, 2, "99999"},
+      {"folder as prompt file", {"--prompt-file", folder_->path()}, 2, "it is a folder"},
+      {"no prompt file", {"--prompt-file", folder_->file("none")}, 2, "No such file"},
+      {"two prompts", {"--prompt", "1", "--prompt-file", text}, 2, "only one"},
+      {"no prompt at all", {}, 2, "--prompt"},
+      {"empty prompt", {"--prompt", ""}, 2, "empty"},
+      {"prompt as long as the model", {"--prompt", many}, 2, "to at most 127"},
+      {"too many tokens", {"--prompt", "1", "--tokens", "128"}, 2, "at most 127"},
+      {"temperature", {"--prompt", "1", "--temperature", "nan"}, 2, "--temperature=nan"},
+      {"top-p", {"--prompt", "1", "--top-p", "nan"}, 2, "--top-p=nan"},
+      {"threads", {"--prompt", "1", "--threads", "-1"}, 2, "--threads=-1"},
+  };
+  for (const auto& c : cases) {
+    const auto r = generate(c.arguments);
+    EXPECT_EQ(r.status, c.status) << c.name << ": " << r.err << r.out;
+    EXPECT_NE(r.err.find(c.says), std::string::npos) << c.name << ": " << r.err;
+    EXPECT_EQ(testing_support::count_lines(r.err), 1) << c.name << ": " << r.err;
+    EXPECT_EQ(r.out, "") << c.name;
+  }
+}
+
 TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
   ASSERT_EQ(launch(2, tiny("damaged", {"--checkpoint.every", "4"})).status, 0);
   const std::string newest = fs::canonical(folder_->file("damaged") + "/checkpoints/latest").string();
@@ -183,13 +230,6 @@ TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
   EXPECT_EQ(r.status, 3) << r.out << r.err;
   EXPECT_NE(r.err.find("shard-00001"), std::string::npos) << r.err;
 }
-
-struct BadInput {
-  std::string name;
-  std::vector<std::string> arguments;
-  int status;
-  std::string says;
-};
 
 TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
   const std::string empty = folder_->file("empty.h5"), foreign = folder_->file("foreign.h5"), cut = folder_->file("cut.h5");
