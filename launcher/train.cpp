@@ -250,8 +250,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
             static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
   const bool planned = run.progress().step < config.train.steps && !given_up;
   if (!stop_reason.empty()) log::info("stopped after step {}: {}", run.progress().step, stop_reason);
+  const bool never = config.checkpoint.resume == "never";
   log::info("{} steps in {:.1f} s; {}", run.progress().step - first_step, seconds_since(begin),
-            planned ? "the same command continues" : "done");
+            !planned ? "done" : never ? "checkpoint.resume=auto continues" : "the same command continues");
   return planned ? ExitStatus::kRequeue : ExitStatus::kDone;
 }
 

@@ -272,7 +272,9 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
 }
 
 TEST_F(Cli, AFreshRunDoesNotMixItsCheckpointsWithAnOldOnes) {
-  ASSERT_EQ(launch(1, tiny("fresh", {"--train.stop-after", "1"})).status, 75);
+  const auto first = launch(1, tiny("fresh", {"--train.stop-after", "1", "--checkpoint.resume", "never"}));
+  ASSERT_EQ(first.status, 75);
+  EXPECT_NE(first.out.find("checkpoint.resume=auto continues"), std::string::npos) << first.out;
   const auto r = launch(1, tiny("fresh", {"--checkpoint.resume", "never"}));
   EXPECT_EQ(r.status, 2) << r.err;
   EXPECT_NE(r.err.find("step-0000000001"), std::string::npos) << r.err;
