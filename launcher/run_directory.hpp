@@ -1,5 +1,5 @@
-/// The folder of a run: one run at a time may write into it. What it holds is in README.md and
-/// io/FORMAT.md.
+/// The folder of a run: config.ini, metrics.jsonl, log.txt, checkpoints/ and .lock. One run at a
+/// time may write into it.
 #pragma once
 
 #include <chrono>

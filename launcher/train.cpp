@@ -260,7 +260,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
 
 ExitStatus train_command(const std::vector<std::string>& arguments) {
   const Arguments args(arguments, "train", "trains, on every rank that runs this command",
-                       {{"config", "FILE", "settings, an INI file"}},
+                       {{"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"}},
                        "mpirun -n 2 longspan train --config configs/tiny.ini --mesh.context 2", true);
   if (args.help_wanted()) {
     log::line(args.help());

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "io/checkpoint_index.hpp"
 #include "io/checkpoint_reader.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
@@ -258,6 +259,9 @@ std::string TrainingRun::restore() {
     if (resume == "never" && !newest.empty())
       fail_usage("checkpoint.resume=never but {} exists: set another run.directory, or remove that one, or continue with "
                  "checkpoint.resume=auto", newest);
+    if (const auto stored = io::list_checkpoints(config_.directory() + "/checkpoints"); newest.empty() && !stored.empty())
+      fail_damaged("{} and every other checkpoint of {} is damaged or incomplete: restore one from a copy, or remove them to begin "
+                   "again", stored.back().path, config_.directory());
     if (resume == "auto") path = newest;
     else if (resume != "never") path = resume_from_path(resume, newest);
   });

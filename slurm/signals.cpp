@@ -5,8 +5,8 @@
 
 #include <atomic>
 #include <csignal>
-#include <initializer_list>
 #include <thread>
+#include <vector>
 
 namespace longspan::slurm {
 namespace {
@@ -26,9 +26,14 @@ extern "C" void note_signal(int signal) {
 }  // namespace
 
 void catch_stop_signals() {
+  std::vector<int> signals = {SIGTERM, SIGINT, SIGUSR1};
+  // nohup has SIGHUP ignored: so it stays, and the run outlives its terminal.
+  struct sigaction hangup = {};
+  sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) signals.push_back(SIGHUP);
   sigset_t stop;
   sigemptyset(&stop);
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&stop, signal);
+  for (const int signal : signals) sigaddset(&stop, signal);
 
   static bool listening = false;
   if (!listening) {
@@ -43,7 +48,7 @@ void catch_stop_signals() {
   action.sa_handler = note_signal;
   sigemptyset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaction(signal, &action, nullptr);
+  for (const int signal : signals) sigaction(signal, &action, nullptr);
 }
 
 int stop_signal() {

@@ -229,6 +229,16 @@ TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
   r = launch(2, tiny("damaged", {"--train.steps", "12"}));
   EXPECT_EQ(r.status, 3) << r.out << r.err;
   EXPECT_NE(r.err.find("shard-00001"), std::string::npos) << r.err;
+  // An older one is good. Without any, beginning again would throw the run's metrics away.
+  fs::remove(shard);
+  EXPECT_EQ(launch(2, tiny("damaged", {"--train.stop-after", "1"})).status, 75);
+  for (const auto& checkpoint : fs::directory_iterator(folder_->file("damaged") + "/checkpoints"))
+    if (!checkpoint.is_symlink()) fs::remove(checkpoint.path() / "index.h5");
+  const std::string before = read(metrics("damaged"));
+  r = launch(2, tiny("damaged"));
+  EXPECT_EQ(r.status, 3) << r.out << r.err;
+  EXPECT_NE(r.err.find("every other checkpoint"), std::string::npos) << r.err;
+  EXPECT_EQ(read(metrics("damaged")), before);
 }
 
 TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {

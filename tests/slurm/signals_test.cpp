@@ -40,8 +40,9 @@ bool comes_true(const std::function<bool()>& condition) {
 }
 
 TEST(Signals, TheFirstOneIsKept) {
-  for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGUSR1, SIGHUP}) {
     EXPECT_EQ(in_a_child([&] {
+                std::signal(SIGHUP, SIG_DFL);  // this test may run under nohup
                 catch_stop_signals();
                 if (stop_signal() != 0) return 1;
                 ::kill(::getpid(), signal);
@@ -54,6 +55,17 @@ TEST(Signals, TheFirstOneIsKept) {
               0)
         << signal_name(signal);
   }
+}
+
+TEST(Signals, UnderNohupTheTerminalMayGo) {
+  EXPECT_EQ(in_a_child([] {
+              std::signal(SIGHUP, SIG_IGN);
+              catch_stop_signals();
+              ::kill(::getpid(), SIGHUP);
+              std::this_thread::sleep_for(std::chrono::milliseconds(50));
+              return stop_signal();
+            }),
+            0);
 }
 
 TEST(Signals, ASecondInterruptIsMeant) {
