@@ -38,6 +38,11 @@ inline constexpr std::array<Choice<model::Precision>, 2> kPrecision = {
     {{"fp32", model::Precision::kFp32}, {"bf16", model::Precision::kBf16}}};
 inline constexpr std::array<Choice<model::MaskKind>, 2> kMask = {
     {{"causal", model::MaskKind::kCausal}, {"full", model::MaskKind::kFull}}};
+inline constexpr std::array<Choice<model::AttentionSchemeKind>, 4> kScheme = {
+    {{"auto", model::AttentionSchemeKind::kAuto},
+     {"ring", model::AttentionSchemeKind::kRing},
+     {"allgather", model::AttentionSchemeKind::kAllgather},
+     {"ulysses", model::AttentionSchemeKind::kUlysses}}};
 inline constexpr std::array<Choice<model::Keep>, 3> kKeep = {
     {{"all", model::Keep::kAll},
      {"attention", model::Keep::kAttention},
@@ -66,6 +71,9 @@ inline std::span<const Choice<model::Precision>> choices(model::Precision) {
 }
 inline std::span<const Choice<model::MaskKind>> choices(model::MaskKind) {
   return kMask;
+}
+inline std::span<const Choice<model::AttentionSchemeKind>> choices(model::AttentionSchemeKind) {
+  return kScheme;
 }
 inline std::span<const Choice<model::Keep>> choices(model::Keep) {
   return kKeep;

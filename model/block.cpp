@@ -34,6 +34,7 @@ void Block::Saved::trim(Keep keep) {
   x2_ND.clear();
   normed2_ND.clear();
   mlp = {};
+  attention.exchanged.reset();
   if (keep == Keep::kBlock) attention = {};
 }
 
@@ -68,6 +69,11 @@ void Block::project_qkv(View<const float> x_ND, Saved& saved, const RotaryTable*
     backend_.kernels.round_to_bf16(saved.qkv.size(), saved.qkv.data(), backend_.stream);
 }
 
+void Block::attend(Saved& saved, const PassContext& pass) const {
+  attention_.forward(saved.qkv, saved.attention, pass);
+  if (saved.attention.exchanged) saved.qkv.clear();  // the same numbers, sharded by heads: once is enough
+}
+
 void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassContext& pass) const {
   saved.x2_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
   output_.forward(saved.attention.output_NHK, saved.x2_ND);
@@ -81,7 +87,7 @@ void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassCont
 void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, const PassContext& pass,
                     const RotaryTable* rotary) const {
   project_qkv(x_ND, saved, rotary);
-  attention_.forward(saved.qkv, saved.attention, pass);
+  attend(saved, pass);
   attend_residual(x_ND, saved, pass);
   mlp_.forward(saved.normed2_ND, y_ND, saved.mlp);
   backend_.kernels.residual_forward(
@@ -92,7 +98,7 @@ void Block::recompute(View<const float> x_ND, Saved& saved, Keep keep, const Pas
                       const RotaryTable* rotary) const {
   if (keep == Keep::kAll) return;
   project_qkv(x_ND, saved, rotary);
-  if (keep == Keep::kBlock) attention_.forward(saved.qkv, saved.attention, pass);
+  if (keep == Keep::kBlock) attend(saved, pass);
   attend_residual(x_ND, saved, pass);
   // The block's output is not needed again: only what the activation leaves behind.
   mlp_.activate(saved.normed2_ND, saved.mlp);

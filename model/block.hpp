@@ -42,6 +42,7 @@ class Block {
 
  private:
   void project_qkv(View<const float> x_ND, Saved& saved, const RotaryTable* rotary) const;
+  void attend(Saved& saved, const PassContext& pass) const;
   void attend_residual(View<const float> x_ND, Saved& saved, const PassContext& pass) const;
   Dropout dropout(const PassContext& pass, int site) const;
 

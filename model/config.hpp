@@ -12,6 +12,7 @@ enum class NormKind { kLayerNorm, kRmsNorm };
 enum class PositionKind { kRope, kLearned, kSinusoidal, kNone };
 enum class Precision { kFp32, kBf16 };
 enum class MaskKind { kCausal, kFull };
+enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses };
 enum class Keep { kAll, kAttention, kBlock };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 
@@ -38,6 +39,7 @@ struct ModelConfig {
 struct AttentionConfig {
   MaskKind mask = MaskKind::kCausal;
   std::int64_t window = 0;        ///< tokens a query sees, itself included; 0 = all
+  AttentionSchemeKind scheme = AttentionSchemeKind::kAuto;  ///< how ranks share a sequence; auto = ring
 };
 
 struct MemoryConfig {

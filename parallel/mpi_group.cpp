@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <mpi.h>
 
 #include <algorithm>
@@ -273,7 +275,46 @@ class MpiGroup : public ProcessGroup {
     });
   }
 
+  PendingPtr all_to_all(View<const float> outgoing, const std::vector<std::int64_t>& outgoing_counts,
+                        View<float> incoming, const std::vector<std::int64_t>& incoming_counts) override {
+    // Checked by the caller's thread, where the counts come from.
+    const auto out = part_starts("outgoing", outgoing_counts, outgoing.size());
+    const auto in = part_starts("incoming", incoming_counts, incoming.size());
+    const auto own = static_cast<std::size_t>(rank());
+    if (outgoing_counts[own] != incoming_counts[own])
+      throw Error(fmt::format("all_to_all: rank {} sends itself {} elements and expects {}: a part must have one length on "
+                              "both sides", own, outgoing_counts[own], incoming_counts[own]));
+    return start([outgoing, incoming, out, in](Engine& e) {
+      const auto count = [](const std::vector<std::int64_t>& starts, int r) {
+        const auto at = static_cast<std::size_t>(r);
+        return starts[at + 1] - starts[at];
+      };
+      const auto me = static_cast<std::size_t>(e.rank());
+      for (int step = 1; step < e.size(); ++step) {
+        const int from = (e.rank() - step + e.size()) % e.size(), to = (e.rank() + step) % e.size();
+        e.messages().receive(incoming.data() + in[static_cast<std::size_t>(from)], count(in, from), from);
+        e.messages().send(outgoing.data() + out[static_cast<std::size_t>(to)], count(out, to), to);
+      }
+      // Behind the posted messages, so that they are on their way meanwhile.
+      if (in[me + 1] > in[me])
+        std::memcpy(incoming.data() + in[me], outgoing.data() + out[me],
+                    static_cast<std::size_t>(in[me + 1] - in[me]) * sizeof(float));
+      e.messages().wait_all();
+    });
+  }
+
  private:
+  /// Where parts of these lengths begin, and behind the last where they end.
+  std::vector<std::int64_t> part_starts(const char* name, const std::vector<std::int64_t>& counts, std::int64_t length) const {
+    std::vector<std::int64_t> starts{0};
+    for (std::int64_t n : counts) starts.push_back(starts.back() + n);
+    const bool negative = std::any_of(counts.begin(), counts.end(), [](std::int64_t n) { return n < 0; });
+    if (negative || counts.size() != static_cast<std::size_t>(size()) || starts.back() != length)
+      throw Error(fmt::format("all_to_all: the {} counts [{}] must be {} numbers, none below 0, that add up to {} elements", name,
+                              fmt::join(counts, ", "), size(), length));
+    return starts;
+  }
+
   template <class Work>
   PendingPtr start(Work work) {
     // The job must not own the engine: the engine owns the job.

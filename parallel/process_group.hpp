@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "parallel/array.hpp"
 #include "parallel/communicator.hpp"
@@ -34,6 +35,13 @@ class ProcessGroup {
   virtual PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) = 0;
   /// Sends `outgoing` to rank `to` and fills `incoming` from rank `from`, both at once.
   virtual PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming, int from) = 0;
+
+  /// Part r of `outgoing` goes to rank r and becomes part rank() of its `incoming`; parts lie one behind the other in rank order,
+  /// part r of outgoing (incoming) has outgoing_counts[r] (incoming_counts[r]) elements. Counts may differ and be 0; what a rank
+  /// sends to another must be what that one expects. Throws Error if the counts are not size() many, or do not add up to the
+  /// lengths. The counts are copied.
+  virtual PendingPtr all_to_all(View<const float> outgoing, const std::vector<std::int64_t>& outgoing_counts,
+                                View<float> incoming, const std::vector<std::int64_t>& incoming_counts) = 0;
 
   /// Bytes this rank has sent since the group was made.
   virtual std::int64_t bytes_sent() const = 0;

@@ -61,7 +61,7 @@ RunConfig unusual() {
   c.model.vocabulary = 320, c.model.precision = model::Precision::kBf16;
   c.data = {" /data/with space.h5", 4097, io::Pack::kDocuments};
   c.mesh = {2, 4};
-  c.attention = {model::MaskKind::kFull, 77};
+  c.attention = {model::MaskKind::kFull, 77, model::AttentionSchemeKind::kUlysses};
   c.memory = {model::Keep::kAttention, 33};
   c.train = {7, 2, 24, 3, 5, 9, 4};
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear, 11, 0.0, 0.7, 0.1, 0.2, 3e-9};
@@ -87,7 +87,7 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "model.max-positions model.bias model.tie-embeddings model.dropout model.vocabulary "
             "model.precision data.path "
             "data.sequence-length data.pack mesh.data mesh.context attention.mask attention.window "
-            "memory.keep "
+            "attention.scheme memory.keep "
             "memory.loss-chunk train.steps train.stop-after train.global-batch train.micro-batch "
             "train.validate-every "
             "train.validate-sequences train.patience optimizer.learning-rate "

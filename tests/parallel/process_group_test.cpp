@@ -78,6 +78,49 @@ TEST(ProcessGroup, RingOfSendReceiveComesHomeAndCountsItsBytes) {
   EXPECT_ALL_RANKS(group->bytes_sent() - before == (ranks == 1 ? 0 : ranks * 5000 * 4));
 }
 
+TEST(ProcessGroup, AllToAllOfUnevenPartsComesBackAndCountsItsBytes) {
+  const auto world = Communicator::world();
+  const auto group = make_mpi_group(world);
+  const int ranks = world.size(), me = world.rank();
+  // Rank `from` sends so many elements to `to`; some send nothing, and to themselves.
+  const auto count = [](int from, int to) { return std::int64_t{37} * ((2 * from + to) % 3); };
+  std::vector<std::int64_t> out, in;
+  for (int r = 0; r < ranks; ++r) out.push_back(count(me, r)), in.push_back(count(r, me));
+  auto mine = values_of(me, std::accumulate(out.begin(), out.end(), std::int64_t{0}));
+  std::vector<float> expected;
+  for (int r = 0; r < ranks; ++r) {
+    std::int64_t begin = 0, total = 0;
+    for (int to = 0; to < ranks; ++to) begin += to < me ? count(r, to) : 0, total += count(r, to);
+    const auto theirs = values_of(r, total);
+    expected.insert(expected.end(), theirs.begin() + begin, theirs.begin() + begin + count(r, me));
+  }
+  std::vector<float> arrived(expected.size(), -1.0f), home(mine.size(), -1.0f);
+  group->all_to_all(view(mine), out, view(arrived), in)->wait();
+  EXPECT_ALL_RANKS(arrived == expected);
+  const std::int64_t sent = 4 * (static_cast<std::int64_t>(mine.size()) - count(me, me));
+  EXPECT_ALL_RANKS(group->bytes_sent() == sent);
+  group->all_to_all(view(arrived), in, view(home), out)->wait();
+  EXPECT_ALL_RANKS(home == mine);
+}
+
+TEST(ProcessGroup, AllToAllRefusesCountsThatDoNotFit) {
+  const auto world = Communicator::world();
+  const auto group = make_mpi_group(world);
+  const auto ranks = static_cast<std::size_t>(world.size());
+  std::vector<float> data(5 * ranks), other(data.size());
+  const std::vector<std::int64_t> right(ranks, 5), wrong(ranks, 4), too_many(ranks + 1, 0);
+  const auto refused = [&](const std::vector<std::int64_t>& out, const std::vector<std::int64_t>& in) {
+    try {
+      group->all_to_all(view(data), out, view(other), in)->wait();
+      return false;
+    } catch (const Error&) {
+      return true;
+    }
+  };
+  EXPECT_ALL_RANKS(!refused(right, right));
+  EXPECT_ALL_RANKS(refused(wrong, right) && refused(right, wrong) && refused(too_many, right));
+}
+
 TEST(ProcessGroup, SeveralOperationsAtOnceFinishInAnyOrderOfWaits) {
   const auto world = Communicator::world();
   const auto group = make_mpi_group(world);

@@ -1,0 +1,118 @@
+#include "model/attention_blocks.hpp"
+
+namespace longspan::model {
+namespace {
+
+AttentionShape block_shape(const AttentionGeometry& geometry, const PassContext& pass, int source) {
+  AttentionShape shape;
+  shape.batch = pass.batch.sequences;
+  shape.queries = shape.keys = pass.tokens();
+  shape.heads = geometry.heads, shape.kv_heads = geometry.kv_heads;
+  shape.head_size = geometry.head_size;
+  const auto theirs = static_cast<std::size_t>(source);
+  shape.query_positions = pass.shards.mine().data();
+  shape.key_positions = pass.shards.positions[theirs].data();
+  if (!pass.documents.empty()) {
+    shape.query_documents = pass.documents[static_cast<std::size_t>(pass.shards.index)].data();
+    shape.key_documents = pass.documents[theirs].data();
+  }
+  shape.mask = geometry.mask;
+  shape.scale = geometry.scale;
+  return shape;
+}
+
+}  // namespace
+
+KeyBlock home_block(const AttentionGeometry& geometry, View<const float> qkv) {
+  const float* keys = qkv.data() + geometry.query_width();
+  return {keys, keys + geometry.kv_width(), qkv.cols()};
+}
+
+KeyBlock packed_block(const AttentionGeometry& geometry, const float* packed) {
+  return {packed, packed + geometry.kv_width(), 2 * geometry.kv_width()};
+}
+
+Buffer<float> pack_keys_values(const AttentionGeometry& geometry, Backend backend,
+                               View<const float> qkv) {
+  const std::int64_t width = 2 * geometry.kv_width();
+  Buffer<float> packed(backend.device, qkv.rows(), width);
+  copy_columns(backend, qkv.rows(), width, qkv.data() + geometry.query_width(), qkv.cols(),
+               packed.data(), width);
+  return packed;
+}
+
+void copy_columns(Backend backend, std::int64_t rows, std::int64_t width, const float* from,
+                  std::int64_t from_row, float* to, std::int64_t to_row) {
+  if (width == 0) return;
+  for (std::int64_t row = 0; row < rows; ++row)
+    backend.device.copy(to + row * to_row, from + row * from_row,
+                        static_cast<std::size_t>(width) * sizeof(float), backend.stream);
+}
+
+void fill_zero(Backend backend, View<float> data) {
+  if (data.empty()) return;
+  backend.device.fill_zero(data.data(), static_cast<std::size_t>(data.size()) * sizeof(float),
+                           backend.stream);
+}
+
+Buffer<float> attention_delta(const AttentionGeometry& geometry, Backend backend,
+                              View<const float> dout_NHK, const AttentionSaved& saved,
+                              const PassContext& pass) {
+  Buffer<float> delta_BHT(backend.device, pass.batch.sequences * geometry.heads, pass.tokens());
+  AttentionDeltaArgs args;
+  args.batch = pass.batch.sequences, args.queries = pass.tokens();
+  args.heads = geometry.heads, args.head_size = geometry.head_size;
+  args.o = saved.output_NHK.data(), args.dout = dout_NHK.data();
+  args.o_row = args.dout_row = geometry.query_width();
+  args.o_batch = args.dout_batch = pass.tokens() * geometry.query_width();
+  args.delta = delta_BHT.data();
+  backend.kernels.attention_delta(args, backend.stream);
+  return delta_BHT;
+}
+
+BlockForward::BlockForward(const AttentionGeometry& geometry, Backend backend,
+                           View<const float> qkv, AttentionSaved& saved, const PassContext& pass)
+    : geometry_(geometry), backend_(backend), pass_(pass) {
+  const std::int64_t tokens = pass.tokens();
+  saved.lse = Buffer<float>(backend.device, pass.batch.sequences * geometry.heads, tokens);
+  args_.q = qkv.data(), args_.q_row = qkv.cols(), args_.q_batch = tokens * qkv.cols();
+  args_.o = saved.output_NHK.data(), args_.o_row = geometry.query_width();
+  args_.o_batch = tokens * geometry.query_width();
+  args_.lse = saved.lse.data();
+}
+
+void BlockForward::attend(const KeyBlock& block, int source) {
+  args_.shape = block_shape(geometry_, pass_, source);
+  args_.k = block.keys, args_.v = block.values;
+  args_.kv_row = block.row, args_.kv_batch = pass_.tokens() * block.row;
+  backend_.kernels.attention_forward(args_, backend_.stream);
+  args_.merge = true;
+}
+
+BlockBackward::BlockBackward(const AttentionGeometry& geometry, Backend backend,
+                             View<const float> dout_NHK, View<const float> qkv,
+                             const AttentionSaved& saved, View<float> dqkv, const PassContext& pass)
+    : geometry_(geometry),
+      backend_(backend),
+      pass_(pass),
+      delta_BHT_(attention_delta(geometry, backend, dout_NHK, saved, pass)) {
+  fill_zero(backend, dqkv);
+  const std::int64_t tokens = pass.tokens(), query_width = geometry.query_width();
+  args_.q = qkv.data(), args_.q_row = qkv.cols(), args_.q_batch = tokens * qkv.cols();
+  args_.dout = dout_NHK.data(), args_.dout_row = query_width;
+  args_.dout_batch = tokens * query_width;
+  args_.lse = saved.lse.data(), args_.delta = delta_BHT_.data();
+  args_.dq = dqkv.data(), args_.dq_row = dqkv.cols(), args_.dq_batch = tokens * dqkv.cols();
+}
+
+void BlockBackward::attend(const KeyBlock& block, int source, float* dkeys, std::int64_t row) {
+  const std::int64_t tokens = pass_.tokens();
+  args_.shape = block_shape(geometry_, pass_, source);
+  args_.k = block.keys, args_.v = block.values;
+  args_.kv_row = block.row, args_.kv_batch = tokens * block.row;
+  args_.dk = dkeys, args_.dv = dkeys + geometry_.kv_width();
+  args_.dkv_row = row, args_.dkv_batch = tokens * row;
+  backend_.kernels.attention_backward(args_, backend_.stream);
+}
+
+}  // namespace longspan::model
