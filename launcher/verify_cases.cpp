@@ -189,7 +189,7 @@ AttentionResult run_attention(const AttentionProblem& problem, SequenceLayout la
 
   // Everybody's shares, one after the other, and from them whole sequences.
   std::vector<float> mine;
-  for (const View<float> part : {saved.output_NHK.view(), saved.lse_BHT.view(), dqkv.view()})
+  for (const View<float> part : {saved.output_NHK.view(), saved.lse.view(), dqkv.view()})
     mine.insert(mine.end(), part.begin(), part.end());
   std::vector<float> all(mine.size() * static_cast<std::size_t>(shards.ranks()));
   if (shards.ranks() == 1)
