@@ -67,11 +67,13 @@ std::string error_text(double error) {
   return std::isfinite(error) ? fmt::format("{:.1e}", error) : "inf";
 }
 
-/// "0.27" for 2.7e-07: side by side, such numbers are compared at a glance.
+/// "0.27", in millionths, for 2.7e-07: side by side, such numbers are compared at a glance.
+std::string cell(double value) {
+  if (!std::isfinite(value)) return "inf";
+  return value < 1000 ? fmt::format("{:.2f}", value) : fmt::format("{:.0e}", value);
+}
 std::string in_millionths(double error) {
-  const double millionths = error * 1e6;
-  if (!std::isfinite(millionths)) return "inf";
-  return millionths < 1000 ? fmt::format("{:.2f}", millionths) : fmt::format("{:.0e}", millionths);
+  return cell(error * 1e6);
 }
 
 struct NamedErrors {
@@ -102,15 +104,14 @@ double number_from(const Json& json) {
 }
 
 Json to_json(const AttentionErrors& e) {
-  return {{"output", number(e.output)},
-          {"dq", number(e.dq)},
-          {"dk", number(e.dk)},
-          {"dv", number(e.dv)},
-          {"lse", number(e.lse)}};
+  return {{"output", number(e.output)}, {"dq", number(e.dq)},
+          {"dk", number(e.dk)},         {"dv", number(e.dv)},
+          {"lse", number(e.lse)},       {"padding_is_silent", e.padding_is_silent}};
 }
 AttentionErrors errors_from(const Json& json) {
-  return {number_from(json.at("output")), number_from(json.at("dq")), number_from(json.at("dk")),
-          number_from(json.at("dv")), number_from(json.at("lse"))};
+  return {number_from(json.at("output")), number_from(json.at("dq")),
+          number_from(json.at("dk")),     number_from(json.at("dv")),
+          number_from(json.at("lse")),    json.at("padding_is_silent").get<bool>()};
 }
 
 template <class Row>
@@ -195,7 +196,7 @@ std::string attention_table(const std::vector<AttentionRow>& rows, bool colour) 
                {"", kLeft}});
   const std::string bound = in_millionths(kAttentionBound);
   table.add({"", "", "", "", "at most", "", bound, bound, bound, bound, in_millionths(kLseBound),
-             fmt::format("{:.2f}", kTimesOneRankBound)});
+             cell(kTimesOneRankBound)});
   Groups groups;
   for (const AttentionRow& row : rows) {
     const AttentionCase& what = row.what;
@@ -206,7 +207,7 @@ std::string attention_table(const std::vector<AttentionRow>& rows, bool colour) 
     for (const NamedErrors& errors : relative_errors(row))
       cells.push_back(in_millionths(errors.sharded));
     cells.push_back(in_millionths(row.sharded.lse));
-    cells.push_back(what.ranks == 1 ? "" : fmt::format("{:.2f}", times_one_rank(row)));
+    cells.push_back(what.ranks == 1 ? "" : cell(times_one_rank(row)));
     cells.push_back(verdict(broken_bounds(row).empty(), colour));
     table.add(std::move(cells));
   }
@@ -332,6 +333,7 @@ std::vector<std::string> broken_bounds(const AttentionRow& row) {
   if (above(row.sharded.lse, kLseBound))
     broken.push_back(
         fmt::format("LSE {} > {}", error_text(row.sharded.lse), error_text(kLseBound)));
+  if (!row.sharded.padding_is_silent) broken.emplace_back("rows of padding are not zero");
   return broken;
 }
 
