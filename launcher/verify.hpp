@@ -1,6 +1,6 @@
 /// `longspan verify`: measured rows in, verdicts, tables and the exit status out. The bounds are
 /// the numerics contract that README.md promises. How the rows are measured is in verify_cases.hpp;
-/// how the ranks are started in verify.cpp.
+/// how they are judged in verify_report.cpp, how the ranks are started in verify.cpp.
 #pragma once
 
 #include <string>

@@ -41,6 +41,7 @@ struct AttentionCase {
 /// NaN.
 struct AttentionErrors {
   double output = 0, dq = 0, dk = 0, dv = 0, lse = 0;
+  bool padding_is_silent = true;  ///< rows of padding: output and gradients 0, lse -inf
 };
 struct AttentionRow {
   AttentionCase what;
@@ -77,7 +78,7 @@ struct AttentionProblem {
 struct AttentionResult {
   std::vector<float> output, dq, dk, dv;  ///< shaped like q, q, k, v
   std::vector<float> lse;                 ///< [sequences, heads, tokens]
-  bool padding_is_silent = true;          ///< rows of padding: output and gradients 0, lse -inf
+  bool padding_is_silent = true;          ///< as in AttentionErrors
 };
 
 AttentionProblem attention_problem(MaskCase mask, bool grouped, std::int64_t tokens);

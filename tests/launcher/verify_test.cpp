@@ -1,0 +1,227 @@
+// timeout: 120
+/// verify: what the program prints and returns, the oracle it believes, and that rows are judged as
+/// the contract says. That wrong sharding is found is in verify_faults_test.cpp.
+#include "launcher/verify.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "support/attention_reference.hpp"
+#include "support/process.hpp"
+
+namespace longspan::launcher {
+namespace {
+
+using testing_support::longspan;
+using Json = nlohmann::json;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+/// Rows of two ranks as they would be if all were well.
+VerifyReport good_report(const VerifyScope& scope) {
+  VerifyReport report;
+  const AttentionErrors errors = {3e-7, 4e-7, 4e-7, 4e-7, 2e-6};
+  for (const AttentionCase& what : attention_cases(2, scope))
+    report.attention.push_back({what, errors, errors});
+  for (const TrainingCase& what : training_cases(2, scope))
+    report.training.push_back({what, 4e-9, true, true});
+  return report;
+}
+
+TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
+  const auto run = longspan({"verify", "--ranks", "1,2", "--quick", "--json", "--tokens", "61"});
+  ASSERT_EQ(run.status, 0) << run.err << run.out;
+  const Json json = Json::parse(run.out);
+  EXPECT_EQ(json.at("verdict"), "ok");
+  EXPECT_EQ(json.at("broken_rows"), 0);
+  EXPECT_EQ(json.at("bounds").at("attention"), 2e-6);
+  EXPECT_GT(json.at("seconds"), 0);
+  const VerifyScope scope{61, true};
+  ASSERT_EQ(json.at("attention").size(),
+            attention_cases(1, scope).size() + attention_cases(2, scope).size());
+  ASSERT_EQ(json.at("training").size(),
+            training_cases(1, scope).size() + training_cases(2, scope).size());
+  for (const Json& row : json.at("attention")) {
+    EXPECT_EQ(row.at("scheme"), "ring");
+    EXPECT_EQ(row.at("tokens"), 61);
+    EXPECT_EQ(row.at("verdict"), "ok");
+    for (const char* tensor : {"output", "dq", "dk", "dv"}) {
+      // Computed in fp32: an error of exactly 0 would mean that something was compared with itself.
+      EXPECT_GT(row.at("error").at(tensor), 1e-9);
+      EXPECT_LE(row.at("error").at(tensor), 2e-6);
+    }
+    EXPECT_LE(row.at("error").at("lse"), 1e-5);
+  }
+  for (const Json& row : json.at("training")) {
+    EXPECT_TRUE(row.at("same_as_keep_all"));
+    EXPECT_TRUE(row.at("same_again"));
+    EXPECT_LE(row.at("loss_difference"), 1e-5);
+  }
+}
+
+TEST(Verify, TheProgramPrintsATableThatEndsWithTheVerdict) {
+  const auto run = longspan({"verify", "--ranks", "2", "--quick", "--tokens", "16"});
+  ASSERT_EQ(run.status, 0) << run.err << run.out;
+  for (const char* text : {"zigzag", "contiguous", "causal", "documents", "2 x 1", "1 x 2",
+                           "GPT-2-like", "Llama-like", "\nok: 8 of 8 rows keep their bounds; "})
+    EXPECT_NE(run.out.find(text), std::string::npos) << text << "\n" << run.out;
+  EXPECT_EQ(run.out.find('\033'), std::string::npos) << "colours are for terminals";
+}
+
+TEST(Verify, WrongUsageIsSaidBeforeAnythingStarts) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {"--ranks", "0"},  {"--ranks", "2,"},        {"--ranks", "1,x"},     {"--ranks", "1000"},
+      {"--tokens", "3"}, {"--tokens", "99999999"}, {"--layout", "zigzag"}, {"2"}};
+  for (std::vector<std::string> arguments : wrong) {
+    arguments.insert(arguments.begin(), "verify");
+    const auto run = longspan(arguments);
+    EXPECT_EQ(run.status, 2) << arguments[1];
+    EXPECT_EQ(testing_support::count_lines(run.err), 1) << run.err;
+  }
+  EXPECT_EQ(parse_ranks("4,1,2,2"), (std::vector<int>{1, 2, 4}));
+}
+
+TEST(Verify, TheMatrixHasEveryCombination) {
+  const auto attention = [](int ranks) { return attention_cases(ranks, {}).size(); };
+  EXPECT_EQ(attention(1), 4u * 2);          // masks, heads
+  EXPECT_EQ(attention(2), 2u * 4 * 2);      // and layouts
+  EXPECT_EQ(attention(3), 2u * 4 * 2 + 2);  // and two so short that a rank has only padding
+  EXPECT_EQ(attention(4), 2u * 4 * 2 + 2);
+  EXPECT_EQ(training_cases(1, {}).size(), 1u * 2 * 3);  // meshes, models, memory.keep
+  EXPECT_EQ(training_cases(3, {}).size(), 2u * 2 * 3);
+  EXPECT_EQ(training_cases(4, {}).size(), 3u * 2 * 3);
+  for (const int ranks : {3, 4, 7})
+    for (const AttentionCase& what : attention_cases(ranks, {})) {
+      if (what.tokens >= ranks * ranks) continue;
+      for (const std::int32_t position :
+           sequence_positions(what.tokens, ranks - 1, ranks, what.layout))
+        EXPECT_EQ(position, -1);
+    }
+}
+
+/// The oracle and the tests' own reference were written apart and take different ways to the
+/// gradient.
+TEST(Oracle, AgreesWithTheReferenceOfTheTests) {
+  for (const MaskCase mask :
+       {MaskCase::kCausal, MaskCase::kFull, MaskCase::kWindow, MaskCase::kDocuments})
+    for (const bool grouped : {false, true}) {
+      const AttentionProblem problem = attention_problem(mask, grouped, 37);
+      const auto positions = sequence_positions(37, 0, 1, SequenceLayout::kContiguous);
+      model::AttentionShape shape;
+      shape.batch = problem.sequences, shape.queries = shape.keys = 37;
+      shape.heads = problem.config.heads, shape.kv_heads = problem.config.kv_heads,
+      shape.head_size = problem.config.head_size;
+      shape.query_positions = shape.key_positions = positions.data();
+      if (!problem.documents.empty())
+        shape.query_documents = shape.key_documents = problem.documents.data();
+      shape.mask = {mask != MaskCase::kFull, problem.attention.window};
+      shape.scale = 0.25f;
+      const auto wide = [](const std::vector<float>& x) {
+        return std::vector<double>(x.begin(), x.end());
+      };
+      const auto expected = testing_support::attention_reference(
+          shape, {wide(problem.q), wide(problem.k), wide(problem.v), wide(problem.dout)});
+      const auto actual = attention_truth(problem);
+      const auto difference = [](const std::vector<double>& a, const std::vector<double>& b) {
+        double largest = a.size() == b.size() ? 0 : kInfinity;
+        for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+          largest = std::max(largest, std::abs(a[i] - b[i]));
+        return largest;
+      };
+      SCOPED_TRACE(name_of(mask));
+      EXPECT_LT(difference(actual.output, expected.o), 1e-12);
+      EXPECT_LT(difference(actual.lse, expected.lse), 1e-12);
+      EXPECT_LT(difference(actual.dq, expected.dq), 1e-12);
+      EXPECT_LT(difference(actual.dk, expected.dk), 1e-12);
+      EXPECT_LT(difference(actual.dv, expected.dv), 1e-12);
+    }
+}
+
+TEST(Oracle, AQueryWithNothingToSeeGivesZeroAndMinusInfinity) {
+  const std::vector<std::int32_t> queries = {-1, 0}, keys = {0, 1};
+  model::AttentionShape shape;
+  shape.batch = shape.heads = shape.kv_heads = 1, shape.queries = shape.keys = 2,
+  shape.head_size = 4, shape.scale = 0.5f;
+  shape.query_positions = queries.data(), shape.key_positions = keys.data();
+  const std::vector<float> ones(8, 1.0f);
+  const auto out = model::attention_oracle(shape, {ones, ones, ones, ones});
+  EXPECT_EQ(out.lse[0], -kInfinity);
+  EXPECT_DOUBLE_EQ(out.lse[1], 2.0);  // one key, 4 * 0.5
+  for (std::size_t d = 0; d < 4; ++d) {
+    EXPECT_EQ(out.output[d], 0);
+    EXPECT_EQ(out.dq[d], 0);
+    EXPECT_EQ(out.output[4 + d], 1);
+  }
+  const std::vector<float> bad = {0.0f, std::nanf("")};
+  EXPECT_EQ(model::relative_error(bad, std::vector<double>{0.0, 0.0}), kInfinity);
+  EXPECT_EQ(model::largest_error(bad, std::vector<double>{0.0, 0.0}), kInfinity);
+  EXPECT_EQ(model::relative_error(bad, std::vector<double>{0.0}), kInfinity);
+}
+
+TEST(Verify, EveryBoundBreaksOnItsOwn) {
+  const VerifyReport good = good_report({});
+  ASSERT_EQ(report_status(good), ExitStatus::kDone);
+  ASSERT_EQ(broken_rows(good), 0);
+  const auto broken_by = [&](auto&& damage) {
+    VerifyReport report = good;
+    damage(report);
+    EXPECT_EQ(broken_rows(report), 1);
+    EXPECT_EQ(report_status(report), ExitStatus::kFailed);
+    EXPECT_EQ(Json::parse(report_json(report)).at("verdict"), "BROKEN");
+    const std::string text = report_text(report, false);
+    const auto at = text.find("\nBROKEN: ");
+    return at == std::string::npos ? "" : text.substr(at + 9, text.find('\n', at + 1) - at - 9);
+  };
+  const std::string attention = "attention, 2 ranks, ring zigzag causal MHA, 193 tokens: ";
+  const std::string training = "training, 2 x 1, memory.keep=all, GPT-2-like: ";
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.output = 2.1e-6; }),
+            attention + "output 2.1e-06 > 2.0e-06");
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.dq = kInfinity; }),
+            attention + "dQ inf > 2.0e-06");
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.dk = kNan; }),
+            attention + "dK inf > 2.0e-06");
+  // Good enough for the absolute bound, but worse than sharding should make it.
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.dv = 7e-7; }),
+            attention + "dV 7.0e-07 > 1.5 x 4.0e-07 of one rank");
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.lse = 1.1e-5; }),
+            attention + "LSE 1.1e-05 > 1.0e-05");
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.padding_is_silent = false; }),
+            attention + "rows of padding are not zero");
+  EXPECT_EQ(broken_by([](auto& r) { r.training[0].loss_difference = kNan; }),
+            training + "loss inf > 1.0e-05");
+  EXPECT_EQ(broken_by([](auto& r) { r.training[0].loss_difference = 1.2e-5; }),
+            training + "loss 1.2e-05 > 1.0e-05");
+  EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_as_keep_all = false; }),
+            training + "not the bits of memory.keep=all");
+  EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_again = false; }),
+            training + "the second run had other bits");
+  EXPECT_EQ(report_status({}), ExitStatus::kFailed) << "nothing measured proves nothing";
+}
+
+TEST(Verify, RowsTravelUnchangedAndNoneMayBeMissing) {
+  const VerifyScope scope{193, true};
+  VerifyReport report = good_report(scope);
+  report.attention[1].sharded.dq = kInfinity;  // has no JSON of its own
+  const std::string text = rows_to_text(report);
+  const VerifyReport arrived = rows_from_text(text, 2, scope);
+  EXPECT_EQ(rows_to_text(arrived), text);
+  EXPECT_EQ(arrived.attention[1].sharded.dq, kInfinity);
+  EXPECT_EQ(arrived.attention[0].sharded.dk, 4e-7);
+  EXPECT_EQ(broken_rows(arrived), 1);
+
+  EXPECT_THROW(rows_from_text("", 2, scope), Error);
+  EXPECT_THROW(rows_from_text(text, 3, scope), Error);
+  EXPECT_THROW(rows_from_text(text, 2, {61, true}), Error);
+  Json fewer = Json::parse(text), other = fewer;
+  fewer["training"].erase(0);
+  EXPECT_THROW(rows_from_text(fewer.dump(), 2, scope), Error);
+  other["attention"].push_back(other["attention"][0]);
+  EXPECT_THROW(rows_from_text(other.dump(), 2, scope), Error);
+}
+
+}  // namespace
+}  // namespace longspan::launcher
