@@ -70,18 +70,17 @@ void fail_errno(const std::string& path, const std::string& action, int error_nu
   const char* reason = std::strerror(error_number);
   switch (error_number) {
     case ENOSPC:
-      fail("{}: {}: {} ({}): free space there, or choose another run.directory", path, action,
-           reason, space_left(path));
+      fail("{}: {}: {} ({}): free space there, or write elsewhere", path, action, reason,
+           space_left(path));
     case EDQUOT:
-      fail("{}: {}: {}: remove files or ask for a larger quota, or choose another run.directory",
-           path, action, reason);
+      fail("{}: {}: {}: remove files or ask for a larger quota, or write elsewhere", path, action,
+           reason);
     case EFBIG:
       fail("{}: {}: {}: raise the limit on file sizes (ulimit -f)", path, action, reason);
     case EACCES:
     case EPERM:
     case EROFS:
-      fail("{}: {}: {}: choose another run.directory, or change the permissions", path, action,
-           reason);
+      fail("{}: {}: {}: write elsewhere, or change the permissions", path, action, reason);
     default:
       fail("{}: {}: {}", path, action, reason);
   }
@@ -243,7 +242,7 @@ std::int64_t free_bytes(const std::string& path) {
 void require_free_space(const std::string& path, std::int64_t bytes, const std::string& what) {
   const std::int64_t free = free_bytes(path);
   if (free < bytes)
-    fail("{}: {} needs {}, {} are free: free {} there, or choose another run.directory", path, what,
+    fail("{}: {} needs {}, {} are free: free {} there, or write elsewhere", path, what,
          format_bytes(bytes), format_bytes(free), format_bytes(bytes - free));
 }
 

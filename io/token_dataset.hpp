@@ -28,7 +28,8 @@ struct DatasetFacts {
 class Tokenizer {
  public:
   explicit Tokenizer(const std::string& json);  ///< throws Error (damaged) for an unknown kind
-  std::vector<std::int32_t> encode(const std::string& text) const;  ///< throws Error (usage) naming a letter it lacks
+  /// White space between nucleotides or ids is skipped. Throws Error (usage) naming a letter it lacks.
+  std::vector<std::int32_t> encode(const std::string& text) const;
   std::string decode(const std::vector<std::int32_t>& ids) const;
   std::int64_t vocabulary() const;  ///< ids below it decode to text; larger ones are padding of the embedding
  private:

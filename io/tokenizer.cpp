@@ -1,6 +1,7 @@
 #include <charconv>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "io/token_dataset.hpp"
 #include "parallel/error.hpp"
@@ -42,6 +43,7 @@ std::vector<std::int32_t> Tokenizer::encode(const std::string& text) const {
     for (unsigned char byte : text) ids.push_back(byte);
   } else if (kind_ == "nucleotides") {
     for (char letter : text) {
+      if (std::string_view(" \t\r\n").find(letter) != std::string_view::npos) continue;
       const char upper =
           letter >= 'a' && letter <= 'z' ? static_cast<char>(letter - 'a' + 'A') : letter;
       const std::size_t id = letters_.find(upper);

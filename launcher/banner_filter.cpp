@@ -1,6 +1,10 @@
 #include <fmt/format.h>
 
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
 #include <string_view>
+#include <utility>
 
 #include "launcher/launch.hpp"
 
@@ -24,8 +28,7 @@ bool is_echo(const std::string& text) {
 }
 
 /// "mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 11 (Segmentation
-/// fault)." as one of our lines; a rank that a signal has ended could not say it itself. Empty if
-/// `text` is something else.
+/// fault)." as one of our lines. Empty if `text` is something else.
 std::string death_by_signal(const std::string& text) {
   constexpr std::string_view kRank = "process rank ", kNode = " on node ",
                              kSignal = " exited on signal ";
@@ -33,16 +36,11 @@ std::string death_by_signal(const std::string& text) {
   if (rank == std::string::npos || node == std::string::npos || signal == std::string::npos ||
       node > signal)
     return "";
-  const std::size_t number = rank + kRank.size();
-  const std::string name = text.substr(node + kNode.size(), signal - node - kNode.size());
-  const std::string how = text.substr(signal + kSignal.size(),
-                                      text.find_first_of(".\n", signal) - signal - kSignal.size());
-  const bool killed = how.rfind("9 ", 0) == 0;
-  return fmt::format("longspan: rank {} ({}): ended by signal {}{}\n",
-                     text.substr(number, text.find(' ', number) - number), name, how,
-                     killed ? ": if nobody killed it, the system ran out of memory (see dmesg): "
-                              "memory.keep=block needs less"
-                            : "");
+  const std::size_t number = rank + kRank.size(), name = node + kNode.size();
+  return death_line(
+      fmt::format("rank {} ({})", text.substr(number, text.find(' ', number) - number),
+                  text.substr(name, signal - name)),
+      std::atoi(text.c_str() + signal + kSignal.size()));
 }
 
 bool is_chatter(const std::string& line) {
@@ -55,6 +53,14 @@ bool is_chatter(const std::string& line) {
 
 }  // namespace
 
+std::string death_line(const std::string& who, int signal) {
+  const char* advice = signal == SIGKILL ? ": if nobody killed it, the system ran out of memory "
+                                           "(see dmesg): memory.keep=block needs less"
+                                         : "";
+  return fmt::format("longspan: {}: ended by signal {} ({}){}\n", who, signal, ::strsignal(signal),
+                     advice);
+}
+
 std::string BannerFilter::judge(const std::string& line) {
   if (!in_frame_ && !is_frame_line(line)) return is_chatter(line) ? "" : line;
   frame_ += line;
@@ -62,7 +68,10 @@ std::string BannerFilter::judge(const std::string& line) {
   in_frame_ = !in_frame_;
   if (in_frame_) return "";
   const std::string whole = std::exchange(frame_, "");
-  if (const std::string death = death_by_signal(whole); !death.empty()) return death;
+  if (const std::string death = death_by_signal(whole); !death.empty()) {
+    death_seen_ = true;
+    return death;
+  }
   return is_echo(whole) ? "" : whole;
 }
 

@@ -1,5 +1,10 @@
 /// `longspan generate`: text from a checkpoint, token by token.
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -46,9 +51,18 @@ Loaded load(const std::string& path) {
 
 std::string prompt_of(const Arguments& args) {
   if (!args.has("prompt-file")) return args.text("prompt");
-  std::ifstream file(args.text("prompt-file"), std::ios::binary);
-  if (!file) fail_usage("cannot read the prompt file {}", args.text("prompt-file"));
+  const std::string path = args.text("prompt-file");
+  if (std::filesystem::is_directory(path)) fail_usage("cannot read the prompt file {}: it is a folder", path);
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail_usage("cannot read the prompt file {}: {}", path, std::strerror(errno));
   return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// Ids are numbers that the user gives: one beyond the embedding would read some other memory.
+void require_known(const std::vector<std::int32_t>& tokens, std::int64_t vocabulary) {
+  const auto largest = std::max_element(tokens.begin(), tokens.end());
+  if (largest != tokens.end() && *largest >= vocabulary)
+    fail_usage("the prompt has the token id {}: this model knows ids up to {}", *largest, vocabulary - 1);
 }
 
 }  // namespace
@@ -71,26 +85,34 @@ ExitStatus generate_command(const std::vector<std::string>& arguments) {
   }
   if (!args.has("checkpoint")) fail_usage("generate needs --checkpoint PATH, a checkpoint or a run directory");
   if (!args.has("prompt") && !args.has("prompt-file")) fail_usage("generate needs --prompt TEXT or --prompt-file FILE");
+  if (args.has("prompt") && args.has("prompt-file")) fail_usage("--prompt and --prompt-file: only one of them can be continued");
   model::SamplingConfig sampling;
   sampling.temperature = args.number("temperature");
   sampling.top_k = args.integer("top-k");
   sampling.top_p = args.number("top-p");
   sampling.seed = static_cast<std::uint64_t>(args.integer("seed"));
   const std::int64_t count = args.integer("tokens");
-  if (sampling.temperature < 0 || sampling.top_k < 0 || sampling.top_p <= 0 || sampling.top_p > 1 || count < 1)
-    fail_usage("--temperature={} --top-k={} --top-p={} --tokens={}: they must be >= 0, >= 0, in (0, 1] and >= 1",
-               sampling.temperature, sampling.top_k, sampling.top_p, count);
-  set_threads(static_cast<int>(args.integer("threads")), Communicator::self());
+  const std::int64_t threads = args.integer("threads");
+  const bool fine = std::isfinite(sampling.temperature) && sampling.temperature >= 0 && sampling.top_k >= 0 && sampling.top_p > 0 &&
+                    sampling.top_p <= 1 && count >= 1 && threads >= 0;
+  if (!fine)
+    fail_usage("--temperature={} --top-k={} --top-p={} --tokens={} --threads={}: they must be >= 0, >= 0, in (0, 1], >= 1 and >= 0",
+               sampling.temperature, sampling.top_k, sampling.top_p, count, threads);
+  set_threads(static_cast<int>(std::min<std::int64_t>(threads, available_cores())), Communicator::self());
 
   const Loaded loaded = load(checkpoint_at(args.text("checkpoint")));
   const std::string prompt = prompt_of(args);
   std::vector<std::int32_t> tokens = loaded.tokenizer.encode(prompt);
   if (tokens.empty()) fail_usage("the prompt is empty: give at least one character");
+  require_known(tokens, loaded.config.model.vocabulary);
   const std::int64_t capacity = loaded.config.data.sequence_length;
   const std::int64_t room = capacity - static_cast<std::int64_t>(tokens.size());
+  if (room < 1)
+    fail_usage("{} prompt tokens leave no room in the {} that this model was trained on (data.sequence-length): shorten the prompt "
+               "to at most {}", tokens.size(), capacity, capacity - 1);
   if (count > room)
     fail_usage("{} prompt tokens and --tokens={} exceed the {} tokens this model was trained on (data.sequence-length): ask for at "
-               "most {}", tokens.size(), count, capacity, std::max<std::int64_t>(0, room));
+               "most {}", tokens.size(), count, capacity, room);
 
   model::Decoder decoder(*loaded.transformer, loaded.config.attention, static_cast<std::int64_t>(tokens.size()) + count);
   std::vector<float> logits = decoder.append(tokens);

@@ -217,9 +217,14 @@ MpirunCommand mpirun_command(int ranks, const Cores& cores, bool root, bool seve
   // Our ranks leave together, after MPI_Finalize: nothing is gained by 2 s between SIGTERM and
   // SIGKILL.
   words.insert(words.end(), {"--mca", "odls_base_sigkill_timeout", "0"});
+  // Open MPI's handlers of fatal signals write a stack trace from inside them; after a corrupted
+  // heap that was seen to hang for ever. Without them a rank dies at once, and mpirun tells us of
+  // what.
+  command.environment = {{"OMPI_MCA_opal_signal", ""}};
   if (!several_nodes) {
     // Shared memory is all that one node needs; probing the fabrics costs 0.2 s.
-    command.environment = {{"OMPI_MCA_pml", "ob1"}, {"OMPI_MCA_btl", "self,vader"}};
+    command.environment.emplace_back("OMPI_MCA_pml", "ob1");
+    command.environment.emplace_back("OMPI_MCA_btl", "self,vader");
     if (ranks > cores.count) {
       words.insert(words.end(), {"--oversubscribe", "--bind-to", "none"});
       command.environment.emplace_back("OMPI_MCA_mpi_yield_when_idle", "1");
@@ -241,7 +246,7 @@ MpirunCommand mpirun_command(int ranks, const Cores& cores, bool root, bool seve
 std::string shell_text(const MpirunCommand& command) {
   std::string text;
   for (const auto& [name, value] : command.environment)
-    text += name + "=" + shell_quoted(value) + " ";
+    text += name + "=" + (value.empty() ? "" : shell_quoted(value)) + " ";
   for (const std::string& word : command.words) text += shell_quoted(word) + " ";
   text.pop_back();
   return text;
@@ -275,7 +280,11 @@ int run_and_watch(const MpirunCommand& command) {
     log::info("{} was received before the ranks had begun", slurm::signal_name(last_signal));
     return static_cast<int>(ExitStatus::kRequeue);
   }
-  return interrupts > 1 ? 128 + SIGINT : code;
+  if (interrupts > 1) return 128 + SIGINT;
+  // mpirun tells which rank it was, but not every time.
+  if (code > 128 && code <= 128 + SIGRTMAX && !filter.death_seen())
+    write_stderr(death_line("a rank", code - 128));
+  return code;
 }
 
 ExitStatus launch_command(const std::vector<std::string>& arguments) {

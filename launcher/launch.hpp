@@ -39,6 +39,9 @@ std::string shell_text(const MpirunCommand& command);
 /// could know it. Throws Error if the command cannot be started.
 int run_and_watch(const MpirunCommand& command);
 
+/// A rank that a signal has ended cannot say so itself: this line does.
+std::string death_line(const std::string& who, int signal);
+
 /// Takes out of mpirun's stderr what it says about ranks that have spoken for themselves; all else
 /// passes, whole lines at a time.
 class BannerFilter {
@@ -47,11 +50,13 @@ class BannerFilter {
   std::string take(const std::string& text);
   /// The rest, at the end of the stream.
   std::string finish();
+  /// Whether a line so far was about a rank that a signal ended.
+  bool death_seen() const { return death_seen_; }
 
  private:
   std::string judge(const std::string& line);
   std::string partial_, frame_;
-  bool in_frame_ = false;
+  bool in_frame_ = false, death_seen_ = false;
 };
 
 }  // namespace longspan::launcher

@@ -7,11 +7,13 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <string_view>
 #include <thread>
 
 #include "io/hdf5.hpp"
 #include "longspan_revision.hpp"
 #include "model/kernels/version.hpp"
+#include "parallel/random.hpp"
 #include "parallel/version.hpp"
 
 namespace longspan::launcher {
@@ -25,11 +27,15 @@ int available_cores() {
 
 int set_threads(int requested, const Communicator& world) {
   const Communicator node = world.split_by_node();
-  const int cores = available_cores();
-  // Bound by mpirun to fewer cores than the node has, the mask is already this rank's share.
-  const int hardware = static_cast<int>(std::thread::hardware_concurrency());
-  const int share = cores < hardware ? cores : std::max(1, cores / node.size());
-  const int threads = requested > 0 ? requested : share;
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  sched_getaffinity(0, sizeof mask, &mask);
+  // Ranks with the same mask share its cores; a rank that was bound to cores of its own has them all.
+  const std::string_view bytes(reinterpret_cast<const char*>(&mask), sizeof mask);
+  const auto mine = static_cast<std::int64_t>(hash_name(bytes) >> 1);
+  const auto masks = node.all_gather(mine);
+  const auto sharers = static_cast<int>(std::count(masks.begin(), masks.end(), mine));
+  const int threads = requested > 0 ? requested : std::max(1, available_cores() / sharers);
   omp_set_num_threads(threads);
   return threads;
 }

@@ -12,7 +12,8 @@ namespace longspan::launcher {
 /// Cores this process may run on (its affinity mask).
 int available_cores();
 
-/// Threads for this rank: `requested`, or the node's cores / ranks on it when 0, within the affinity mask. Sets OpenMP accordingly.
+/// Threads for this rank: `requested`; when 0, the cores of its affinity mask / the ranks of the node that have the same mask. Sets OpenMP
+/// accordingly.
 /// Collective over `world`.
 int set_threads(int requested, const Communicator& world);
 

@@ -21,18 +21,19 @@
 namespace longspan::launcher {
 namespace {
 
-/// All of `text`, or Error.
-void write_all(int file, std::string_view text, const std::string& path) {
+/// All of `text`, or Error; what is in the file is taken off its front.
+void write_all(int file, std::string& text, const std::string& path) {
   while (!text.empty()) {
     const ssize_t written = ::write(file, text.data(), text.size());
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) fail("cannot write {}: {}", path, std::strerror(errno));
-    text.remove_prefix(static_cast<std::size_t>(written));
+    text.erase(0, static_cast<std::size_t>(written));
   }
 }
 
-/// The complete lines of steps up to `last_step`.
-std::string lines_until(const std::string& text, std::int64_t last_step) {
+/// The complete lines of steps up to `last_step`; the validation losses in them go to `losses`.
+std::string lines_until(const std::string& text, std::int64_t last_step,
+                        std::vector<double>& losses) {
   std::string kept;
   for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos;
        begin = end + 1) {
@@ -40,7 +41,10 @@ std::string lines_until(const std::string& text, std::int64_t last_step) {
     const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer())
       continue;
-    if (object["step"].get<std::int64_t>() <= last_step) kept.append(line).push_back('\n');
+    if (object["step"].get<std::int64_t>() > last_step) continue;
+    kept.append(line).push_back('\n');
+    if (const auto loss = object.find("validation_loss"); loss != object.end() && loss->is_number())
+      losses.push_back(loss->get<double>());
   }
   return kept;
 }
@@ -86,7 +90,7 @@ MetricsWriter::MetricsWriter(const std::string& path, std::int64_t last_step) : 
     // Nothing to keep: a new file, or something like /dev/null.
   } else if (std::ifstream old(path, std::ios::binary); old)
     text.assign(std::istreambuf_iterator<char>(old), {});
-  if (const std::string kept = lines_until(text, last_step); kept != text) {
+  if (std::string kept = lines_until(text, last_step, validation_losses_); kept != text) {
     const std::string temporary = path + ".new";
     Handle<int, -1, close_file> file(
         ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
@@ -101,7 +105,12 @@ MetricsWriter::MetricsWriter(const std::string& path, std::int64_t last_step) : 
 }
 
 void MetricsWriter::write(const StepMetrics& metrics) {
-  write_all(file_.get(), to_json(metrics) + "\n", path_);
+  waiting_ += to_json(metrics) + "\n";
+  flush();
+}
+
+void MetricsWriter::flush() {
+  write_all(file_.get(), waiting_, path_);
 }
 
 std::string MetricsTable::row(const StepMetrics& m) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "parallel/handle.hpp"
 
@@ -28,19 +29,26 @@ struct StepMetrics {
 /// One object a line, without '\n'. Numbers read back to the same bits; what is not finite is null.
 std::string to_json(const StepMetrics& metrics);
 
-/// metrics.jsonl of a run. Every line is in the file when write() returns. One rank has one.
+/// metrics.jsonl of a run. Every line is in the file when write() returns; what a full disk did not
+/// take waits in memory and goes first when there is room again. One rank has one.
 class MetricsWriter {
  public:
   /// Continues `path` after `last_step`: lines of later steps (they will be computed again) and a
   /// line cut short by a crash go first, by a new file that takes the old one's place in one move.
   /// Makes the file if there is none. Throws Error.
   MetricsWriter(const std::string& path, std::int64_t last_step);
-  /// Throws Error if the line did not get into the file whole.
+  /// The validation losses of the lines that were kept, oldest first.
+  const std::vector<double>& validation_losses() const { return validation_losses_; }
+  /// Throws Error if the line did not get into the file whole: it is kept for the next call.
   void write(const StepMetrics& metrics);
+  /// Tries again to write what is waiting. Throws Error if it is still not in the file.
+  void flush();
 
  private:
   static void close_file(int file);
   std::string path_;
+  std::vector<double> validation_losses_;
+  std::string waiting_;  ///< continues exactly where the file ends
   Handle<int, -1, close_file> file_;
 };
 

@@ -164,7 +164,7 @@ class Registry {
     bind("keep", c.keep, "checkpoints", "the newest ones stay; 0 = all");
     bind("resume", c.resume, "",
          "auto: from the newest checkpoint of the run directory; never; or the path of a "
-         "checkpoint");
+         "checkpoint, where a run directory without any begins");
   }
   void section(const char* name, LogConfig& l) {
     section_ = name;

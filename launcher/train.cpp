@@ -3,16 +3,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
+#include "launcher/run_directory.hpp"
 #include "launcher/training_run.hpp"
 #include "model/lr_schedule.hpp"
 #include "parallel/agree.hpp"
@@ -111,16 +111,32 @@ class Saver {
   std::optional<std::string> failure_;
 };
 
-void make_run_directory(const RunConfig& config) {
-  const std::string directory = config.directory();
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error)
-    fail("cannot make the run directory {}: {}: set run.directory to a place you may write to", directory, error.message());
-  std::ofstream file(directory + "/config.ini");
-  file << "# effective configuration; " << version_line() << "\n" << to_ini(config);
-  if (!file.flush()) fail("cannot write {}/config.ini: is the disk full?", directory);
-  log::open_file(directory + "/log.txt");
+/// When to give up hope: train.patience validations in a row without a better loss.
+class Patience {
+ public:
+  explicit Patience(std::int64_t allowed) : allowed_(allowed) {}
+  void note(double loss) {
+    if (loss < best_) best_ = loss, without_better_ = 0;
+    else ++without_better_;
+  }
+  bool exhausted() const { return allowed_ > 0 && without_better_ >= allowed_; }
+  std::string reason() const {
+    return fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_, without_better_);
+  }
+
+ private:
+  std::int64_t allowed_, without_better_ = 0;
+  double best_ = std::numeric_limits<double>::infinity();
+};
+
+/// A full disk does not end the run: the lines wait in memory until there is room. `waiting` remembers that this was said.
+void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
+  try {
+    metrics.write(line);
+    waiting = false;
+  } catch (const Error& e) {
+    if (!std::exchange(waiting, true)) log::warn("{}: its lines wait in memory until that works", e.what());
+  }
 }
 
 void print_header(const TrainingRun& run, double peak_flops) {
@@ -154,10 +170,17 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   log::set_rank(world.rank());
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
+  std::optional<RunDirectory> directory;  // held until the run has ended
   agree(world, [&] {
-    if (world.rank() == 0) make_run_directory(config);
+    if (world.rank() != 0) return;
+    directory.emplace(config.directory());
+    log::open_file(config.directory() + "/log.txt");
   });
   const std::string resumed = run.restore();
+  // Not before: a run that is refused leaves the old run's configuration alone.
+  agree(world, [&] {
+    if (directory) directory->write_config(config, "effective configuration; " + version_line());
+  });
   const double peak_flops =
       measure_peak_flops(model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);
@@ -167,15 +190,19 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   agree(world, [&] {
     if (world.rank() == 0) metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
   });
+  bool metrics_wait = false;
   MetricsTable table(config.train.steps);
   Saver saver(run);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
   const std::int64_t first_step = run.progress().step;
-  double best_validation = std::numeric_limits<double>::infinity();
-  std::int64_t validations_without_progress = 0;
+  // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
+  Patience patience(config.train.patience);
+  if (metrics)
+    for (const double loss : metrics->validation_losses()) patience.note(loss);
+  bool given_up = world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
   int stop_signal = 0;
-  std::string stop_reason;
+  std::string stop_reason = given_up ? patience.reason() : "";
   while (run.progress().step < config.train.steps && stop_reason.empty()) {
     const auto step_begin = Clock::now();
     const double communication_before = run.communication_seconds(), data_before = run.data_seconds();
@@ -197,17 +224,11 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     const bool finished = step == config.train.steps;
     if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
       line.validation_loss = run.validate();
-      if (*line.validation_loss < best_validation) {
-        best_validation = *line.validation_loss;
-        validations_without_progress = 0;
-      } else if (++validations_without_progress == config.train.patience && !finished) {
-        stop_reason = fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_validation,
-                                  config.train.patience);
-      }
+      patience.note(*line.validation_loss);
+      given_up = !finished && world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
+      if (given_up) stop_reason = patience.reason();
     }
-    agree(world, [&] {
-      if (metrics) metrics->write(line);
-    });
+    if (metrics) record(*metrics, line, metrics_wait);
     if (step % config.log.every == 0 || finished || step == first_step + 1) log::line(table.row(line));
 
     // Signals reach the ranks at different moments, or only some of them: all stop after the same step.
@@ -221,17 +242,20 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     if (regular || finished || !stop_reason.empty()) saver.save();
   }
   saver.finish();
+  agree(world, [&] {
+    if (metrics) metrics->flush();
+  });
 
   const auto memory = run.memory_estimate();
   log::info("memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the peak",
             static_cast<double>(memory.total()) / 1048576,
             static_cast<double>(world.all_reduce_max(cpu_device().peak_bytes())) / 1048576,
             static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
-  const bool planned = run.progress().step < config.train.steps &&
-                       validations_without_progress < std::max<std::int64_t>(1, config.train.patience);
+  const bool planned = run.progress().step < config.train.steps && !given_up;
   if (!stop_reason.empty()) log::info("stopped after step {}: {}", run.progress().step, stop_reason);
+  const bool never = config.checkpoint.resume == "never";
   log::info("{} steps in {:.1f} s; {}", run.progress().step - first_step, seconds_since(begin),
-            planned ? "the same command continues" : "done");
+            !planned ? "done" : never ? "checkpoint.resume=auto continues" : "the same command continues");
   return planned ? ExitStatus::kRequeue : ExitStatus::kDone;
 }
 
@@ -239,7 +263,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
 
 ExitStatus train_command(const std::vector<std::string>& arguments) {
   const Arguments args(arguments, "train", "trains, on every rank that runs this command",
-                       {{"config", "FILE", "settings, an INI file"}},
+                       {{"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"}},
                        "mpirun -n 2 longspan train --config configs/tiny.ini --mesh.context 2", true);
   if (args.help_wanted()) {
     log::line(args.help());

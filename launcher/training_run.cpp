@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <set>
 #include <utility>
 
+#include "io/checkpoint_index.hpp"
 #include "io/checkpoint_reader.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
@@ -58,6 +60,35 @@ int accumulation_of(const RunConfig& config, const MeshShape& mesh) {
                                   (config.train.global_batch / at_once + 1) * at_once),
                       ExitStatus::kUsage);
   return static_cast<int>(config.train.global_batch / at_once);
+}
+
+/// What differs in the shape of the model, as "section.key=value, ..." of each side. The tensors alone do not tell: with other heads
+/// or fewer layers they can all be there, with the right shapes, and mean something else.
+std::pair<std::string, std::string> differing_model_settings(const RunConfig& saved, const RunConfig& ours) {
+  std::set<std::string> shape = {"model.layers", "model.width",    "model.heads", "model.kv-heads", "model.head-size",
+                                 "model.mlp",    "model.mlp-width", "model.norm", "model.position", "model.bias",
+                                 "model.tie-embeddings", "model.vocabulary"};
+  if (ours.model.position == model::PositionKind::kLearned) shape.insert("model.max-positions");
+  const auto left = describe_options(saved), right = describe_options(ours);
+  std::pair<std::string, std::string> differ;
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    if (shape.count(left[i].name) == 0 || left[i].value == right[i].value) continue;
+    const char* separator = differ.first.empty() ? "" : ", ";
+    differ.first += fmt::format("{}{}={}", separator, left[i].name, left[i].value);
+    differ.second += fmt::format("{}{}={}", separator, right[i].name, right[i].value);
+  }
+  return differ;
+}
+
+/// Where checkpoint.resume=PATH leads. The same command continues what it has begun: once the run directory has checkpoints of
+/// its own, from the newest of these. Checkpoints of another history would be taken for this run's.
+std::string resume_from_path(const std::string& path, const std::string& newest) {
+  if (newest.empty()) return path;
+  std::error_code none;
+  if (std::filesystem::equivalent(path, newest, none)) return path;
+  if (parse_ini(io::CheckpointReader(newest).facts().config).checkpoint.resume == path) return newest;
+  fail_usage("checkpoint.resume={} but {} exists, which did not come from it: set another run.directory, or remove the "
+             "checkpoints that are not to count", path, newest);
 }
 
 MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
@@ -207,10 +238,9 @@ std::string TrainingRun::save() {
 
 void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string& path) const {
   const RunConfig saved = parse_ini(facts.config);
-  if (saved.model.vocabulary != config_.model.vocabulary)
-    fail_damaged("{} was trained with model.vocabulary={} but this run has {} ({}): use its dataset, or start afresh with "
-                 "checkpoint.resume=never in another run.directory", path, saved.model.vocabulary, config_.model.vocabulary,
-                 config_.data.path);
+  if (const auto [theirs, ours] = differing_model_settings(saved, config_); !theirs.empty())
+    fail_damaged("{} was trained with {} but this run has {} ({}): use its settings and its dataset, or start afresh with "
+                 "checkpoint.resume=never in another run.directory", path, theirs, ours, config_.data.path);
   if (facts.dataset_uuid != dataset_.facts().uuid)
     log::warn("{} was trained on another dataset than {}: its data order does not continue", path, config_.data.path);
   else if (facts.seed != config_.run.seed || saved.data.sequence_length != config_.data.sequence_length)
@@ -229,7 +259,11 @@ std::string TrainingRun::restore() {
     if (resume == "never" && !newest.empty())
       fail_usage("checkpoint.resume=never but {} exists: set another run.directory, or remove that one, or continue with "
                  "checkpoint.resume=auto", newest);
-    if (resume != "never") path = resume == "auto" ? newest : resume;
+    if (const auto stored = io::list_checkpoints(config_.directory() + "/checkpoints"); newest.empty() && !stored.empty())
+      fail_damaged("{} and every other checkpoint of {} is damaged or incomplete: restore one from a copy, or remove them to begin "
+                   "again", stored.back().path, config_.directory());
+    if (resume == "auto") path = newest;
+    else if (resume != "never") path = resume_from_path(resume, newest);
   });
   path = world.broadcast(path, 0);  // one rank looks, so that all take the same
   if (!path.empty())

@@ -14,7 +14,9 @@ std::mutex mutex;
 std::ofstream file;
 
 void to_file(std::string_view text) {
-  if (file.is_open()) file << text << std::endl;
+  if (!file.is_open()) return;
+  file.clear();  // a disk that was full may have room again
+  file << text << std::endl;
 }
 
 }  // namespace

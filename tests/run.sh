@@ -72,6 +72,7 @@ if [[ $quick == no ]]; then
   step "tests under the sanitizers"
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1
   export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+  export LSAN_OPTIONS=suppressions=$PWD/tests/support/lsan.supp:print_suppressions=0
   run_ctest build-sanitize -L quick -R "^($(IFS='|'; echo "${names[*]}"))\$"
 fi
 

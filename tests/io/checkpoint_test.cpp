@@ -302,7 +302,7 @@ TEST(Files, AFullDiskIsExplained) {
   RawFile full = RawFile::open("/dev/full", RawFile::Mode::kWrite);
   const std::string text = error_of([&] { full.write("x", 1, 0); }, ExitStatus::kFailed);
   EXPECT_TRUE(contains(text, "/dev/full: cannot write 1 B: No space left on device (")) << text;
-  EXPECT_TRUE(contains(text, " free): free space there, or choose another run.directory")) << text;
+  EXPECT_TRUE(contains(text, " free): free space there, or write elsewhere")) << text;
   const std::string needed = error_of(
       [&] { require_free_space("/tmp", std::int64_t{1} << 60, "the checkpoint of step 3"); },
       ExitStatus::kFailed);

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "launcher/run_directory.hpp"
 #include "support/process.hpp"
 #include "support/temporary_directory.hpp"
 
@@ -43,6 +44,13 @@ std::vector<double> losses_of(const std::string& metrics) {
   for (std::string line; std::getline(lines, line);) losses.push_back(nlohmann::json::parse(line)["loss"]);
   return losses;
 }
+
+struct BadInput {
+  std::string name;
+  std::vector<std::string> arguments;
+  int status;
+  std::string says;
+};
 
 class Cli : public testing::Test {
  protected:
@@ -160,6 +168,46 @@ TEST_F(Cli, InspectAndGenerate) {
   EXPECT_GE(first.out.size(), 10u + 20u);
 }
 
+TEST_F(Cli, GenerateRefusesWhatItCannotContinue) {
+  const std::string text = folder_->file("ids.txt"), data = folder_->file("ids.h5");
+  {
+    std::ofstream ids(text);
+    for (int i = 0; i < 3000; ++i) ids << i % 100 << ' ';
+  }
+  ASSERT_EQ(longspan({"prepare", "--kind", "tokens", "--text-ids", "--output", data, text}).status, 0);
+  ASSERT_EQ(launch(1, tiny("ids", {"--data.path", data, "--train.steps", "1"})).status, 0);
+  const auto generate = [&](std::vector<std::string> more) {
+    std::vector<std::string> all = {"generate", "--checkpoint", folder_->file("ids"), "--tokens", "3"};
+    all.insert(all.end(), more.begin(), more.end());
+    return longspan(all);
+  };
+  const auto good = generate({"--prompt", "1 99"});
+  EXPECT_EQ(good.status, 0) << good.err;
+  EXPECT_EQ(good.out.rfind("1 99 ", 0), 0u) << good.out;
+  std::string many;
+  for (int i = 0; i < 128; ++i) many += "1 ";
+  const std::vector<BadInput> cases = {
+      {"id beyond the embedding", {"--prompt", "1 99999"}, 2, "99999"},
+      {"folder as prompt file", {"--prompt-file", folder_->path()}, 2, "it is a folder"},
+      {"no prompt file", {"--prompt-file", folder_->file("none")}, 2, "No such file"},
+      {"two prompts", {"--prompt", "1", "--prompt-file", text}, 2, "only one"},
+      {"no prompt at all", {}, 2, "--prompt"},
+      {"empty prompt", {"--prompt", ""}, 2, "empty"},
+      {"prompt as long as the model", {"--prompt", many}, 2, "to at most 127"},
+      {"too many tokens", {"--prompt", "1", "--tokens", "128"}, 2, "at most 127"},
+      {"temperature", {"--prompt", "1", "--temperature", "nan"}, 2, "--temperature=nan"},
+      {"top-p", {"--prompt", "1", "--top-p", "nan"}, 2, "--top-p=nan"},
+      {"threads", {"--prompt", "1", "--threads", "-1"}, 2, "--threads=-1"},
+  };
+  for (const auto& c : cases) {
+    const auto r = generate(c.arguments);
+    EXPECT_EQ(r.status, c.status) << c.name << ": " << r.err << r.out;
+    EXPECT_NE(r.err.find(c.says), std::string::npos) << c.name << ": " << r.err;
+    EXPECT_EQ(testing_support::count_lines(r.err), 1) << c.name << ": " << r.err;
+    EXPECT_EQ(r.out, "") << c.name;
+  }
+}
+
 TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
   ASSERT_EQ(launch(2, tiny("damaged", {"--checkpoint.every", "4"})).status, 0);
   const std::string newest = fs::canonical(folder_->file("damaged") + "/checkpoints/latest").string();
@@ -181,14 +229,17 @@ TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
   r = launch(2, tiny("damaged", {"--train.steps", "12"}));
   EXPECT_EQ(r.status, 3) << r.out << r.err;
   EXPECT_NE(r.err.find("shard-00001"), std::string::npos) << r.err;
+  // An older one is good. Without any, beginning again would throw the run's metrics away.
+  fs::remove(shard);
+  EXPECT_EQ(launch(2, tiny("damaged", {"--train.stop-after", "1"})).status, 75);
+  for (const auto& checkpoint : fs::directory_iterator(folder_->file("damaged") + "/checkpoints"))
+    if (!checkpoint.is_symlink()) fs::remove(checkpoint.path() / "index.h5");
+  const std::string before = read(metrics("damaged"));
+  r = launch(2, tiny("damaged"));
+  EXPECT_EQ(r.status, 3) << r.out << r.err;
+  EXPECT_NE(r.err.find("every other checkpoint"), std::string::npos) << r.err;
+  EXPECT_EQ(read(metrics("damaged")), before);
 }
-
-struct BadInput {
-  std::string name;
-  std::vector<std::string> arguments;
-  int status;
-  std::string says;
-};
 
 TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
   const std::string empty = folder_->file("empty.h5"), foreign = folder_->file("foreign.h5"), cut = folder_->file("cut.h5");
@@ -231,10 +282,28 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
 }
 
 TEST_F(Cli, AFreshRunDoesNotMixItsCheckpointsWithAnOldOnes) {
-  ASSERT_EQ(launch(1, tiny("fresh", {"--train.stop-after", "1"})).status, 75);
+  const auto first = launch(1, tiny("fresh", {"--train.stop-after", "1", "--checkpoint.resume", "never"}));
+  ASSERT_EQ(first.status, 75);
+  EXPECT_NE(first.out.find("checkpoint.resume=auto continues"), std::string::npos) << first.out;
   const auto r = launch(1, tiny("fresh", {"--checkpoint.resume", "never"}));
   EXPECT_EQ(r.status, 2) << r.err;
   EXPECT_NE(r.err.find("step-0000000001"), std::string::npos) << r.err;
+}
+
+TEST_F(Cli, ASecondRunInTheSameDirectoryIsRefused) {
+  const std::string directory = folder_->file("shared");
+  ASSERT_EQ(launch(1, tiny("shared", {"--train.stop-after", "1"})).status, 75);
+  const std::string before = read(directory + "/config.ini");
+  {
+    const launcher::RunDirectory first(directory);
+    const auto second = launch(2, tiny("shared", {"--train.steps", "9"}));
+    EXPECT_EQ(second.status, 1) << second.out;
+    EXPECT_NE(second.err.find(directory + " is the directory of a run that goes on (process "), std::string::npos) << second.err;
+    EXPECT_EQ(testing_support::count_lines(second.err), 1) << second.err;
+  }
+  EXPECT_EQ(read(directory + "/config.ini"), before);
+  EXPECT_EQ(launch(2, tiny("shared", {"--train.steps", "9"})).status, 0);
+  EXPECT_NE(read(directory + "/config.ini"), before);
 }
 
 TEST_F(Cli, AVocabularyThatDoesNotFitTheCheckpointIsIncompatible) {
@@ -242,6 +311,66 @@ TEST_F(Cli, AVocabularyThatDoesNotFitTheCheckpointIsIncompatible) {
   const auto r = launch(1, tiny("vocabulary", {"--model.vocabulary", "320"}));
   EXPECT_EQ(r.status, 3) << r.err;
   EXPECT_NE(r.err.find("model.vocabulary=256"), std::string::npos) << r.err;
+}
+
+TEST_F(Cli, AModelThatDoesNotFitTheCheckpointIsIncompatible) {
+  const std::string checkpoint = folder_->file("shape") + "/checkpoints/latest";
+  ASSERT_EQ(launch(1, tiny("shape", {"--train.stop-after", "1"})).status, 75);
+  // The tensors of these are all there, with the right shapes.
+  const std::vector<std::vector<std::string>> others = {{"--model.layers", "1"}, {"--model.heads", "4"}, {"--model.position", "none"}};
+  for (const auto& other : others) {
+    auto settings = tiny("other_model", {"--checkpoint.resume", checkpoint});
+    settings.insert(settings.end(), other.begin(), other.end());
+    const auto r = launch(1, settings);
+    EXPECT_EQ(r.status, 3) << other[0] << r.out;
+    EXPECT_NE(r.err.find(other[0].substr(2) + "=" + other[1]), std::string::npos) << r.err;
+    EXPECT_EQ(testing_support::count_lines(r.err), 1) << r.err;
+  }
+}
+
+TEST_F(Cli, ARunThatBeganFromAPathContinuesFromItsOwnCheckpoints) {
+  ASSERT_EQ(launch(1, tiny("origin", {"--train.stop-after", "2"})).status, 75);
+  const std::string origin = fs::canonical(folder_->file("origin") + "/checkpoints/latest").string();
+  const std::vector<std::string> from = {"--checkpoint.resume", origin};
+  auto stopped = from;
+  stopped.insert(stopped.end(), {"--train.stop-after", "3"});
+  ASSERT_EQ(launch(1, tiny("branch", stopped)).status, 75);
+  const auto r = launch(1, tiny("branch", from));
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("branch/checkpoints/step-0000000005 after step 5"), std::string::npos) << r.out;
+  ASSERT_EQ(launch(1, tiny("origin")).status, 0);
+  auto whole = numbers_of(metrics("origin"));
+  whole.erase(whole.begin(), whole.begin() + 2);
+  EXPECT_EQ(numbers_of(metrics("branch")), whole);
+  // Going back in a directory whose later checkpoints stay would mix two histories.
+  const auto back = launch(1, tiny("origin", from));
+  EXPECT_EQ(back.status, 2) << back.out;
+  EXPECT_NE(back.err.find("step-0000000008 exists"), std::string::npos) << back.err;
+}
+
+TEST_F(Cli, PatienceEndsTheRunAndOutlivesAResume) {
+  // A rate this high soon makes it worse and worse.
+  std::vector<std::string> hopeless = {"--optimizer.learning-rate", "0.5", "--optimizer.schedule", "constant", "--train.steps", "100",
+                                       "--train.validate-every", "1"};
+  auto patient = hopeless;
+  patient.insert(patient.end(), {"--train.patience", "3"});
+  const auto whole = launch(1, tiny("patience", patient));
+  EXPECT_EQ(whole.status, 0) << whole.err;
+  EXPECT_NE(whole.out.find("has not improved on"), std::string::npos) << whole.out;
+  const auto steps = numbers_of(metrics("patience"));
+  ASSERT_LT(steps.size(), 100u);
+  ASSERT_GT(steps.size(), 3u);
+  // The same in two parts; then once more: it is over.
+  auto part = patient;
+  part.insert(part.end(), {"--train.stop-after", std::to_string(steps.size() - 1)});
+  EXPECT_EQ(launch(1, tiny("patience_parts", part)).status, 75);
+  for (int again = 0; again < 2; ++again) {
+    EXPECT_EQ(launch(1, tiny("patience_parts", patient)).status, 0);
+    EXPECT_EQ(numbers_of(metrics("patience_parts")), steps);
+  }
+  // Without patience, a run that is stopped while it gets worse is not done.
+  hopeless.insert(hopeless.end(), {"--train.stop-after", std::to_string(steps.size())});
+  EXPECT_EQ(launch(1, tiny("patience_off", hopeless)).status, 75);
 }
 
 TEST_F(Cli, ALossThatIsNotANumberNamesStepLayerAndLastGoodCheckpoint) {

@@ -112,7 +112,8 @@ TEST_F(Launch, TheCommandFitsTheMachine) {
     return joined(mpirun_command(ranks, {2, true}, true, false, "/bin/longspan", {"train"}));
   };
   EXPECT_EQ(on_two_cores(1),
-            "OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader mpirun --allow-run-as-root --mca "
+            "OMPI_MCA_opal_signal= OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader mpirun "
+            "--allow-run-as-root --mca "
             "odls_base_sigkill_timeout 0 "
             "--map-by slot:PE=2 --bind-to core -n 1 /bin/longspan train");
   EXPECT_NE(on_two_cores(2).find("--map-by slot:PE=1 --bind-to core -n 2 "), std::string::npos);
@@ -130,7 +131,7 @@ TEST_F(Launch, TheCommandFitsTheMachine) {
   EXPECT_EQ(masked.find("--map-by"), std::string::npos) << masked;
   // Several nodes: shared memory alone would not reach them, and mpirun knows their cores.
   EXPECT_EQ(joined(mpirun_command(64, {2, true}, false, true, "p", {"a b"})),
-            "mpirun --mca odls_base_sigkill_timeout 0 -n 64 p 'a b'");
+            "OMPI_MCA_opal_signal= mpirun --mca odls_base_sigkill_timeout 0 -n 64 p 'a b'");
 }
 
 TEST_F(Launch, CoresOutsideTheMaskDoNotCount) {
@@ -181,7 +182,9 @@ TEST_F(Launch, ARankThatASignalEndedIsNamed) {
   EXPECT_EQ(launch.status(), 128 + SIGKILL);
   const std::string err = launch.err();
   EXPECT_EQ(std::count(err.begin(), err.end(), '\n'), 1) << err;
-  EXPECT_EQ(err.rfind("longspan: rank 1 (", 0), 0u) << err;
+  // mpirun does not always say which rank it was.
+  EXPECT_TRUE(err.rfind("longspan: rank 1 (", 0) == 0 || err.rfind("longspan: a rank: ", 0) == 0)
+      << err;
   EXPECT_NE(err.find("ended by signal 9 (Killed)"), std::string::npos) << err;
   EXPECT_NE(err.find("memory.keep"), std::string::npos) << err;
 }
@@ -253,10 +256,8 @@ TEST_F(Launch, ASecondInterruptEndsTheRanksForGood) {
 
 TEST_F(Launch, TwoTerminationsAreNotAnInterrupt) {
   // Slurm sends SIGTERM twice.
-  Watched launch(
-      directory_,
-      instead(
-          "trap 'trap : USR1; sleep 0.5; exit 75' USR1; echo ready; for i in $(seq 200); do sleep 0.1; done"));
+  Watched launch(directory_, instead("trap 'trap : USR1; sleep 0.5; exit 75' USR1; echo ready; for "
+                                     "i in $(seq 200); do sleep 0.1; done"));
   ASSERT_TRUE(launch.wait_for("ready"));
   launch.send(SIGTERM);
   std::this_thread::sleep_for(std::chrono::milliseconds(100));

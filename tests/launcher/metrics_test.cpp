@@ -3,8 +3,10 @@
 #include "launcher/metrics.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -146,6 +148,39 @@ TEST_F(Metrics, ErrorsNameTheFile) {
     EXPECT_NE(std::string(e.what()).find("/dev/full"), std::string::npos) << e.what();
     EXPECT_NE(std::string(e.what()).find("No space left"), std::string::npos) << e.what();
   }
+}
+
+TEST_F(Metrics, TheValidationLossesOfTheKeptLinesAreRemembered) {
+  {
+    MetricsWriter writer(path_, 0);
+    EXPECT_TRUE(writer.validation_losses().empty());
+    for (std::int64_t step = 1; step <= 4; ++step) {
+      StepMetrics m = metrics(step);
+      if (step != 2) m.validation_loss = 1.0 / static_cast<double>(step);
+      writer.write(m);
+    }
+  }
+  EXPECT_EQ(MetricsWriter(path_, 3).validation_losses(), (std::vector<double>{1.0, 1.0 / 3.0}));
+}
+
+TEST_F(Metrics, WhatAFullDiskDidNotTakeFollowsWhenThereIsRoomAgain) {
+  MetricsWriter writer(path_, 0);
+  writer.write(metrics(1));
+  const auto full = fs::file_size(path_) + 40;  // in the middle of the next line
+  struct rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  struct rlimit limit = before;
+  limit.rlim_cur = full;
+  const auto old = std::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  EXPECT_THROW(writer.write(metrics(2)), Error);
+  EXPECT_THROW(writer.write(metrics(3)), Error);
+  EXPECT_THROW(writer.flush(), Error);
+  EXPECT_EQ(fs::file_size(path_), full);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  std::signal(SIGXFSZ, old);
+  writer.write(metrics(4));
+  EXPECT_EQ(steps_in(path_), (std::vector<std::int64_t>{1, 2, 3, 4}));
 }
 
 TEST(MetricsTable, TheHeaderComesOnceAndColumnsAlign) {

@@ -1,3 +1,4 @@
+// timeout: 120
 #include "model/flops.hpp"
 
 #include <gtest/gtest.h>
@@ -50,19 +51,19 @@ TEST(Flops, MemoryEstimateIsWithinFivePercentOfTheAllocator) {
   for (const auto& v : testing_support::variants()) {
     if (v.documents) continue;
     auto config = v.config;
-    config.layers = 4, config.max_positions = 2048;
+    config.layers = 4, config.max_positions = 768;
     for (Keep keep : {Keep::kAll, Keep::kAttention, Keep::kBlock}) {
       MemoryConfig memory;
       memory.keep = keep, memory.loss_chunk = 256;
       const std::int64_t before = cpu_device().bytes_in_use();
-      Transformer model(config, v.attention, memory, shard_sequence(2048, SequenceLayout::kContiguous, nullptr), cpu_backend());
+      Transformer model(config, v.attention, memory, shard_sequence(768, SequenceLayout::kContiguous, nullptr), cpu_backend());
       model.parameters().initialize(1);
-      testing_support::TinyBatch data(2, 2048, config.vocabulary, 1);
+      testing_support::TinyBatch data(2, 768, config.vocabulary, 1);
       const MicroBatch batch = data.slice(0, 2, model.shards().mine());
       cpu_device().reset_peak();
       model.train(batch, 1.0f);
       const double measured = static_cast<double>(cpu_device().peak_bytes() - before);
-      const MemoryEstimate estimate = memory_estimate(config, memory, 2, 2048, AttentionSchemeKind::kAuto, 1);
+      const MemoryEstimate estimate = memory_estimate(config, memory, 2, 768, AttentionSchemeKind::kAuto, 1);
       // No optimizer here: weights and gradients only.
       const double predicted = static_cast<double>(estimate.total() - estimate.states / 2);
       EXPECT_NEAR(measured / predicted, 1.0, 0.05) << v.name << " keep " << static_cast<int>(keep);

@@ -158,9 +158,10 @@ TEST(Transformer, InitialWeightsDependOnSeedAndNameOnly) {
   for (std::size_t id = 0; id < p.size(); ++id) {
     if (p[id].name.find("output") != std::string::npos || p[id].name.find("down") != std::string::npos) continue;  // scaled by depth
     for (std::size_t other = 0; other < two->parameters().parameters().size(); ++other)
-      if (two->parameters().parameters()[other].name == p[id].name)
+      if (two->parameters().parameters()[other].name == p[id].name) {
         EXPECT_EQ(std::memcmp(one->parameters().weight(id).data(), two->parameters().weight(other).data(),
                               static_cast<std::size_t>(p[id].count()) * sizeof(float)), 0) << p[id].name;
+      }
   }
 }
 
