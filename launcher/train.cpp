@@ -159,6 +159,9 @@ void print_header(const TrainingRun& run, double peak_flops) {
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)
     log::warn("attention.mask=full lets every token see the one it is to predict: the loss says nothing about the data");
+  if (c.attention.scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > c.model.heads)
+    log::warn("attention.scheme=ulysses shares model.heads={} among mesh.context={} ranks: {} of them idle in attention; "
+              "attention.scheme=ring keeps all busy", c.model.heads, c.mesh.context, c.mesh.context - c.model.heads);
 }
 
 ExitStatus train(const RunConfig& requested, const Communicator& world) {

@@ -146,7 +146,7 @@ double TrainingRun::step_flops() const {
 
 model::MemoryEstimate TrainingRun::memory_estimate() const {
   return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch, model_->shards().tokens(),
-                                mesh_.shape().context > 1);
+                                config_.attention.scheme, mesh_.shape().context);
 }
 
 double TrainingRun::communication_seconds() const {

@@ -13,6 +13,34 @@ std::int64_t block_matrix_weights(const ModelConfig& m) {
   return m.width * (2 * query + 2 * kv) + mlp_matrices * m.width * m.mlp_width;
 }
 
+/// Elements per token of a rank that a scheme of sharing sequences adds to what one rank alone has.
+struct SchemeMemory {
+  std::int64_t kept = 0;     ///< a layer, with everything kept
+  std::int64_t at_work = 0;  ///< the most beside it in one layer's backward
+};
+
+SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory, AttentionSchemeKind scheme, std::int64_t context) {
+  const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
+  if (context == 1) return {};
+  // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
+  if (scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
+  if (scheme != AttentionSchemeKind::kUlysses) return {0, 2 * 5 * kv};
+  // A rank's share of the heads over all tokens: the largest share counts. All shares on this rank's tokens: their sum, more than all
+  // heads where a key/value head is in several.
+  std::int64_t most_heads = 0, most = 0, sum = 0;
+  for (std::int64_t r = 0; r < context; ++r) {
+    const std::int64_t first = part_begin(m.heads, r, context), end = part_begin(m.heads, r + 1, context);
+    const std::int64_t group = m.heads / m.kv_heads, keys = end > first ? (end - 1) / group + 1 - first / group : 0;
+    most_heads = std::max(most_heads, end - first);
+    most = std::max(most, end - first + 2 * keys);
+    sum += end - first + 2 * keys;
+  }
+  const std::int64_t exchanged = m.head_size * most * context, exchange = exchanged + m.head_size * sum;
+  const std::int64_t output_gradients = query + m.head_size * most_heads * context;
+  // qkv travels again if what forward exchanged is gone.
+  return {exchanged - query - 2 * kv, output_gradients + exchange + (memory.keep == Keep::kAttention ? exchange : 0)};
+}
+
 }  // namespace
 
 double attention_pairs(const AttentionConfig& attention, std::int64_t n) {
@@ -41,24 +69,25 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention, st
 }
 
 MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory, std::int64_t sequences,
-                               std::int64_t tokens, bool ring) {
+                               std::int64_t tokens, AttentionSchemeKind scheme, int context) {
   const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
   const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
   // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output, log-sum-exp.
   const std::int64_t input = d, attention = query + m.heads;
-  const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width;
+  const SchemeMemory sharing = scheme_memory(m, memory, scheme, context);
+  const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width +
+                             (memory.keep == Keep::kAttention ? 0 : sharing.kept);
   const std::int64_t kept = memory.keep == Keep::kAll ? input + inner + attention
                             : memory.keep == Keep::kAttention ? input + attention : input;
   const std::int64_t recomputed = memory.keep == Keep::kAll ? 0
                                   : memory.keep == Keep::kAttention ? inner : inner + attention;
   // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest of its steps: the MLP's product
   // gradient beside everything recomputed, or attention's gradients once the MLP's buffers are gone.
-  const std::int64_t travelling = ring ? 2 * 5 * kv : 0;
   const std::int64_t drops = m.dropout > 0.0f ? d : 0;
   const std::int64_t mlp_step = recomputed + m.mlp_width;
   const std::int64_t mlp_buffers = hidden + m.mlp_width + 2 * d;
-  const std::int64_t attention_step = recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + travelling;
+  const std::int64_t attention_step = recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + sharing.at_work;
   const std::int64_t backward = 2 * d + drops + std::max(mlp_step, attention_step);
   // Forward of the last layer: its output beside everything it made.
   const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed);

@@ -32,8 +32,9 @@ struct MemoryEstimate {
 
 /// Bytes on one rank that trains `sequences` sequences of which it holds `tokens` tokens each, after notes/long-sequences.md section 7 in
 /// fp32: per token and layer 6D + 2GK + H + 2F (GELU) or 3F (SwiGLU) elements with keep = all, D + HK + H with attention, D with block.
-/// `ring` = the sequence is shared: travelling keys, values and their gradients.
+/// `context` ranks share a sequence by `scheme` (notes section 4 for what travels): the ring has five blocks of keys, values and their
+/// gradients under way, allgather those of the whole sequence, Ulysses what it exchanges. With one rank the scheme does not matter.
 MemoryEstimate memory_estimate(const ModelConfig& model, const MemoryConfig& memory, std::int64_t sequences,
-                               std::int64_t tokens, bool ring);
+                               std::int64_t tokens, AttentionSchemeKind scheme, int context);
 
 }  // namespace longspan::model

@@ -1,5 +1,5 @@
 /// One sequence over the ranks of the context axis: which tokens a rank holds. The exchange of keys and values is in
-/// model/attention.cpp, because only attention looks across tokens.
+/// model/attention_scheme.hpp, because only attention looks across tokens.
 #pragma once
 
 #include <cstdint>

@@ -32,7 +32,7 @@ int measure(launcher::RunConfig c, std::int64_t tokens, const char* keep_name) {
   const model::MicroBatch batch = data.slice(0, 1, transformer.shards().mine());
   transformer.train(batch, 1.0f / static_cast<float>(data.valid_targets()));
   optimizer.update(1e-3, optimizer.gradient_norm(), 1);
-  const double predicted = static_cast<double>(model::memory_estimate(c.model, c.memory, 1, tokens, false).total());
+  const double predicted = static_cast<double>(model::memory_estimate(c.model, c.memory, 1, tokens, model::AttentionSchemeKind::kAuto, 1).total());
   const double allocated = static_cast<double>(cpu_device().peak_bytes());
   const double resident = static_cast<double>(launcher::peak_resident_bytes() - resident_before);
   constexpr double kMiB = 1048576;
