@@ -1,4 +1,5 @@
-/// Reading checkpoints: facts and tables from index.h5, blocks from the shards with their hashes checked.
+/// Reading checkpoints: facts and tables from index.h5, blocks from the shards with their hashes
+/// checked.
 #pragma once
 
 #include <cstdint>
@@ -35,10 +36,12 @@ struct TensorStatistics {
   double mean = 0, standard_deviation = 0, norm = 0, minimum = 0, maximum = 0;
 };
 
-/// An opened checkpoint. Not thread safe. Nothing here communicates: every rank opens and reads what it needs.
+/// An opened checkpoint. Not thread safe. Nothing here communicates: every rank opens and reads
+/// what it needs.
 class CheckpointReader {
  public:
-  /// Reads the index and its manifest. `path`: the folder or its index.h5. Throws Error (damaged) naming the file and what is wrong with it.
+  /// Reads the index and its manifest. `path`: the folder or its index.h5. Throws Error (damaged)
+  /// naming the file and what is wrong with it.
   explicit CheckpointReader(const std::string& path);
   CheckpointReader(CheckpointReader&&) noexcept;
   ~CheckpointReader();
@@ -49,12 +52,15 @@ class CheckpointReader {
   std::vector<std::string> shard_files() const;
   std::vector<std::int64_t> shard_bytes() const;
 
-  /// Fills `array` (name, global_shape and block as asked for, data = destination) from whatever blocks overlap it, on any layout.
-  /// A block is hashed if it is read whole, is below 1 MiB, or at least a quarter of it is wanted; of others only the wanted rows
-  /// are read, so that a rank never reads much more than it needs (verify() hashes all). Throws Error: usage if the tensor is missing or shaped otherwise (says both shapes), damaged
-  /// naming shard, tensor, expected and found hash.
+  /// Fills `array` (name, global_shape and block as asked for, data = destination) from whatever
+  /// blocks overlap it, on any layout. A block is hashed if it is read whole, is below 1 MiB, or at
+  /// least a quarter of it is wanted; of others only the wanted rows are read, so that a rank never
+  /// reads much more than it needs (verify() hashes all). Throws Error: usage if the tensor is
+  /// missing or shaped otherwise (says both shapes), damaged naming shard, tensor, expected and
+  /// found hash.
   void read(const ShardedArray& array);
-  /// Every shard's existence, size, identity and every block's hash. Empty = all good. `progress` hears of (bytes done, all bytes).
+  /// Every shard's existence, size, identity and every block's hash. Empty = all good. `progress`
+  /// hears of (bytes done, all bytes).
   std::vector<VerifyProblem> verify(
       const std::function<void(std::int64_t, std::int64_t)>& progress = {});
   /// Reads the whole tensor, hashed; NaN and Inf are counted and left out of the rest.

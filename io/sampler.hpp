@@ -1,12 +1,14 @@
-/// The order of the data: which window of tokens a sample is, as a function of (seed, sample number) alone. No index array,
-/// nothing to save but the number of the next sample, and no dependence on the mesh.
+/// The order of the data: which window of tokens a sample is, as a function of (seed, sample
+/// number) alone. No index array, nothing to save but the number of the next sample, and no
+/// dependence on the mesh.
 #pragma once
 
 #include <cstdint>
 
 namespace longspan::io {
 
-/// A bijection of [0, size): four Feistel rounds on the next power of four, with cycle walking until the result is inside.
+/// A bijection of [0, size): four Feistel rounds on the next power of four, with cycle walking
+/// until the result is inside.
 class FeistelPermutation {
  public:
   FeistelPermutation(std::uint64_t key, std::int64_t size);
@@ -19,8 +21,9 @@ class FeistelPermutation {
   int half_bits_;
 };
 
-/// Sample i of a run: epoch i / windows, window permutation_of(seed, epoch)(i % windows). Window w is the tokens
-/// [w * S, w * S + S] of the split (S inputs and, one further, S targets), so windows do not overlap.
+/// Sample i of a run: epoch i / windows, window permutation_of(seed, epoch)(i % windows). Window w
+/// is the tokens [w * S, w * S + S] of the split (S inputs and, one further, S targets), so windows
+/// do not overlap.
 class Sampler {
  public:
   /// Throws Error (usage) if the split is shorter than one sequence and its last target.

@@ -1,4 +1,5 @@
-/// The table of subcommands, one file each: train.cpp, launch.cpp, prepare.cpp, verify.cpp, inspect.cpp, generate.cpp, config_command.cpp.
+/// The table of subcommands, one file each: train.cpp, launch.cpp, prepare.cpp, verify.cpp,
+/// inspect.cpp, generate.cpp, config_command.cpp.
 #pragma once
 
 #include <string>
@@ -14,7 +15,7 @@ using CommandFunction = ExitStatus (*)(const std::vector<std::string>& arguments
 
 struct Command {
   std::string_view name;
-  std::string_view help;      ///< one line for the overview
+  std::string_view help;  ///< one line for the overview
   CommandFunction run;
 };
 

@@ -21,7 +21,8 @@ namespace longspan::launcher {
 int available_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return static_cast<int>(std::thread::hardware_concurrency());
+  if (sched_getaffinity(0, sizeof set, &set) != 0)
+    return static_cast<int>(std::thread::hardware_concurrency());
   return std::max(1, CPU_COUNT(&set));
 }
 
@@ -30,7 +31,8 @@ int set_threads(int requested, const Communicator& world) {
   cpu_set_t mask;
   CPU_ZERO(&mask);
   sched_getaffinity(0, sizeof mask, &mask);
-  // Ranks with the same mask share its cores; a rank that was bound to cores of its own has them all.
+  // Ranks with the same mask share its cores; a rank that was bound to cores of its own has them
+  // all.
   const std::string_view bytes(reinterpret_cast<const char*>(&mask), sizeof mask);
   const auto mine = static_cast<std::int64_t>(hash_name(bytes) >> 1);
   const auto masks = node.all_gather(mine);
@@ -42,7 +44,8 @@ int set_threads(int requested, const Communicator& world) {
 
 double measure_peak_flops(const model::Backend& backend, bool bf16, const Communicator& world) {
   constexpr std::int64_t kSize = 1024;
-  auto a = Buffer<float>(backend.device, kSize, kSize), b = Buffer<float>(backend.device, kSize, kSize),
+  auto a = Buffer<float>(backend.device, kSize, kSize),
+       b = Buffer<float>(backend.device, kSize, kSize),
        c = Buffer<float>(backend.device, kSize, kSize);
   std::fill(a.view().begin(), a.view().end(), 1.0f);
   std::fill(b.view().begin(), b.view().end(), 1.0f);
@@ -74,8 +77,9 @@ std::int64_t peak_resident_bytes() {
 }
 
 std::string version_line() {
-  return fmt::format("longspan {} ({}), {}, {}, {}, g++ {}", LONGSPAN_VERSION, LONGSPAN_REVISION, parallel::mpi_version(),
-                     model::math_library_version(), fmt::format("HDF5 {}", io::hdf5::version()), __VERSION__);
+  return fmt::format("longspan {} ({}), {}, {}, {}, g++ {}", LONGSPAN_VERSION, LONGSPAN_REVISION,
+                     parallel::mpi_version(), model::math_library_version(),
+                     fmt::format("HDF5 {}", io::hdf5::version()), __VERSION__);
 }
 
 }  // namespace longspan::launcher

@@ -1,4 +1,5 @@
-/// What this rank may use of its node: cores, threads, memory, and how fast a matrix product really is here.
+/// What this rank may use of its node: cores, threads, memory, and how fast a matrix product really
+/// is here.
 #pragma once
 
 #include <cstdint>
@@ -12,19 +13,19 @@ namespace longspan::launcher {
 /// Cores this process may run on (its affinity mask).
 int available_cores();
 
-/// Threads for this rank: `requested`; when 0, the cores of its affinity mask / the ranks of the node that have the same mask. Sets OpenMP
-/// accordingly.
-/// Collective over `world`.
+/// Threads for this rank: `requested`; when 0, the cores of its affinity mask / the ranks of the
+/// node that have the same mask. Sets OpenMP accordingly. Collective over `world`.
 int set_threads(int requested, const Communicator& world);
 
-/// FLOP/s of all ranks together in one matrix product of 1024^3 each, all at the same time, best of three: the denominator of MFU.
-/// About 50 ms. Collective over `world`.
+/// FLOP/s of all ranks together in one matrix product of 1024^3 each, all at the same time, best of
+/// three: the denominator of MFU. About 50 ms. Collective over `world`.
 double measure_peak_flops(const model::Backend& backend, bool bf16, const Communicator& world);
 
 /// Largest resident memory of this process so far, bytes (VmHWM).
 std::int64_t peak_resident_bytes();
 
-/// "longspan 0.1.0 (git revision), Open MPI 4.1.4, oneDNN 2.6.3, HDF5 1.10.8, g++ 12.2.0": for logs and checkpoints.
+/// "longspan 0.1.0 (git revision), Open MPI 4.1.4, oneDNN 2.6.3, HDF5 1.10.8, g++ 12.2.0": for logs
+/// and checkpoints.
 std::string version_line();
 
 }  // namespace longspan::launcher

@@ -117,11 +117,12 @@ class Registry {
     section_ = name;
     bind("mask", a.mask, "", "causal: a token sees itself and what stands before it");
     bind("window", a.window, "tokens", "that a query sees, itself included; 0 = all");
-    bind("scheme", a.scheme, "",
-         "how mesh.context ranks share a sequence. ring: keys and values travel behind the compute; "
-         "allgather: every rank gathers all of them; ulysses: a rank attends with its share of the "
-         "heads over the whole sequence. auto = ring, which needs the least memory and keeps any "
-         "number of ranks busy with any number of heads; one context rank needs none");
+    bind(
+        "scheme", a.scheme, "",
+        "how mesh.context ranks share a sequence. ring: keys and values travel behind the compute; "
+        "allgather: every rank gathers all of them; ulysses: a rank attends with its share of the "
+        "heads over the whole sequence. auto = ring, which needs the least memory and keeps any "
+        "number of ranks busy with any number of heads; one context rank needs none");
   }
   void section(const char* name, model::MemoryConfig& m) {
     section_ = name;

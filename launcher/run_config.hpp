@@ -14,24 +14,25 @@ namespace longspan::launcher {
 
 struct RunSettings {
   std::string name = "run";
-  std::string directory;          ///< empty = runs/<name>
+  std::string directory;  ///< empty = runs/<name>
   std::uint64_t seed = 1;
-  std::string device = "auto";    ///< auto | cpu | cuda
-  int threads = 0;                ///< per rank; 0 = cores of the node / ranks on it
+  std::string device = "auto";  ///< auto | cpu | cuda
+  int threads = 0;              ///< per rank; 0 = cores of the node / ranks on it
 };
 
 struct TrainConfig {
   std::int64_t steps = 100;
-  std::int64_t stop_after = 0;        ///< leave after this many steps of this start, exit 75; 0 = off
-  std::int64_t global_batch = 0;      ///< sequences per optimizer step; 0 = micro-batch * data ranks
-  std::int64_t micro_batch = 1;       ///< sequences per forward on one data rank
-  std::int64_t validate_every = 0;    ///< steps; 0 = off
+  std::int64_t stop_after = 0;      ///< leave after this many steps of this start, exit 75; 0 = off
+  std::int64_t global_batch = 0;    ///< sequences per optimizer step; 0 = micro-batch * data ranks
+  std::int64_t micro_batch = 1;     ///< sequences per forward on one data rank
+  std::int64_t validate_every = 0;  ///< steps; 0 = off
   std::int64_t validate_sequences = 16;  ///< sequences of the validation split used each time
-  std::int64_t patience = 0;          ///< validations without a better loss before the run ends early; 0 = off
+  std::int64_t patience =
+      0;  ///< validations without a better loss before the run ends early; 0 = off
 };
 
 struct LogConfig {
-  std::int64_t every = 1;             ///< steps between table lines on the terminal
+  std::int64_t every = 1;  ///< steps between table lines on the terminal
 };
 
 struct RunConfig {
@@ -46,15 +47,17 @@ struct RunConfig {
   io::CheckpointConfig checkpoint;
   LogConfig log;
 
-  std::string directory() const { return run.directory.empty() ? "runs/" + run.name : run.directory; }
+  std::string directory() const {
+    return run.directory.empty() ? "runs/" + run.name : run.directory;
+  }
 };
 
-/// What is wrong with the values themselves and with their combination, one line each, all at once; empty = fine. Needs neither
-/// ranks nor files.
+/// What is wrong with the values themselves and with their combination, one line each, all at once;
+/// empty = fine. Needs neither ranks nor files.
 std::vector<std::string> problems_of(const RunConfig& config);
 
-/// Replaces every 0 that means "work it out" and can be worked out without files: kv-heads, head-size, mlp-width, ...
-/// `vocabulary` is the dataset's (used when model.vocabulary is 0).
+/// Replaces every 0 that means "work it out" and can be worked out without files: kv-heads,
+/// head-size, mlp-width, ... `vocabulary` is the dataset's (used when model.vocabulary is 0).
 void resolve(RunConfig& config, std::int64_t vocabulary);
 
 }  // namespace longspan::launcher

@@ -1,5 +1,6 @@
-/// `longspan train`: the run from start to end, and the step from top to bottom. Every rank runs this. What the pieces are is in
-/// training_run.hpp; why a rank may not leave alone is in parallel/agree.hpp.
+/// `longspan train`: the run from start to end, and the step from top to bottom. Every rank runs
+/// this. What the pieces are is in training_run.hpp; why a rank may not leave alone is in
+/// parallel/agree.hpp.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -25,7 +26,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 /// What one optimizer step measured; the same on every rank.
 struct StepResult {
@@ -38,7 +41,8 @@ StepResult train_step(TrainingRun& run) {
   const Communicator& world = run.mesh().world();
   Progress& progress = run.progress();
 
-  // This rank's share of the global batch. The targets that count are counted first, over all ranks: the loss is one global mean.
+  // This rank's share of the global batch. The targets that count are counted first, over all
+  // ranks: the loss is one global mean.
   std::vector<io::Batch> batches;
   std::int64_t valid = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
@@ -49,13 +53,15 @@ StepResult train_step(TrainingRun& run) {
   valid = std::max<std::int64_t>(1, world.all_reduce_sum(valid));
   const float gradient_scale = 1.0f / static_cast<float>(valid);
 
-  // Forward and backward. During the last micro-batch finished gradients start on their way while backward goes on.
+  // Forward and backward. During the last micro-batch finished gradients start on their way while
+  // backward goes on.
   double loss_sum = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
     const bool last = i + 1 == run.accumulation();
     const auto reduce = [&](std::int64_t begin) { run.reducer().ready_from(begin); };
-    loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]), gradient_scale,
-                                        last ? model::Transformer::GradientsReady(reduce) : nullptr);
+    loss_sum += run.transformer().train(
+        run.micro_batch(batches[static_cast<std::size_t>(i)]), gradient_scale,
+        last ? model::Transformer::GradientsReady(reduce) : nullptr);
   }
   run.reducer().finish();
 
@@ -65,14 +71,18 @@ StepResult train_step(TrainingRun& run) {
   result.gradient_norm = run.optimizer().gradient_norm();
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
     const std::string culprit = run.diagnose(batches);
-    const std::string last_good = world.broadcast(io::newest_checkpoint(config.directory() + "/checkpoints"), 0);
-    throw AgreedError(fmt::format("step {}: loss {} and gradient norm {}; first not finite: {}; last good checkpoint: {}: lower "
-                                  "optimizer.learning-rate or look at the data of samples {} to {}",
-                                  progress.step + 1, result.loss, result.gradient_norm, culprit,
-                                  last_good.empty() ? "none" : last_good, progress.next_sample,
-                                  progress.next_sample + config.train.global_batch - 1));
+    const std::string last_good =
+        world.broadcast(io::newest_checkpoint(config.directory() + "/checkpoints"), 0);
+    throw AgreedError(
+        fmt::format("step {}: loss {} and gradient norm {}; first not finite: {}; last good "
+                    "checkpoint: {}: lower "
+                    "optimizer.learning-rate or look at the data of samples {} to {}",
+                    progress.step + 1, result.loss, result.gradient_norm, culprit,
+                    last_good.empty() ? "none" : last_good, progress.next_sample,
+                    progress.next_sample + config.train.global_batch - 1));
   }
-  result.learning_rate = model::learning_rate_at(config.optimizer, progress.step + 1, config.train.steps);
+  result.learning_rate =
+      model::learning_rate_at(config.optimizer, progress.step + 1, config.train.steps);
   run.optimizer().update(result.learning_rate, result.gradient_norm, progress.step + 1);
 
   progress.step += 1;
@@ -82,7 +92,8 @@ StepResult train_step(TrainingRun& run) {
   return result;
 }
 
-/// Saves, and keeps the run alive when it cannot: the previous checkpoint is still good, and the next save may work.
+/// Saves, and keeps the run alive when it cannot: the previous checkpoint is still good, and the
+/// next save may work.
 class Saver {
  public:
   explicit Saver(TrainingRun& run) : run_(run) {}
@@ -116,12 +127,15 @@ class Patience {
  public:
   explicit Patience(std::int64_t allowed) : allowed_(allowed) {}
   void note(double loss) {
-    if (loss < best_) best_ = loss, without_better_ = 0;
-    else ++without_better_;
+    if (loss < best_)
+      best_ = loss, without_better_ = 0;
+    else
+      ++without_better_;
   }
   bool exhausted() const { return allowed_ > 0 && without_better_ >= allowed_; }
   std::string reason() const {
-    return fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_, without_better_);
+    return fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_,
+                       without_better_);
   }
 
  private:
@@ -129,13 +143,15 @@ class Patience {
   double best_ = std::numeric_limits<double>::infinity();
 };
 
-/// A full disk does not end the run: the lines wait in memory until there is room. `waiting` remembers that this was said.
+/// A full disk does not end the run: the lines wait in memory until there is room. `waiting`
+/// remembers that this was said.
 void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
   try {
     metrics.write(line);
     waiting = false;
   } catch (const Error& e) {
-    if (!std::exchange(waiting, true)) log::warn("{}: its lines wait in memory until that works", e.what());
+    if (!std::exchange(waiting, true))
+      log::warn("{}: its lines wait in memory until that works", e.what());
   }
 }
 
@@ -146,22 +162,34 @@ void print_header(const TrainingRun& run, double peak_flops) {
   log::info("{} rank{} ({}), {} thread{} each; {} parameters; {}", run.mesh().world().size(),
             run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
             run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
-  if (c.run.device == "auto") log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
-  log::info("a step: {} sequence{} of {} tokens, {:.4g} GFLOP (model FLOPs: 6 per weight and token, 12 per visible query-key pair "
-            "and channel, no recomputation)", c.train.global_batch, c.train.global_batch == 1 ? "" : "s", c.data.sequence_length,
-            run.step_flops() * 1e-9);
-  log::info("peak: {:.1f} GFLOP/s ({} matrix product of 1024^3, all ranks at once): 100 % of mfu", peak_flops * 1e-9,
-            c.model.precision == model::Precision::kBf16 ? "bf16" : "fp32");
-  log::info("memory predicted per rank: {:.1f} MiB weights, gradients and optimizer + {:.1f} MiB kept activations + {:.1f} MiB at work",
-            static_cast<double>(memory.states) / 1048576, static_cast<double>(memory.activations) / 1048576,
-            static_cast<double>(memory.transient) / 1048576);
+  if (c.run.device == "auto")
+    log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
+  log::info(
+      "a step: {} sequence{} of {} tokens, {:.4g} GFLOP (model FLOPs: 6 per weight and token, 12 "
+      "per visible query-key pair "
+      "and channel, no recomputation)",
+      c.train.global_batch, c.train.global_batch == 1 ? "" : "s", c.data.sequence_length,
+      run.step_flops() * 1e-9);
+  log::info("peak: {:.1f} GFLOP/s ({} matrix product of 1024^3, all ranks at once): 100 % of mfu",
+            peak_flops * 1e-9, c.model.precision == model::Precision::kBf16 ? "bf16" : "fp32");
+  log::info(
+      "memory predicted per rank: {:.1f} MiB weights, gradients and optimizer + {:.1f} MiB kept "
+      "activations + {:.1f} MiB at work",
+      static_cast<double>(memory.states) / 1048576,
+      static_cast<double>(memory.activations) / 1048576,
+      static_cast<double>(memory.transient) / 1048576);
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)
-    log::warn("attention.mask=full lets every token see the one it is to predict: the loss says nothing about the data");
+    log::warn(
+        "attention.mask=full lets every token see the one it is to predict: the loss says nothing "
+        "about the data");
   if (c.attention.scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > c.model.heads)
-    log::warn("attention.scheme=ulysses shares model.heads={} among mesh.context={} ranks: {} of them idle in attention; "
-              "attention.scheme=ring keeps all busy", c.model.heads, c.mesh.context, c.mesh.context - c.model.heads);
+    log::warn(
+        "attention.scheme=ulysses shares model.heads={} among mesh.context={} ranks: {} of them "
+        "idle in attention; "
+        "attention.scheme=ring keeps all busy",
+        c.model.heads, c.mesh.context, c.mesh.context - c.model.heads);
 }
 
 ExitStatus train(const RunConfig& requested, const Communicator& world) {
@@ -181,14 +209,15 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   agree(world, [&] {
     if (directory) directory->write_config(config, "effective configuration; " + version_line());
   });
-  const double peak_flops =
-      measure_peak_flops(model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
+  const double peak_flops = measure_peak_flops(
+      model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);
   if (!resumed.empty()) log::info("continuing from {} after step {}", resumed, run.progress().step);
 
   std::optional<MetricsWriter> metrics;
   agree(world, [&] {
-    if (world.rank() == 0) metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
+    if (world.rank() == 0)
+      metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
   });
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
@@ -205,14 +234,16 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   std::string stop_reason = given_up ? patience.reason() : "";
   while (run.progress().step < config.train.steps && stop_reason.empty()) {
     const auto step_begin = Clock::now();
-    const double communication_before = run.communication_seconds(), data_before = run.data_seconds();
+    const double communication_before = run.communication_seconds(),
+                 data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
     const StepResult result = train_step(run);
 
     StepMetrics line;
     line.step = run.progress().step;
     line.tokens = run.progress().tokens;
-    line.loss = result.loss, line.grad_norm = result.gradient_norm, line.learning_rate = result.learning_rate;
+    line.loss = result.loss, line.grad_norm = result.gradient_norm,
+    line.learning_rate = result.learning_rate;
     line.step_seconds = world.all_reduce_max(seconds_since(step_begin));
     line.tokens_per_second = static_cast<double>(line.tokens - tokens_before) / line.step_seconds;
     line.mfu = run.step_flops() / line.step_seconds / peak_flops;
@@ -229,11 +260,14 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
       if (given_up) stop_reason = patience.reason();
     }
     if (metrics) record(*metrics, line, metrics_wait);
-    if (step % config.log.every == 0 || finished || step == first_step + 1) log::line(table.row(line));
+    if (step % config.log.every == 0 || finished || step == first_step + 1)
+      log::line(table.row(line));
 
-    // Signals reach the ranks at different moments, or only some of them: all stop after the same step.
+    // Signals reach the ranks at different moments, or only some of them: all stop after the same
+    // step.
     stop_signal = static_cast<int>(world.all_reduce_max(std::int64_t{slurm::stop_signal()}));
-    const bool early = config.train.stop_after > 0 && step - first_step >= config.train.stop_after && !finished;
+    const bool early =
+        config.train.stop_after > 0 && step - first_step >= config.train.stop_after && !finished;
     if (stop_signal != 0 && !finished && stop_reason.empty())
       stop_reason = fmt::format("{} was received", slurm::signal_name(stop_signal));
     if (early && stop_reason.empty())
@@ -247,24 +281,30 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   });
 
   const auto memory = run.memory_estimate();
-  log::info("memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the peak",
-            static_cast<double>(memory.total()) / 1048576,
-            static_cast<double>(world.all_reduce_max(cpu_device().peak_bytes())) / 1048576,
-            static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
+  log::info(
+      "memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the "
+      "peak",
+      static_cast<double>(memory.total()) / 1048576,
+      static_cast<double>(world.all_reduce_max(cpu_device().peak_bytes())) / 1048576,
+      static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
   const bool planned = run.progress().step < config.train.steps && !given_up;
-  if (!stop_reason.empty()) log::info("stopped after step {}: {}", run.progress().step, stop_reason);
+  if (!stop_reason.empty())
+    log::info("stopped after step {}: {}", run.progress().step, stop_reason);
   const bool never = config.checkpoint.resume == "never";
   log::info("{} steps in {:.1f} s; {}", run.progress().step - first_step, seconds_since(begin),
-            !planned ? "done" : never ? "checkpoint.resume=auto continues" : "the same command continues");
+            !planned ? "done"
+            : never  ? "checkpoint.resume=auto continues"
+                     : "the same command continues");
   return planned ? ExitStatus::kRequeue : ExitStatus::kDone;
 }
 
 }  // namespace
 
 ExitStatus train_command(const std::vector<std::string>& arguments) {
-  const Arguments args(arguments, "train", "trains, on every rank that runs this command",
-                       {{"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"}},
-                       "mpirun -n 2 longspan train --config configs/tiny.ini --mesh.context 2", true);
+  const Arguments args(
+      arguments, "train", "trains, on every rank that runs this command",
+      {{"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"}},
+      "mpirun -n 2 longspan train --config configs/tiny.ini --mesh.context 2", true);
   if (args.help_wanted()) {
     log::line(args.help());
     return ExitStatus::kDone;

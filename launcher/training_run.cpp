@@ -22,7 +22,8 @@ constexpr std::size_t kLossHistory = 100;
 io::TokenDataset open_agreed(const std::string& path, const Communicator& world) {
   std::optional<io::TokenDataset> dataset;
   agree(world, [&] {
-    if (path.empty()) fail_usage("data.path is not set: prepare a dataset with `longspan prepare` and name it");
+    if (path.empty())
+      fail_usage("data.path is not set: prepare a dataset with `longspan prepare` and name it");
     dataset.emplace(io::TokenDataset::open(path));
   });
   return std::move(*dataset);
@@ -32,42 +33,56 @@ RunConfig resolved(RunConfig config, const io::TokenDataset& dataset, const Comm
   agree(world, [&] {
     const std::int64_t tokens = dataset.facts().vocabulary;
     if (config.model.vocabulary > 0 && config.model.vocabulary < tokens)
-      fail_usage("model.vocabulary={} but {} has token ids up to {}: set model.vocabulary={} or 0 (the dataset's)",
-                 config.model.vocabulary, dataset.facts().path, tokens - 1, tokens);
+      fail_usage(
+          "model.vocabulary={} but {} has token ids up to {}: set model.vocabulary={} or 0 (the "
+          "dataset's)",
+          config.model.vocabulary, dataset.facts().path, tokens - 1, tokens);
     if (config.run.device == "cuda")
-      fail_usage("run.device=cuda: this build has no GPU plug-in (liblongspan_cuda.so): set run.device=cpu");
+      fail_usage(
+          "run.device=cuda: this build has no GPU plug-in (liblongspan_cuda.so): set "
+          "run.device=cpu");
     resolve(config, tokens);
   });
   return config;
 }
 
-/// Ranks that would train on different settings or data give wrong gradients without a word: compare before the first step.
-void check_same_everywhere(const RunConfig& config, const io::TokenDataset& dataset, const Communicator& world) {
-  const auto mine = static_cast<std::int64_t>(hash_name(to_ini(config) + dataset.facts().uuid) >> 1);
+/// Ranks that would train on different settings or data give wrong gradients without a word:
+/// compare before the first step.
+void check_same_everywhere(const RunConfig& config, const io::TokenDataset& dataset,
+                           const Communicator& world) {
+  const auto mine =
+      static_cast<std::int64_t>(hash_name(to_ini(config) + dataset.facts().uuid) >> 1);
   const auto all = world.all_gather(mine);
   for (std::size_t r = 1; r < all.size(); ++r)
     if (all[r] != all[0])
-      throw AgreedError(fmt::format("rank {} has another configuration or another dataset at {} than rank 0: start every "
-                                    "rank with the same arguments and give every node the same file", r, config.data.path),
-                        ExitStatus::kUsage);
+      throw AgreedError(
+          fmt::format(
+              "rank {} has another configuration or another dataset at {} than rank 0: start every "
+              "rank with the same arguments and give every node the same file",
+              r, config.data.path),
+          ExitStatus::kUsage);
 }
 
 int accumulation_of(const RunConfig& config, const MeshShape& mesh) {
   const std::int64_t at_once = config.train.micro_batch * mesh.data;
   if (config.train.global_batch % at_once != 0)
-    throw AgreedError(fmt::format("train.global-batch={} is not a multiple of train.micro-batch={} * mesh.data={}: set it to {}",
+    throw AgreedError(fmt::format("train.global-batch={} is not a multiple of train.micro-batch={} "
+                                  "* mesh.data={}: set it to {}",
                                   config.train.global_batch, config.train.micro_batch, mesh.data,
                                   (config.train.global_batch / at_once + 1) * at_once),
                       ExitStatus::kUsage);
   return static_cast<int>(config.train.global_batch / at_once);
 }
 
-/// What differs in the shape of the model, as "section.key=value, ..." of each side. The tensors alone do not tell: with other heads
-/// or fewer layers they can all be there, with the right shapes, and mean something else.
-std::pair<std::string, std::string> differing_model_settings(const RunConfig& saved, const RunConfig& ours) {
-  std::set<std::string> shape = {"model.layers", "model.width",    "model.heads", "model.kv-heads", "model.head-size",
-                                 "model.mlp",    "model.mlp-width", "model.norm", "model.position", "model.bias",
-                                 "model.tie-embeddings", "model.vocabulary"};
+/// What differs in the shape of the model, as "section.key=value, ..." of each side. The tensors
+/// alone do not tell: with other heads or fewer layers they can all be there, with the right
+/// shapes, and mean something else.
+std::pair<std::string, std::string> differing_model_settings(const RunConfig& saved,
+                                                             const RunConfig& ours) {
+  std::set<std::string> shape = {"model.layers",    "model.width",          "model.heads",
+                                 "model.kv-heads",  "model.head-size",      "model.mlp",
+                                 "model.mlp-width", "model.norm",           "model.position",
+                                 "model.bias",      "model.tie-embeddings", "model.vocabulary"};
   if (ours.model.position == model::PositionKind::kLearned) shape.insert("model.max-positions");
   const auto left = describe_options(saved), right = describe_options(ours);
   std::pair<std::string, std::string> differ;
@@ -80,15 +95,20 @@ std::pair<std::string, std::string> differing_model_settings(const RunConfig& sa
   return differ;
 }
 
-/// Where checkpoint.resume=PATH leads. The same command continues what it has begun: once the run directory has checkpoints of
-/// its own, from the newest of these. Checkpoints of another history would be taken for this run's.
+/// Where checkpoint.resume=PATH leads. The same command continues what it has begun: once the run
+/// directory has checkpoints of its own, from the newest of these. Checkpoints of another history
+/// would be taken for this run's.
 std::string resume_from_path(const std::string& path, const std::string& newest) {
   if (newest.empty()) return path;
   std::error_code none;
   if (std::filesystem::equivalent(path, newest, none)) return path;
-  if (parse_ini(io::CheckpointReader(newest).facts().config).checkpoint.resume == path) return newest;
-  fail_usage("checkpoint.resume={} but {} exists, which did not come from it: set another run.directory, or remove the "
-             "checkpoints that are not to count", path, newest);
+  if (parse_ini(io::CheckpointReader(newest).facts().config).checkpoint.resume == path)
+    return newest;
+  fail_usage(
+      "checkpoint.resume={} but {} exists, which did not come from it: set another run.directory, "
+      "or remove the "
+      "checkpoints that are not to count",
+      path, newest);
 }
 
 MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
@@ -107,15 +127,17 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
   config_.mesh = {shape.data, shape.context};
-  if (config_.train.global_batch == 0) config_.train.global_batch = config_.train.micro_batch * shape.data;
+  if (config_.train.global_batch == 0)
+    config_.train.global_batch = config_.train.micro_batch * shape.data;
   check_same_everywhere(config_, dataset_, world);
   accumulation_ = accumulation_of(config_, shape);
 
   if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
   gradient_group_ = make_mpi_group(mesh_.world());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
-  SequenceShards shards = shard_sequence(config_.data.sequence_length,
-                                         causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous, context_group_.get());
+  SequenceShards shards = shard_sequence(
+      config_.data.sequence_length, causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous,
+      context_group_.get());
 
   plan_.positions_T = shards.mine();
   plan_.sequence_length = config_.data.sequence_length;
@@ -124,33 +146,42 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   plan_.data_size = shape.data;
   plan_.documents = config_.data.pack == io::Pack::kDocuments;
   agree(world, [&] {
-    io::Sampler(config_.run.seed, dataset_.split_tokens(io::Split::kTrain), config_.data.sequence_length);
+    io::Sampler(config_.run.seed, dataset_.split_tokens(io::Split::kTrain),
+                config_.data.sequence_length);
     if (config_.train.validate_every == 0) return;
     const std::int64_t valid = dataset_.split_tokens(io::Split::kValid);
     if (valid <= config_.data.sequence_length)
-      fail_usage("train.validate-every={} but the validation split of {} has {} tokens and a sequence needs {}: prepare it "
-                 "with a larger --validation, or set train.validate-every=0", config_.train.validate_every,
-                 dataset_.facts().path, valid, config_.data.sequence_length + 1);
+      fail_usage(
+          "train.validate-every={} but the validation split of {} has {} tokens and a sequence "
+          "needs {}: prepare it "
+          "with a larger --validation, or set train.validate-every=0",
+          config_.train.validate_every, dataset_.facts().path, valid,
+          config_.data.sequence_length + 1);
   });
 
   agree(world, [&] {
-    model_ = std::make_unique<model::Transformer>(config_.model, config_.attention, config_.memory, std::move(shards), backend_);
+    model_ = std::make_unique<model::Transformer>(config_.model, config_.attention, config_.memory,
+                                                  std::move(shards), backend_);
     optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), config_.optimizer, backend_);
   });
   reducer_ = std::make_unique<GradientReducer>(*gradient_group_, model_->parameters().gradients());
 }
 
 double TrainingRun::step_flops() const {
-  return model::model_flops(config_.model, config_.attention, config_.train.global_batch, config_.data.sequence_length).total();
+  return model::model_flops(config_.model, config_.attention, config_.train.global_batch,
+                            config_.data.sequence_length)
+      .total();
 }
 
 model::MemoryEstimate TrainingRun::memory_estimate() const {
-  return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch, model_->shards().tokens(),
-                                config_.attention.scheme, mesh_.shape().context);
+  return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
+                                model_->shards().tokens(), config_.attention.scheme,
+                                mesh_.shape().context);
 }
 
 double TrainingRun::communication_seconds() const {
-  return gradient_group_->exposed_seconds() + (context_group_ ? context_group_->exposed_seconds() : 0.0);
+  return gradient_group_->exposed_seconds() +
+         (context_group_ ? context_group_->exposed_seconds() : 0.0);
 }
 
 model::MicroBatch TrainingRun::micro_batch(const io::Batch& batch) const {
@@ -181,10 +212,12 @@ double TrainingRun::validate() {
     for (std::size_t b = 0; b < batch.sequences_B.size(); ++b)
       if (batch.sequences_B[b] >= wanted)
         std::fill_n(batch.targets_BT.begin() + static_cast<std::ptrdiff_t>(b) * tokens, tokens, -1);
-    valid += std::count_if(batch.targets_BT.begin(), batch.targets_BT.end(), [](std::int32_t t) { return t >= 0; });
+    valid += std::count_if(batch.targets_BT.begin(), batch.targets_BT.end(),
+                           [](std::int32_t t) { return t >= 0; });
     sum += model_->evaluate(micro_batch(batch));
   }
-  return mesh_.world().all_reduce_sum(sum) / static_cast<double>(mesh_.world().all_reduce_sum(valid));
+  return mesh_.world().all_reduce_sum(sum) /
+         static_cast<double>(mesh_.world().all_reduce_sum(valid));
 }
 
 std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
@@ -196,12 +229,14 @@ std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
   const auto& store = model_->parameters();
   for (std::size_t id = store.parameters().size(); id-- > 0 && culprit.empty();) {
     const View<float> gradient = store.gradient(id);
-    if (!std::isfinite(backend_.kernels.sum_of_squares(gradient.size(), gradient.data(), backend_.stream)))
+    if (!std::isfinite(
+            backend_.kernels.sum_of_squares(gradient.size(), gradient.data(), backend_.stream)))
       culprit = "gradient of " + store.parameters()[id].name;
   }
   // The lowest rank that saw something speaks for all.
   const Communicator& world = mesh_.world();
-  const std::int64_t first = world.all_reduce_min(std::int64_t{culprit.empty() ? world.size() : world.rank()});
+  const std::int64_t first =
+      world.all_reduce_min(std::int64_t{culprit.empty() ? world.size() : world.rank()});
   return first == world.size() ? "nothing bad was found when the step was repeated"
                                : world.broadcast(culprit, static_cast<int>(first));
 }
@@ -221,13 +256,15 @@ std::string TrainingRun::save() {
   facts.next_sample = progress_.next_sample;
   facts.dataset_uuid = dataset_.facts().uuid;
   facts.tokenizer = dataset_.facts().tokenizer;
-  facts.data = mesh_.shape().data, facts.context = mesh_.shape().context, facts.world_size = world.size();
+  facts.data = mesh_.shape().data, facts.context = mesh_.shape().context,
+  facts.world_size = world.size();
   facts.config = to_ini(config_);
   facts.program_version = version_line();
   facts.loss_history = progress_.losses;
   // All ranks hold the same tensors: each writes its share of the rows.
   std::vector<ShardedArray> mine;
-  for (const ShardedArray& array : arrays()) mine.push_back(rows_of_replica(array, world.rank(), world.size()));
+  for (const ShardedArray& array : arrays())
+    mine.push_back(rows_of_replica(array, world.rank(), world.size()));
   const std::string directory = config_.directory() + "/checkpoints";
   const std::string path = io::write_checkpoint(directory, mine, facts, world);
   agree(world, [&] {
@@ -239,13 +276,20 @@ std::string TrainingRun::save() {
 void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string& path) const {
   const RunConfig saved = parse_ini(facts.config);
   if (const auto [theirs, ours] = differing_model_settings(saved, config_); !theirs.empty())
-    fail_damaged("{} was trained with {} but this run has {} ({}): use its settings and its dataset, or start afresh with "
-                 "checkpoint.resume=never in another run.directory", path, theirs, ours, config_.data.path);
+    fail_damaged(
+        "{} was trained with {} but this run has {} ({}): use its settings and its dataset, or "
+        "start afresh with "
+        "checkpoint.resume=never in another run.directory",
+        path, theirs, ours, config_.data.path);
   if (facts.dataset_uuid != dataset_.facts().uuid)
-    log::warn("{} was trained on another dataset than {}: its data order does not continue", path, config_.data.path);
-  else if (facts.seed != config_.run.seed || saved.data.sequence_length != config_.data.sequence_length)
-    log::warn("{} was trained with run.seed={} and data.sequence-length={}: its data order does not continue", path,
-              facts.seed, saved.data.sequence_length);
+    log::warn("{} was trained on another dataset than {}: its data order does not continue", path,
+              config_.data.path);
+  else if (facts.seed != config_.run.seed ||
+           saved.data.sequence_length != config_.data.sequence_length)
+    log::warn(
+        "{} was trained with run.seed={} and data.sequence-length={}: its data order does not "
+        "continue",
+        path, facts.seed, saved.data.sequence_length);
 }
 
 std::string TrainingRun::restore() {
@@ -255,15 +299,25 @@ std::string TrainingRun::restore() {
     const std::string& resume = config_.checkpoint.resume;
     if (world.rank() != 0) return;
     const std::string newest = io::newest_checkpoint(config_.directory() + "/checkpoints");
-    // A fresh run among the checkpoints of another: one could not tell later which step belongs to which.
+    // A fresh run among the checkpoints of another: one could not tell later which step belongs to
+    // which.
     if (resume == "never" && !newest.empty())
-      fail_usage("checkpoint.resume=never but {} exists: set another run.directory, or remove that one, or continue with "
-                 "checkpoint.resume=auto", newest);
-    if (const auto stored = io::list_checkpoints(config_.directory() + "/checkpoints"); newest.empty() && !stored.empty())
-      fail_damaged("{} and every other checkpoint of {} is damaged or incomplete: restore one from a copy, or remove them to begin "
-                   "again", stored.back().path, config_.directory());
-    if (resume == "auto") path = newest;
-    else if (resume != "never") path = resume_from_path(resume, newest);
+      fail_usage(
+          "checkpoint.resume=never but {} exists: set another run.directory, or remove that one, "
+          "or continue with "
+          "checkpoint.resume=auto",
+          newest);
+    if (const auto stored = io::list_checkpoints(config_.directory() + "/checkpoints");
+        newest.empty() && !stored.empty())
+      fail_damaged(
+          "{} and every other checkpoint of {} is damaged or incomplete: restore one from a copy, "
+          "or remove them to begin "
+          "again",
+          stored.back().path, config_.directory());
+    if (resume == "auto")
+      path = newest;
+    else if (resume != "never")
+      path = resume_from_path(resume, newest);
   });
   path = world.broadcast(path, 0);  // one rank looks, so that all take the same
   if (!path.empty())
@@ -276,7 +330,8 @@ std::string TrainingRun::restore() {
     });
   if (path.empty()) model_->parameters().initialize(config_.run.seed);
   agree(world, [&] {
-    loader_ = std::make_unique<io::Loader>(dataset_, io::Split::kTrain, config_.run.seed, true, plan_, progress_.next_sample);
+    loader_ = std::make_unique<io::Loader>(dataset_, io::Split::kTrain, config_.run.seed, true,
+                                           plan_, progress_.next_sample);
   });
   if (progress_.losses.size() > kLossHistory)
     progress_.losses.erase(progress_.losses.begin(), progress_.losses.end() - kLossHistory);

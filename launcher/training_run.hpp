@@ -1,4 +1,5 @@
-/// A training run in pieces: what train.cpp puts together step by step. Built once per start; every rank has one.
+/// A training run in pieces: what train.cpp puts together step by step. Built once per start; every
+/// rank has one.
 #pragma once
 
 #include <cstdint>
@@ -21,15 +22,16 @@ namespace longspan::launcher {
 
 /// Where a run stands: all that changes from step to step besides the tensors.
 struct Progress {
-  std::int64_t step = 0;          ///< finished optimizer steps
-  std::int64_t tokens = 0;        ///< valid targets seen so far
-  std::int64_t next_sample = 0;   ///< data cursor
-  std::vector<float> losses;      ///< of the last steps
+  std::int64_t step = 0;         ///< finished optimizer steps
+  std::int64_t tokens = 0;       ///< valid targets seen so far
+  std::int64_t next_sample = 0;  ///< data cursor
+  std::vector<float> losses;     ///< of the last steps
 };
 
 class TrainingRun {
  public:
-  /// Opens the dataset, builds the mesh and the model, resolves what is 0 in `config`. Throws the same Error on every rank. Collective.
+  /// Opens the dataset, builds the mesh and the model, resolves what is 0 in `config`. Throws the
+  /// same Error on every rank. Collective.
   TrainingRun(RunConfig config, const Communicator& world);
 
   const RunConfig& config() const { return config_; }
@@ -51,16 +53,18 @@ class TrainingRun {
 
   /// The micro-batch as the model wants it; `batch` must outlive it.
   model::MicroBatch micro_batch(const io::Batch& batch) const;
-  /// Mean loss over train.validate-sequences sequences of the validation split: the same sequences every time and on every mesh.
-  /// Collective.
+  /// Mean loss over train.validate-sequences sequences of the validation split: the same sequences
+  /// every time and on every mesh. Collective.
   double validate();
-  /// What went bad when a step's loss or gradient is not finite: a layer, a weight or a gradient. Collective.
+  /// What went bad when a step's loss or gradient is not finite: a layer, a weight or a gradient.
+  /// Collective.
   std::string diagnose(const std::vector<io::Batch>& batches);
 
-  /// Writes a checkpoint of this moment, then drops the oldest beyond checkpoint.keep. Collective; throws AgreedError.
+  /// Writes a checkpoint of this moment, then drops the oldest beyond checkpoint.keep. Collective;
+  /// throws AgreedError.
   std::string save();
-  /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run starts from its initial weights.
-  /// Starts the loader. Collective.
+  /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run
+  /// starts from its initial weights. Starts the loader. Collective.
   std::string restore();
 
  private:

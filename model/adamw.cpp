@@ -11,12 +11,14 @@ AdamW::AdamW(ParameterStore& store, const OptimizerConfig& config, Backend backe
       exp_avg_sq_(backend.device, store.count()),
       backend_(backend) {
   for (Buffer<float>* state : {&exp_avg_, &exp_avg_sq_})
-    backend.device.fill_zero(state->data(), static_cast<std::size_t>(state->size()) * sizeof(float), backend.stream);
+    backend.device.fill_zero(state->data(), static_cast<std::size_t>(state->size()) * sizeof(float),
+                             backend.stream);
 }
 
 double AdamW::gradient_norm() const {
   const View<float> gradients = store_.gradients();
-  return std::sqrt(backend_.kernels.sum_of_squares(gradients.size(), gradients.data(), backend_.stream));
+  return std::sqrt(
+      backend_.kernels.sum_of_squares(gradients.size(), gradients.data(), backend_.stream));
 }
 
 void AdamW::update(double learning_rate, double gradient_norm, std::int64_t step) {
@@ -45,12 +47,15 @@ void AdamW::update(double learning_rate, double gradient_norm, std::int64_t step
     first = end;
   }
   const View<float> gradients = store_.gradients();
-  backend_.device.fill_zero(gradients.data(), static_cast<std::size_t>(gradients.size()) * sizeof(float), backend_.stream);
+  backend_.device.fill_zero(gradients.data(),
+                            static_cast<std::size_t>(gradients.size()) * sizeof(float),
+                            backend_.stream);
 }
 
 std::vector<ShardedArray> AdamW::arrays() const {
   auto arrays = store_.arrays("optimizer/exp_avg/", exp_avg_);
-  for (auto& array : store_.arrays("optimizer/exp_avg_sq/", exp_avg_sq_)) arrays.push_back(std::move(array));
+  for (auto& array : store_.arrays("optimizer/exp_avg_sq/", exp_avg_sq_))
+    arrays.push_back(std::move(array));
   return arrays;
 }
 

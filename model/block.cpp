@@ -9,9 +9,12 @@
 namespace longspan::model {
 namespace {
 
-std::string block_name(std::int64_t index, const char* part) { return fmt::format("blocks.{}.{}", index, part); }
+std::string block_name(std::int64_t index, const char* part) {
+  return fmt::format("blocks.{}.{}", index, part);
+}
 
-/// Projections that end in the residual stream start smaller, so that its variance does not grow with depth (GPT-2).
+/// Projections that end in the residual stream start smaller, so that its variance does not grow
+/// with depth (GPT-2).
 float output_deviation(const ModelConfig& config) {
   return 0.02f / std::sqrt(2.0f * static_cast<float>(config.layers));
 }
@@ -38,16 +41,17 @@ void Block::Saved::trim(Keep keep) {
   if (keep == Keep::kBlock) attention = {};
 }
 
-Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& config, const AttentionConfig& attention,
-             Backend backend)
+Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& config,
+             const AttentionConfig& attention, Backend backend)
     : index_(index),
       config_(config),
       first_parameter_(store.parameters().size()),
       attention_norm_(store, block_name(index, "attention_norm"), config, backend),
-      qkv_(store, qkv_parts(index, config), config.width, config.bias, 0.02f, config.precision == Precision::kBf16,
-           backend),
-      output_(store, {{block_name(index, "attention.output"), config.width}}, config.heads * config.head_size,
-              config.bias, output_deviation(config), config.precision == Precision::kBf16, backend),
+      qkv_(store, qkv_parts(index, config), config.width, config.bias, 0.02f,
+           config.precision == Precision::kBf16, backend),
+      output_(store, {{block_name(index, "attention.output"), config.width}},
+              config.heads * config.head_size, config.bias, output_deviation(config),
+              config.precision == Precision::kBf16, backend),
       mlp_norm_(store, block_name(index, "mlp_norm"), config, backend),
       mlp_(store, block_name(index, "mlp"), config, output_deviation(config), backend),
       attention_(config, attention, backend),
@@ -55,7 +59,8 @@ Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& confi
 
 Dropout Block::dropout(const PassContext& pass, int site) const {
   if (!pass.training || config_.dropout == 0.0f) return {};
-  return {config_.dropout, derive_key(pass.batch.dropout_key, static_cast<std::uint64_t>(2 * index_ + site + 1)),
+  return {config_.dropout,
+          derive_key(pass.batch.dropout_key, static_cast<std::uint64_t>(2 * index_ + site + 1)),
           pass.batch.sequence_numbers_B.data(), pass.shards.mine().data(), pass.tokens()};
 }
 
@@ -71,15 +76,16 @@ void Block::project_qkv(View<const float> x_ND, Saved& saved, const RotaryTable*
 
 void Block::attend(Saved& saved, const PassContext& pass) const {
   attention_.forward(saved.qkv, saved.attention, pass);
-  if (saved.attention.exchanged) saved.qkv.clear();  // the same numbers, sharded by heads: once is enough
+  if (saved.attention.exchanged)
+    saved.qkv.clear();  // the same numbers, sharded by heads: once is enough
 }
 
 void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassContext& pass) const {
   saved.x2_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
   output_.forward(saved.attention.output_NHK, saved.x2_ND);
-  backend_.kernels.residual_forward(
-      {x_ND.rows(), x_ND.cols(), x_ND.data(), saved.x2_ND.data(), saved.x2_ND.data(), dropout(pass, 0)},
-      backend_.stream);
+  backend_.kernels.residual_forward({x_ND.rows(), x_ND.cols(), x_ND.data(), saved.x2_ND.data(),
+                                     saved.x2_ND.data(), dropout(pass, 0)},
+                                    backend_.stream);
   saved.normed2_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
   mlp_norm_.forward(saved.x2_ND, saved.normed2_ND, &saved.mlp_norm);
 }
@@ -91,7 +97,8 @@ void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, cons
   attend_residual(x_ND, saved, pass);
   mlp_.forward(saved.normed2_ND, y_ND, saved.mlp);
   backend_.kernels.residual_forward(
-      {x_ND.rows(), x_ND.cols(), saved.x2_ND.data(), y_ND.data(), y_ND.data(), dropout(pass, 1)}, backend_.stream);
+      {x_ND.rows(), x_ND.cols(), saved.x2_ND.data(), y_ND.data(), y_ND.data(), dropout(pass, 1)},
+      backend_.stream);
 }
 
 void Block::recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass,
@@ -104,16 +111,18 @@ void Block::recompute(View<const float> x_ND, Saved& saved, Keep keep, const Pas
   mlp_.activate(saved.normed2_ND, saved.mlp);
 }
 
-void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND, const PassContext& pass,
-                     const RotaryTable* rotary) {
+void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
+                     const PassContext& pass, const RotaryTable* rotary) {
   const std::int64_t rows = x_ND.rows(), width = x_ND.cols();
   Device& device = backend_.device;
   const bool drops = dropout(pass, 0).probability > 0.0f;
-  Buffer<float> dbranch_ND(device, rows, width);  // gradient inside a branch; dx_ND is the residual stream's
+  Buffer<float> dbranch_ND(device, rows,
+                           width);  // gradient inside a branch; dx_ND is the residual stream's
   Buffer<float> masked_ND = drops ? Buffer<float>(device, rows, width) : Buffer<float>();
   const auto through_dropout = [&](int site) -> View<const float> {
     if (!drops) return dx_ND;
-    backend_.kernels.residual_backward({rows, width, dx_ND.data(), masked_ND.data(), dropout(pass, site)}, backend_.stream);
+    backend_.kernels.residual_backward(
+        {rows, width, dx_ND.data(), masked_ND.data(), dropout(pass, site)}, backend_.stream);
     return masked_ND;
   };
 

@@ -1,5 +1,5 @@
-/// One pre-norm transformer block: x2 = x + dropout(attention(norm(x))), y = x2 + dropout(mlp(norm(x2))).
-/// Read next: attention.hpp, mlp.hpp; transformer.hpp stacks blocks.
+/// One pre-norm transformer block: x2 = x + dropout(attention(norm(x))), y = x2 +
+/// dropout(mlp(norm(x2))). Read next: attention.hpp, mlp.hpp; transformer.hpp stacks blocks.
 #pragma once
 
 #include "model/attention.hpp"
@@ -11,8 +11,9 @@ namespace longspan::model {
 
 class Block {
  public:
-  /// What forward leaves for backward, per token and in elements: norm 2D, qkv (H + 2G)K, attention D + H, x2 D, MLP 2F (GELU) or
-  /// 3F (SwiGLU). trim() drops what `keep` does not keep; recompute() brings it back, the same bits.
+  /// What forward leaves for backward, per token and in elements: norm 2D, qkv (H + 2G)K, attention
+  /// D + H, x2 D, MLP 2F (GELU) or 3F (SwiGLU). trim() drops what `keep` does not keep; recompute()
+  /// brings it back, the same bits.
   struct Saved {
     Norm::Saved attention_norm, mlp_norm;
     Buffer<float> normed_ND, qkv, x2_ND, normed2_ND;
@@ -20,15 +21,18 @@ class Block {
     Mlp::Saved mlp;
     void trim(Keep keep);
   };
-  Block(ParameterStore& store, std::int64_t index, const ModelConfig& config, const AttentionConfig& attention,
-        Backend backend);
+  Block(ParameterStore& store, std::int64_t index, const ModelConfig& config,
+        const AttentionConfig& attention, Backend backend);
 
   /// `rotary` is null unless positions are rotary. Collective over the context group.
   void forward(View<const float> x_ND, View<float> y_ND, Saved& saved, const PassContext& pass,
                const RotaryTable* rotary) const;
-  /// Fills in what trim() dropped. With Keep::kAttention nothing communicates; with Keep::kBlock attention runs again: collective.
-  void recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass, const RotaryTable* rotary) const;
-  /// dx_ND holds dy on entry and dx on return; parameter gradients accumulate. Consumes `saved`. Collective over the context group.
+  /// Fills in what trim() dropped. With Keep::kAttention nothing communicates; with Keep::kBlock
+  /// attention runs again: collective.
+  void recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass,
+                 const RotaryTable* rotary) const;
+  /// dx_ND holds dy on entry and dx on return; parameter gradients accumulate. Consumes `saved`.
+  /// Collective over the context group.
   void backward(View<const float> x_ND, Saved& saved, View<float> dx_ND, const PassContext& pass,
                 const RotaryTable* rotary);
 

@@ -1,5 +1,6 @@
-/// Settings of the model, its attention, its memory and its optimizer. Names, units and help stand once in
-/// launcher/options.cpp; a value of 0 that means "work it out" is resolved by resolve() before anything is built.
+/// Settings of the model, its attention, its memory and its optimizer. Names, units and help stand
+/// once in launcher/options.cpp; a value of 0 that means "work it out" is resolved by resolve()
+/// before anything is built.
 #pragma once
 
 #include <cstdint>
@@ -20,31 +21,32 @@ struct ModelConfig {
   std::int64_t layers = 4;
   std::int64_t width = 256;
   std::int64_t heads = 4;
-  std::int64_t kv_heads = 0;      ///< 0 = heads
-  std::int64_t head_size = 0;     ///< 0 = width / heads
+  std::int64_t kv_heads = 0;   ///< 0 = heads
+  std::int64_t head_size = 0;  ///< 0 = width / heads
   MlpKind mlp = MlpKind::kSwiglu;
-  std::int64_t mlp_width = 0;     ///< 0 = 4 * width (gelu), or 8/3 * width rounded up to 64 (swiglu)
+  std::int64_t mlp_width = 0;  ///< 0 = 4 * width (gelu), or 8/3 * width rounded up to 64 (swiglu)
   NormKind norm = NormKind::kRmsNorm;
   float norm_epsilon = 1e-5f;
   PositionKind position = PositionKind::kRope;
   double rope_theta = 10000.0;
-  std::int64_t max_positions = 0; ///< rows of the learned position table; 0 = data.sequence-length
-  bool bias = false;              ///< biases in the linear layers (GPT-2 has them)
+  std::int64_t max_positions = 0;  ///< rows of the learned position table; 0 = data.sequence-length
+  bool bias = false;               ///< biases in the linear layers (GPT-2 has them)
   bool tie_embeddings = true;
   float dropout = 0.0f;
-  std::int64_t vocabulary = 0;    ///< 0 = the dataset's, rounded up to a multiple of 64
+  std::int64_t vocabulary = 0;  ///< 0 = the dataset's, rounded up to a multiple of 64
   Precision precision = Precision::kFp32;
 };
 
 struct AttentionConfig {
   MaskKind mask = MaskKind::kCausal;
-  std::int64_t window = 0;        ///< tokens a query sees, itself included; 0 = all
-  AttentionSchemeKind scheme = AttentionSchemeKind::kAuto;  ///< how ranks share a sequence; auto = ring
+  std::int64_t window = 0;  ///< tokens a query sees, itself included; 0 = all
+  AttentionSchemeKind scheme =
+      AttentionSchemeKind::kAuto;  ///< how ranks share a sequence; auto = ring
 };
 
 struct MemoryConfig {
   Keep keep = Keep::kAll;
-  std::int64_t loss_chunk = 0;    ///< tokens whose logits exist at a time; 0 = work it out
+  std::int64_t loss_chunk = 0;  ///< tokens whose logits exist at a time; 0 = work it out
 };
 
 struct OptimizerConfig {
@@ -53,7 +55,7 @@ struct OptimizerConfig {
   ScheduleKind schedule = ScheduleKind::kCosine;
   std::int64_t warmup_steps = 0;
   double weight_decay = 0.1;
-  double clip = 1.0;              ///< bound of the global gradient norm; 0 = off
+  double clip = 1.0;  ///< bound of the global gradient norm; 0 = off
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-8;

@@ -14,7 +14,9 @@ Decoder::Decoder(const Transformer& model, const AttentionConfig& attention, std
       positions_(static_cast<std::size_t>(capacity)) {
   const ModelConfig& config = model.config();
   if (attention.mask != MaskKind::kCausal)
-    fail_usage("attention.mask=full: the model sees the future and cannot generate; train with attention.mask=causal");
+    fail_usage(
+        "attention.mask=full: the model sees the future and cannot generate; train with "
+        "attention.mask=causal");
   std::iota(positions_.begin(), positions_.end(), 0);
   for (std::int64_t i = 0; i < config.layers; ++i)
     cache_.emplace_back(model.backend().device, capacity, 2 * config.kv_heads * config.head_size);
@@ -24,24 +26,32 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
   const ModelConfig& config = model_.config();
   const Backend backend = model_.backend();
   const std::int64_t count = static_cast<std::int64_t>(tokens.size()), width = config.width;
-  const std::int64_t query_width = config.heads * config.head_size, kv_width = config.kv_heads * config.head_size;
+  const std::int64_t query_width = config.heads * config.head_size,
+                     kv_width = config.kv_heads * config.head_size;
   if (length_ + count > capacity_)
-    fail_usage("{} tokens do not fit into the {} this model was trained with: ask for fewer tokens or a shorter prompt",
-               length_ + count, capacity_);
+    fail_usage(
+        "{} tokens do not fit into the {} this model was trained with: ask for fewer tokens or a "
+        "shorter prompt",
+        length_ + count, capacity_);
 
-  const std::vector<std::int32_t> positions(positions_.begin() + length_, positions_.begin() + length_ + count);
+  const std::vector<std::int32_t> positions(positions_.begin() + length_,
+                                            positions_.begin() + length_ + count);
   const RotaryTable rotary(positions, config.head_size, config.rope_theta, backend);
   Buffer<float> x_ND(backend.device, count, width), normed_ND(backend.device, count, width);
-  Buffer<float> branch_ND(backend.device, count, width), attended_NHK(backend.device, count, query_width);
-  Buffer<float> qkv(backend.device, count, query_width + 2 * kv_width), lse(backend.device, config.heads, count);
+  Buffer<float> branch_ND(backend.device, count, width),
+      attended_NHK(backend.device, count, query_width);
+  Buffer<float> qkv(backend.device, count, query_width + 2 * kv_width),
+      lse(backend.device, config.heads, count);
   model_.embedding().forward_tokens({tokens.data(), count}, length_, x_ND);
 
   for (std::size_t layer = 0; layer < model_.blocks().size(); ++layer) {
     const Block& block = model_.blocks()[layer];
     block.attention_norm().forward(x_ND, normed_ND, nullptr);
     block.qkv().forward(normed_ND, qkv);
-    if (config.position == PositionKind::kRope) rotary.apply(qkv, config.heads + config.kv_heads, false);
-    if (config.precision == Precision::kBf16) backend.kernels.round_to_bf16(qkv.size(), qkv.data(), backend.stream);
+    if (config.position == PositionKind::kRope)
+      rotary.apply(qkv, config.heads + config.kv_heads, false);
+    if (config.precision == Precision::kBf16)
+      backend.kernels.round_to_bf16(qkv.size(), qkv.data(), backend.stream);
     Buffer<float>& cache = cache_[layer];
     for (std::int64_t t = 0; t < count; ++t)
       backend.device.copy(cache.view().row(length_ + t), qkv.view().row(t) + query_width,
@@ -49,7 +59,8 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
 
     AttentionForwardArgs args;
     args.shape.batch = 1, args.shape.queries = count, args.shape.keys = length_ + count;
-    args.shape.heads = config.heads, args.shape.kv_heads = config.kv_heads, args.shape.head_size = config.head_size;
+    args.shape.heads = config.heads, args.shape.kv_heads = config.kv_heads,
+    args.shape.head_size = config.head_size;
     args.shape.query_positions = positions.data(), args.shape.key_positions = positions_.data();
     args.shape.mask = mask_;
     args.shape.scale = 1.0f / std::sqrt(static_cast<float>(config.head_size));
@@ -68,11 +79,13 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
   }
   length_ += count;
 
-  model_.final_norm().forward(x_ND.view().slice_rows(count - 1, 1), normed_ND.view().slice_rows(0, 1), nullptr);
+  model_.final_norm().forward(x_ND.view().slice_rows(count - 1, 1),
+                              normed_ND.view().slice_rows(0, 1), nullptr);
   std::vector<float> logits(static_cast<std::size_t>(config.vocabulary));
   Buffer<float> logits_V(backend.device, 1, config.vocabulary);
   model_.output().logits(normed_ND.view().slice_rows(0, 1), logits_V);
-  backend.device.copy(logits.data(), logits_V.data(), logits.size() * sizeof(float), backend.stream);
+  backend.device.copy(logits.data(), logits_V.data(), logits.size() * sizeof(float),
+                      backend.stream);
   backend.stream.synchronize();
   return logits;
 }

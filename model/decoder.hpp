@@ -13,8 +13,8 @@ class Decoder {
   /// Room for `capacity` tokens. The model holds whole sequences (no context group) and is causal.
   Decoder(const Transformer& model, const AttentionConfig& attention, std::int64_t capacity);
 
-  /// Appends the tokens and returns the logits after the last of them, [V]. Throws Error (usage) beyond the capacity. Does not
-  /// communicate.
+  /// Appends the tokens and returns the logits after the last of them, [V]. Throws Error (usage)
+  /// beyond the capacity. Does not communicate.
   std::vector<float> append(const std::vector<std::int32_t>& tokens);
   std::int64_t length() const { return length_; }
 
@@ -22,7 +22,8 @@ class Decoder {
   const Transformer& model_;
   AttentionMask mask_;
   std::int64_t capacity_, length_ = 0;
-  std::vector<Buffer<float>> cache_;      ///< per layer [capacity, 2 * G * K]: keys, then values of a token
+  std::vector<Buffer<float>>
+      cache_;  ///< per layer [capacity, 2 * G * K]: keys, then values of a token
   std::vector<std::int32_t> positions_;
 };
 

@@ -10,7 +10,8 @@
 namespace longspan::model {
 namespace {
 
-/// Positions with padding mapped to 0: its gradient is zero, but it must not read outside the table.
+/// Positions with padding mapped to 0: its gradient is zero, but it must not read outside the
+/// table.
 std::vector<std::int32_t> readable(const std::vector<std::int32_t>& positions) {
   std::vector<std::int32_t> result(positions);
   for (auto& p : result) p = std::max(p, 0);
@@ -21,9 +22,11 @@ std::vector<std::int32_t> readable(const std::vector<std::int32_t>& positions) {
 
 Embedding::Embedding(ParameterStore& store, const ModelConfig& config, Backend backend)
     : store_(store), config_(config), backend_(backend) {
-  table_ = store.add("embedding.token.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
+  table_ =
+      store.add("embedding.token.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
   if (config.position == PositionKind::kLearned)
-    positions_ = store.add("embedding.position.weight", {config.max_positions, config.width}, {0.02f, 0.0f}, true);
+    positions_ = store.add("embedding.position.weight", {config.max_positions, config.width},
+                           {0.02f, 0.0f}, true);
 }
 
 void Embedding::prepare(std::int64_t length) {
@@ -35,7 +38,8 @@ void Embedding::prepare(std::int64_t length) {
     for (std::int64_t p = 0; p < length; ++p) {
       const double angle = static_cast<double>(p) * frequency;
       // Scaled to the size of the token embeddings, which start with deviation 0.02.
-      sinusoids_[p * config_.width + i] = static_cast<float>(0.02 * (i % 2 == 0 ? std::sin(angle) : std::cos(angle)));
+      sinusoids_[p * config_.width + i] =
+          static_cast<float>(0.02 * (i % 2 == 0 ? std::sin(angle) : std::cos(angle)));
     }
   }
 }
@@ -48,8 +52,8 @@ const float* Embedding::position_table() const {
 
 Dropout Embedding::dropout(const PassContext& pass) const {
   if (!pass.training || config_.dropout == 0.0f) return {};
-  return {config_.dropout, derive_key(pass.batch.dropout_key, 0), pass.batch.sequence_numbers_B.data(),
-          pass.shards.mine().data(), pass.tokens()};
+  return {config_.dropout, derive_key(pass.batch.dropout_key, 0),
+          pass.batch.sequence_numbers_B.data(), pass.shards.mine().data(), pass.tokens()};
 }
 
 void Embedding::forward(View<float> x_ND, const PassContext& pass) const {
@@ -64,28 +68,31 @@ void Embedding::forward(View<float> x_ND, const PassContext& pass) const {
   backend_.kernels.embedding_forward(args, backend_.stream);
   const Dropout drop = dropout(pass);
   if (drop.probability > 0.0f)
-    backend_.kernels.residual_forward({x_ND.rows(), x_ND.cols(), nullptr, x_ND.data(), x_ND.data(), drop},
-                                      backend_.stream);
+    backend_.kernels.residual_forward(
+        {x_ND.rows(), x_ND.cols(), nullptr, x_ND.data(), x_ND.data(), drop}, backend_.stream);
   backend_.stream.synchronize();  // `positions` lives on this function's stack
 }
 
 void Embedding::backward(View<float> dx_ND, const PassContext& pass) {
   const Dropout drop = dropout(pass);
   if (drop.probability > 0.0f)
-    backend_.kernels.residual_backward({dx_ND.rows(), dx_ND.cols(), dx_ND.data(), dx_ND.data(), drop}, backend_.stream);
+    backend_.kernels.residual_backward(
+        {dx_ND.rows(), dx_ND.cols(), dx_ND.data(), dx_ND.data(), drop}, backend_.stream);
   const auto positions = readable(pass.shards.mine());
   EmbeddingBackwardArgs args;
   args.rows = dx_ND.rows(), args.width = config_.width;
   args.ids = pass.batch.inputs_BT.data();
   args.dy = dx_ND.data();
   args.dtable = store_.gradient(table_).data();
-  if (config_.position == PositionKind::kLearned) args.dposition_table = store_.gradient(positions_).data();
+  if (config_.position == PositionKind::kLearned)
+    args.dposition_table = store_.gradient(positions_).data();
   args.positions = positions.data(), args.tokens = pass.tokens();
   backend_.kernels.embedding_backward(args, backend_.stream);
   backend_.stream.synchronize();
 }
 
-void Embedding::forward_tokens(View<const std::int32_t> ids, std::int64_t first_position, View<float> x_ND) const {
+void Embedding::forward_tokens(View<const std::int32_t> ids, std::int64_t first_position,
+                               View<float> x_ND) const {
   std::vector<std::int32_t> positions(static_cast<std::size_t>(ids.size()));
   std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(first_position));
   EmbeddingForwardArgs args;

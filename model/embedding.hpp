@@ -1,4 +1,5 @@
-/// Token embedding, with a learned or sinusoidal (Vaswani et al. 2017) position table added to it, and dropout.
+/// Token embedding, with a learned or sinusoidal (Vaswani et al. 2017) position table added to it,
+/// and dropout.
 #pragma once
 
 #include "model/layer.hpp"
@@ -16,7 +17,8 @@ class Embedding {
   /// dx_ND is the gradient of forward's result; it may be overwritten.
   void backward(View<float> dx_ND, const PassContext& pass);
   /// x[rows, D] for tokens at consecutive positions from `first_position` on: decoding.
-  void forward_tokens(View<const std::int32_t> ids, std::int64_t first_position, View<float> x_ND) const;
+  void forward_tokens(View<const std::int32_t> ids, std::int64_t first_position,
+                      View<float> x_ND) const;
 
   ParameterStore::Id table() const { return table_; }
 

@@ -19,33 +19,40 @@ struct SchemeMemory {
   std::int64_t at_work = 0;  ///< the most beside it in one layer's backward
 };
 
-SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory, AttentionSchemeKind scheme, std::int64_t context) {
+SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory,
+                           AttentionSchemeKind scheme, std::int64_t context) {
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   if (context == 1) return {};
   // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
   if (scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
   if (scheme != AttentionSchemeKind::kUlysses) return {0, 2 * 5 * kv};
-  // A rank's share of the heads over all tokens: the largest share counts. All shares on this rank's tokens: their sum, more than all
-  // heads where a key/value head is in several.
+  // A rank's share of the heads over all tokens: the largest share counts. All shares on this
+  // rank's tokens: their sum, more than all heads where a key/value head is in several.
   std::int64_t most_heads = 0, most = 0, sum = 0;
   for (std::int64_t r = 0; r < context; ++r) {
-    const std::int64_t first = part_begin(m.heads, r, context), end = part_begin(m.heads, r + 1, context);
-    const std::int64_t group = m.heads / m.kv_heads, keys = end > first ? (end - 1) / group + 1 - first / group : 0;
+    const std::int64_t first = part_begin(m.heads, r, context),
+                       end = part_begin(m.heads, r + 1, context);
+    const std::int64_t group = m.heads / m.kv_heads,
+                       keys = end > first ? (end - 1) / group + 1 - first / group : 0;
     most_heads = std::max(most_heads, end - first);
     most = std::max(most, end - first + 2 * keys);
     sum += end - first + 2 * keys;
   }
-  const std::int64_t exchanged = m.head_size * most * context, exchange = exchanged + m.head_size * sum;
+  const std::int64_t exchanged = m.head_size * most * context,
+                     exchange = exchanged + m.head_size * sum;
   const std::int64_t output_gradients = query + m.head_size * most_heads * context;
   // qkv travels again if what forward exchanged is gone.
-  return {exchanged - query - 2 * kv, output_gradients + exchange + (memory.keep == Keep::kAttention ? exchange : 0)};
+  return {exchanged - query - 2 * kv,
+          output_gradients + exchange + (memory.keep == Keep::kAttention ? exchange : 0)};
 }
 
 }  // namespace
 
 double attention_pairs(const AttentionConfig& attention, std::int64_t n) {
   const double length = static_cast<double>(n);
-  const double window = attention.window > 0 ? std::min<double>(static_cast<double>(attention.window), length) : length;
+  const double window = attention.window > 0
+                            ? std::min<double>(static_cast<double>(attention.window), length)
+                            : length;
   // Causal: query i sees min(i + 1, window) keys. Full: the same to both sides, itself once.
   const double causal = window * (window + 1) / 2 + (length - window) * window;
   return attention.mask == MaskKind::kCausal ? causal : 2 * causal - length;
@@ -56,42 +63,54 @@ std::int64_t parameter_count(const ModelConfig& m) {
   const std::int64_t norm = m.norm == NormKind::kLayerNorm ? 2 * m.width : m.width;
   const std::int64_t up_biases = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
   const std::int64_t biases = m.bias ? query + 2 * kv + m.width + up_biases + m.width : 0;
-  const std::int64_t positions = m.position == PositionKind::kLearned ? m.max_positions * m.width : 0;
+  const std::int64_t positions =
+      m.position == PositionKind::kLearned ? m.max_positions * m.width : 0;
   return m.vocabulary * m.width * (m.tie_embeddings ? 1 : 2) + positions +
          m.layers * (block_matrix_weights(m) + 2 * norm + biases) + norm;
 }
 
-StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention, std::int64_t sequences, std::int64_t length) {
+StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
+                      std::int64_t sequences, std::int64_t length) {
   const double tokens = static_cast<double>(sequences * length);
-  const double weights = static_cast<double>(m.layers * block_matrix_weights(m) + m.vocabulary * m.width);
-  return {6.0 * weights * tokens, 12.0 * attention_pairs(attention, length) * static_cast<double>(sequences) *
+  const double weights =
+      static_cast<double>(m.layers * block_matrix_weights(m) + m.vocabulary * m.width);
+  return {6.0 * weights * tokens, 12.0 * attention_pairs(attention, length) *
+                                      static_cast<double>(sequences) *
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
-MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory, std::int64_t sequences,
-                               std::int64_t tokens, AttentionSchemeKind scheme, int context) {
-  const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
+MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
+                               std::int64_t sequences, std::int64_t tokens,
+                               AttentionSchemeKind scheme, int context) {
+  const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size,
+                     kv = m.kv_heads * m.head_size;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
   const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
-  // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output, log-sum-exp.
+  // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output,
+  // log-sum-exp.
   const std::int64_t input = d, attention = query + m.heads;
   const SchemeMemory sharing = scheme_memory(m, memory, scheme, context);
   const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width +
                              (memory.keep == Keep::kAttention ? 0 : sharing.kept);
-  const std::int64_t kept = memory.keep == Keep::kAll ? input + inner + attention
-                            : memory.keep == Keep::kAttention ? input + attention : input;
-  const std::int64_t recomputed = memory.keep == Keep::kAll ? 0
-                                  : memory.keep == Keep::kAttention ? inner : inner + attention;
-  // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest of its steps: the MLP's product
-  // gradient beside everything recomputed, or attention's gradients once the MLP's buffers are gone.
+  const std::int64_t kept = memory.keep == Keep::kAll         ? input + inner + attention
+                            : memory.keep == Keep::kAttention ? input + attention
+                                                              : input;
+  const std::int64_t recomputed = memory.keep == Keep::kAll         ? 0
+                                  : memory.keep == Keep::kAttention ? inner
+                                                                    : inner + attention;
+  // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
+  // of its steps: the MLP's product gradient beside everything recomputed, or attention's gradients
+  // once the MLP's buffers are gone.
   const std::int64_t drops = m.dropout > 0.0f ? d : 0;
   const std::int64_t mlp_step = recomputed + m.mlp_width;
   const std::int64_t mlp_buffers = hidden + m.mlp_width + 2 * d;
-  const std::int64_t attention_step = recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + sharing.at_work;
+  const std::int64_t attention_step =
+      recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + sharing.at_work;
   const std::int64_t backward = 2 * d + drops + std::max(mlp_step, attention_step);
   // Forward of the last layer: its output beside everything it made.
   const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed);
-  const std::int64_t chunk = std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
+  const std::int64_t chunk =
+      std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
   const std::int64_t loss = rows * 3 * d + chunk * m.vocabulary;
   MemoryEstimate estimate;
   estimate.states = 16 * parameter_count(m);

@@ -1,11 +1,13 @@
 /// The contract of all layers, and the letters of their dims.
 ///
-/// A layer is a pair of functions; there is no hidden tape. Tensor names end in their dims, slowest first. Outputs are written
-/// with `=`, parameter gradients accumulate with `+=`. What backward needs is in the layer's Saved, owned by the caller, so
-/// activation checkpointing is: keep the input, drop Saved, call forward again. No layer but attention looks across tokens.
+/// A layer is a pair of functions; there is no hidden tape. Tensor names end in their dims, slowest
+/// first. Outputs are written with `=`, parameter gradients accumulate with `+=`. What backward
+/// needs is in the layer's Saved, owned by the caller, so activation checkpointing is: keep the
+/// input, drop Saved, call forward again. No layer but attention looks across tokens.
 ///
-///   B  sequences of the micro-batch on this rank     T  tokens of each sequence on this rank     D  model width
-///   H  query heads    G  key/value heads    K  head size    F  MLP width    V  vocabulary    N = B * T rows
+///   B  sequences of the micro-batch on this rank     T  tokens of each sequence on this rank     D
+///   model width H  query heads    G  key/value heads    K  head size    F  MLP width    V
+///   vocabulary    N = B * T rows
 #pragma once
 
 #include <cstdint>
@@ -20,19 +22,20 @@ namespace longspan::model {
 
 /// The tokens of one micro-batch on this rank, as the loader delivers them.
 struct MicroBatch {
-  std::int64_t sequences = 0;                ///< B
+  std::int64_t sequences = 0;  ///< B
   View<const std::int32_t> inputs_BT;
-  View<const std::int32_t> targets_BT;       ///< -1 = not counted in the loss
-  View<const std::int32_t> documents_BT;     ///< empty: one document per sequence
-  View<const std::int64_t> sequence_numbers_B;  ///< global sample numbers: keys of the dropout masks
-  std::uint64_t dropout_key = 0;             ///< changes from step to step
+  View<const std::int32_t> targets_BT;    ///< -1 = not counted in the loss
+  View<const std::int32_t> documents_BT;  ///< empty: one document per sequence
+  View<const std::int64_t>
+      sequence_numbers_B;         ///< global sample numbers: keys of the dropout masks
+  std::uint64_t dropout_key = 0;  ///< changes from step to step
 };
 
 /// What all layers of one pass share. Built by the transformer once a micro-batch.
 struct PassContext {
   const SequenceShards& shards;
   const MicroBatch& batch;
-  bool training = false;                     ///< dropout is on
+  bool training = false;  ///< dropout is on
   /// Documents of every rank's tokens, [ranks][B * T]; empty: one document per sequence.
   std::vector<std::vector<std::int32_t>> documents;
 

@@ -2,11 +2,12 @@
 
 namespace longspan::model {
 
-Linear::Linear(ParameterStore& store, const std::vector<Part>& parts, std::int64_t inputs, bool bias,
-               float standard_deviation, bool bf16, Backend backend)
+Linear::Linear(ParameterStore& store, const std::vector<Part>& parts, std::int64_t inputs,
+               bool bias, float standard_deviation, bool bf16, Backend backend)
     : store_(store), inputs_(inputs), has_bias_(bias), bf16_(bf16), backend_(backend) {
   for (const Part& part : parts) {
-    const auto id = store.add(part.name + ".weight", {part.outputs, inputs}, {standard_deviation, 0.0f}, true);
+    const auto id =
+        store.add(part.name + ".weight", {part.outputs, inputs}, {standard_deviation, 0.0f}, true);
     if (outputs_ == 0) weight_ = id;
     outputs_ += part.outputs;
   }
@@ -46,7 +47,8 @@ void Linear::backward(View<const float> dy, View<const float> x, View<float> dx)
   args.bf16_operands = bf16_;
   backend_.kernels.gemm(args, backend_.stream);
   if (has_bias_)
-    backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), store_.gradient(bias_).data(), backend_.stream);
+    backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), store_.gradient(bias_).data(),
+                                     backend_.stream);
 }
 
 }  // namespace longspan::model

@@ -1,5 +1,5 @@
-/// y = x W^T + b. The weight may be stored as several tensors one under the other (query, key, value), which are adjacent in
-/// the parameter store and multiplied as one matrix.
+/// y = x W^T + b. The weight may be stored as several tensors one under the other (query, key,
+/// value), which are adjacent in the parameter store and multiplied as one matrix.
 #pragma once
 
 #include <string>
@@ -12,10 +12,11 @@ namespace longspan::model {
 class Linear {
  public:
   struct Part {
-    std::string name;         ///< "blocks.0.attention.query"
+    std::string name;  ///< "blocks.0.attention.query"
     std::int64_t outputs;
   };
-  /// Weights start normal with `standard_deviation`, biases at 0. bf16: operands are rounded to bfloat16.
+  /// Weights start normal with `standard_deviation`, biases at 0. bf16: operands are rounded to
+  /// bfloat16.
   Linear(ParameterStore& store, const std::vector<Part>& parts, std::int64_t inputs, bool bias,
          float standard_deviation, bool bf16, Backend backend);
 
@@ -29,7 +30,7 @@ class Linear {
 
  private:
   ParameterStore& store_;
-  ParameterStore::Id weight_ = 0, bias_ = 0;   ///< first part of each; the others follow
+  ParameterStore::Id weight_ = 0, bias_ = 0;  ///< first part of each; the others follow
   std::int64_t inputs_, outputs_ = 0;
   bool has_bias_, bf16_;
   Backend backend_;

@@ -8,8 +8,8 @@ std::int64_t default_loss_chunk(std::int64_t vocabulary) {
   return std::max<std::int64_t>(1024, (std::int64_t{64} << 20) / (4 * vocabulary));
 }
 
-VocabularyLoss::VocabularyLoss(ParameterStore& store, ParameterStore::Id weight, const ModelConfig& config,
-                               std::int64_t chunk, Backend backend)
+VocabularyLoss::VocabularyLoss(ParameterStore& store, ParameterStore::Id weight,
+                               const ModelConfig& config, std::int64_t chunk, Backend backend)
     : store_(store),
       weight_(weight),
       width_(config.width),
@@ -41,7 +41,8 @@ double VocabularyLoss::forward_backward(View<const float> x_ND, View<const std::
 
     CrossEntropyArgs loss;
     loss.rows = count, loss.vocabulary = vocabulary_, loss.row_stride = vocabulary_;
-    loss.logits = chunk_logits.data(), loss.targets = targets_N.data() + first, loss.losses = losses_C.data();
+    loss.logits = chunk_logits.data(), loss.targets = targets_N.data() + first,
+    loss.losses = losses_C.data();
     loss.backward = !dx_ND.empty(), loss.gradient_scale = gradient_scale;
     backend_.kernels.cross_entropy(loss, backend_.stream);
     backend_.stream.synchronize();

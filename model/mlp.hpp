@@ -10,10 +10,11 @@ namespace longspan::model {
 class Mlp {
  public:
   struct Saved {
-    Buffer<float> hidden;    ///< before the activation: [N, F], or gate and up side by side [N, 2F]
+    Buffer<float> hidden;  ///< before the activation: [N, F], or gate and up side by side [N, 2F]
     Buffer<float> product_NF;  ///< after it
   };
-  Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config, float output_deviation, Backend backend);
+  Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
+      float output_deviation, Backend backend);
 
   void forward(View<const float> x_ND, View<float> y_ND, Saved& saved) const;
   /// Only what backward needs: fills `saved`, leaves the last product out.

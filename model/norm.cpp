@@ -2,8 +2,12 @@
 
 namespace longspan::model {
 
-Norm::Norm(ParameterStore& store, const std::string& name, const ModelConfig& config, Backend backend)
-    : store_(store), rms_(config.norm == NormKind::kRmsNorm), epsilon_(config.norm_epsilon), backend_(backend) {
+Norm::Norm(ParameterStore& store, const std::string& name, const ModelConfig& config,
+           Backend backend)
+    : store_(store),
+      rms_(config.norm == NormKind::kRmsNorm),
+      epsilon_(config.norm_epsilon),
+      backend_(backend) {
   weight_ = store.add(name + ".weight", {config.width}, {0.0f, 1.0f}, false);
   if (!rms_) bias_ = store.add(name + ".bias", {config.width}, {}, false);
 }
@@ -23,7 +27,8 @@ void Norm::forward(View<const float> x_ND, View<float> y_ND, Saved* saved) const
   backend_.kernels.norm_forward(args, backend_.stream);
 }
 
-void Norm::backward(View<const float> dy_ND, View<const float> x_ND, const Saved& saved, View<float> dx_ND) {
+void Norm::backward(View<const float> dy_ND, View<const float> x_ND, const Saved& saved,
+                    View<float> dx_ND) {
   NormBackwardArgs args;
   args.rows = x_ND.rows(), args.width = x_ND.cols(), args.rms = rms_;
   args.dy = dy_ND.data(), args.x = x_ND.data();

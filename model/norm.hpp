@@ -10,14 +10,15 @@ namespace longspan::model {
 class Norm {
  public:
   struct Saved {
-    Buffer<float> mean_N, rstd_N;   ///< mean is empty for RMSNorm
+    Buffer<float> mean_N, rstd_N;  ///< mean is empty for RMSNorm
   };
   Norm(ParameterStore& store, const std::string& name, const ModelConfig& config, Backend backend);
 
   /// y_ND = norm(x_ND). Without Saved: evaluation only.
   void forward(View<const float> x_ND, View<float> y_ND, Saved* saved) const;
   /// dx_ND += gradient through the norm: the residual path is already in dx.
-  void backward(View<const float> dy_ND, View<const float> x_ND, const Saved& saved, View<float> dx_ND);
+  void backward(View<const float> dy_ND, View<const float> x_ND, const Saved& saved,
+                View<float> dx_ND);
 
  private:
   ParameterStore& store_;

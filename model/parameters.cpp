@@ -18,7 +18,8 @@ ParameterStore::Id ParameterStore::add(std::string name, Shape shape, Initial in
 void ParameterStore::allocate(Device& device) {
   weights_ = Buffer<float>(device, count_);
   gradients_ = Buffer<float>(device, count_);
-  device.fill_zero(gradients_.data(), static_cast<std::size_t>(count_) * sizeof(float), device.stream());
+  device.fill_zero(gradients_.data(), static_cast<std::size_t>(count_) * sizeof(float),
+                   device.stream());
 }
 
 void ParameterStore::initialize(std::uint64_t seed) {
@@ -45,15 +46,18 @@ View<float> ParameterStore::gradient(Id id) const {
 }
 
 const std::string& ParameterStore::name_at(std::int64_t index) const {
-  const auto after = std::upper_bound(parameters_.begin(), parameters_.end(), index,
-                                      [](std::int64_t i, const Parameter& p) { return i < p.offset; });
+  const auto after =
+      std::upper_bound(parameters_.begin(), parameters_.end(), index,
+                       [](std::int64_t i, const Parameter& p) { return i < p.offset; });
   return std::prev(after)->name;
 }
 
-std::vector<ShardedArray> ParameterStore::arrays(const std::string& prefix, View<float> flat) const {
+std::vector<ShardedArray> ParameterStore::arrays(const std::string& prefix,
+                                                 View<float> flat) const {
   std::vector<ShardedArray> result;
   for (const Parameter& p : parameters_)
-    result.push_back({prefix + p.name, DType::kF32, p.shape, Shape(p.shape.size(), 0), p.shape, flat.data() + p.offset});
+    result.push_back({prefix + p.name, DType::kF32, p.shape, Shape(p.shape.size(), 0), p.shape,
+                      flat.data() + p.offset});
   return result;
 }
 

@@ -1,6 +1,7 @@
-/// All parameters in one flat buffer, all gradients in another, in the order of the forward pass: reductions and the optimizer
-/// see long vectors, layers and files see named tensors. Parameters added one after the other are adjacent, so that query, key
-/// and value (or gate and up) are separate tensors in a checkpoint and one matrix for the product.
+/// All parameters in one flat buffer, all gradients in another, in the order of the forward pass:
+/// reductions and the optimizer see long vectors, layers and files see named tensors. Parameters
+/// added one after the other are adjacent, so that query, key and value (or gate and up) are
+/// separate tensors in a checkpoint and one matrix for the product.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ struct Parameter {
   std::string name;
   Shape shape;
   Initial initial;
-  bool decay = false;        ///< weight decay applies: matrices yes, norms and biases no
-  std::int64_t offset = 0;   ///< first element in the flat buffers
+  bool decay = false;       ///< weight decay applies: matrices yes, norms and biases no
+  std::int64_t offset = 0;  ///< first element in the flat buffers
   std::int64_t count() const { return element_count(shape); }
 };
 
@@ -35,7 +36,8 @@ class ParameterStore {
   Id add(std::string name, Shape shape, Initial initial, bool decay);
   /// Makes the buffers: weights uninitialised, gradients zero.
   void allocate(Device& device);
-  /// Sets every weight from (seed, name of the parameter, index of the element) alone: the same on every mesh.
+  /// Sets every weight from (seed, name of the parameter, index of the element) alone: the same on
+  /// every mesh.
   void initialize(std::uint64_t seed);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
@@ -48,7 +50,8 @@ class ParameterStore {
   /// Name of the parameter that holds flat element `index`.
   const std::string& name_at(std::int64_t index) const;
 
-  /// The parameters as tensors over `flat` (the weights, or an optimizer state of the same layout), named `prefix` + name.
+  /// The parameters as tensors over `flat` (the weights, or an optimizer state of the same layout),
+  /// named `prefix` + name.
   std::vector<ShardedArray> arrays(const std::string& prefix, View<float> flat) const;
 
  private:

@@ -9,13 +9,16 @@ namespace longspan::model {
 class RotaryTable {
  public:
   /// Padding (negative positions) gets position 0. Computed in double.
-  RotaryTable(const std::vector<std::int32_t>& positions, std::int64_t head_size, double theta, Backend backend);
-  /// Turns the first `heads` heads of every row of qkv (queries, then keys), or turns them back. In place.
+  RotaryTable(const std::vector<std::int32_t>& positions, std::int64_t head_size, double theta,
+              Backend backend);
+  /// Turns the first `heads` heads of every row of qkv (queries, then keys), or turns them back. In
+  /// place.
   void apply(View<float> qkv, std::int64_t heads, bool inverse) const;
 
  private:
   std::int64_t head_size_;
-  std::vector<std::int32_t> rows_;  ///< 0, 1, ...: the table holds one row per local token, not per position
+  std::vector<std::int32_t>
+      rows_;  ///< 0, 1, ...: the table holds one row per local token, not per position
   Buffer<float> cos_sin_;
   Backend backend_;
 };

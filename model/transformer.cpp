@@ -8,24 +8,27 @@
 
 namespace longspan::model {
 
-Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention, const MemoryConfig& memory,
-                         SequenceShards shards, Backend backend)
+Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention,
+                         const MemoryConfig& memory, SequenceShards shards, Backend backend)
     : config_(config),
       memory_(memory),
       shards_(std::move(shards)),
       backend_(backend),
       embedding_(store_, config, backend) {
   blocks_.reserve(static_cast<std::size_t>(config.layers));
-  for (std::int64_t i = 0; i < config.layers; ++i) blocks_.emplace_back(store_, i, config, attention, backend);
+  for (std::int64_t i = 0; i < config.layers; ++i)
+    blocks_.emplace_back(store_, i, config, attention, backend);
   first_final_parameter_ = store_.parameters().size();
   final_norm_.emplace(store_, "final_norm", config, backend);
-  const auto output = config.tie_embeddings
-                          ? embedding_.table()
-                          : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
+  const auto output =
+      config.tie_embeddings
+          ? embedding_.table()
+          : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
   loss_.emplace(store_, output, config, memory.loss_chunk, backend);
   store_.allocate(backend.device);
   if (config.position == PositionKind::kRope)
-    rotary_ = std::make_unique<RotaryTable>(shards_.mine(), config.head_size, config.rope_theta, backend);
+    rotary_ =
+        std::make_unique<RotaryTable>(shards_.mine(), config.head_size, config.rope_theta, backend);
   std::int32_t last_position = 0;
   for (const auto& positions : shards_.positions)
     for (std::int32_t p : positions) last_position = std::max(last_position, p);
@@ -41,11 +44,13 @@ PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) cons
     pass.documents[0].assign(batch.documents_BT.begin(), batch.documents_BT.end());
     return pass;
   }
-  // Everybody needs to know where everybody's documents end. The bits travel as floats: nothing computes with them.
+  // Everybody needs to know where everybody's documents end. The bits travel as floats: nothing
+  // computes with them.
   std::vector<float> mine(count), all(count * pass.documents.size());
   std::memcpy(mine.data(), batch.documents_BT.data(), count * sizeof(float));
   shards_.group
-      ->all_gather({mine.data(), static_cast<std::int64_t>(count)}, {all.data(), static_cast<std::int64_t>(all.size())})
+      ->all_gather({mine.data(), static_cast<std::int64_t>(count)},
+                   {all.data(), static_cast<std::int64_t>(all.size())})
       ->wait();
   for (std::size_t r = 0; r < pass.documents.size(); ++r) {
     pass.documents[r].resize(count);
@@ -54,12 +59,14 @@ PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) cons
   return pass;
 }
 
-double Transformer::train(const MicroBatch& batch, float gradient_scale, const GradientsReady& ready) {
+double Transformer::train(const MicroBatch& batch, float gradient_scale,
+                          const GradientsReady& ready) {
   const PassContext pass = begin_pass(batch, true);
   const std::int64_t rows = pass.rows(), width = config_.width;
   const std::size_t layers = blocks_.size();
 
-  // Forward: x[i] is the input of block i. With memory.keep = all, saved[i] keeps everything backward needs.
+  // Forward: x[i] is the input of block i. With memory.keep = all, saved[i] keeps everything
+  // backward needs.
   std::vector<Buffer<float>> x_ND(layers + 1);
   std::vector<Block::Saved> saved(layers);
   x_ND[0] = Buffer<float>(backend_.device, rows, width);
@@ -75,12 +82,14 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale, const G
 
   // Loss, and at once the gradient of the final norm's output.
   Buffer<float> dnormed_ND(backend_.device, rows, width);
-  const double loss = loss_->forward_backward(normed_ND, batch.targets_BT, gradient_scale, dnormed_ND);
+  const double loss =
+      loss_->forward_backward(normed_ND, batch.targets_BT, gradient_scale, dnormed_ND);
   normed_ND.clear();
 
   // Backward of the same, in reverse: dx is the gradient of the residual stream.
   Buffer<float> dx_ND(backend_.device, rows, width);
-  backend_.device.fill_zero(dx_ND.data(), static_cast<std::size_t>(dx_ND.size()) * sizeof(float), backend_.stream);
+  backend_.device.fill_zero(dx_ND.data(), static_cast<std::size_t>(dx_ND.size()) * sizeof(float),
+                            backend_.stream);
   final_norm_->backward(dnormed_ND, x_ND[layers], final_saved, dx_ND);
   dnormed_ND.clear();
   x_ND[layers].clear();
@@ -96,9 +105,11 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale, const G
   return loss;
 }
 
-Buffer<float> Transformer::forward_only(const PassContext& pass,
-                                        const std::function<bool(const std::string&, View<const float>)>& visit) {
-  Buffer<float> x_ND(backend_.device, pass.rows(), config_.width), y_ND(backend_.device, pass.rows(), config_.width);
+Buffer<float> Transformer::forward_only(
+    const PassContext& pass,
+    const std::function<bool(const std::string&, View<const float>)>& visit) {
+  Buffer<float> x_ND(backend_.device, pass.rows(), config_.width),
+      y_ND(backend_.device, pass.rows(), config_.width);
   embedding_.forward(x_ND, pass);
   bool go_on = visit("embedding", x_ND);
   for (std::size_t i = 0; i < blocks_.size() && go_on; ++i) {
@@ -116,13 +127,15 @@ Buffer<float> Transformer::forward_only(const PassContext& pass,
 
 double Transformer::evaluate(const MicroBatch& batch) {
   const PassContext pass = begin_pass(batch, false);
-  const Buffer<float> normed_ND = forward_only(pass, [](const std::string&, View<const float>) { return true; });
+  const Buffer<float> normed_ND =
+      forward_only(pass, [](const std::string&, View<const float>) { return true; });
   return loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {});
 }
 
 Buffer<float> Transformer::logits(const MicroBatch& batch) {
   const PassContext pass = begin_pass(batch, false);
-  const Buffer<float> normed_ND = forward_only(pass, [](const std::string&, View<const float>) { return true; });
+  const Buffer<float> normed_ND =
+      forward_only(pass, [](const std::string&, View<const float>) { return true; });
   Buffer<float> result(backend_.device, pass.rows(), config_.vocabulary);
   loss_->logits(normed_ND, result);
   return result;
@@ -130,18 +143,21 @@ Buffer<float> Transformer::logits(const MicroBatch& batch) {
 
 std::string Transformer::first_non_finite(const MicroBatch& batch) {
   const auto finite = [&](View<const float> values) {
-    return std::isfinite(backend_.kernels.sum_of_squares(values.size(), values.data(), backend_.stream));
+    return std::isfinite(
+        backend_.kernels.sum_of_squares(values.size(), values.data(), backend_.stream));
   };
   std::string culprit;
   for (ParameterStore::Id id = 0; id < store_.parameters().size() && culprit.empty(); ++id)
     if (!finite(store_.weight(id))) culprit = "weight " + store_.parameters()[id].name;
   const PassContext pass = begin_pass(batch, true);
   // Every rank runs all layers even after it found something: the others may still be in the ring.
-  const Buffer<float> normed_ND = forward_only(pass, [&](const std::string& layer, View<const float> output) {
-    if (culprit.empty() && !finite(output)) culprit = "output of " + layer;
-    return true;
-  });
-  if (culprit.empty() && !std::isfinite(loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {})))
+  const Buffer<float> normed_ND =
+      forward_only(pass, [&](const std::string& layer, View<const float> output) {
+        if (culprit.empty() && !finite(output)) culprit = "output of " + layer;
+        return true;
+      });
+  if (culprit.empty() &&
+      !std::isfinite(loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {})))
     culprit = "loss";
   return culprit;
 }

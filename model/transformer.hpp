@@ -1,5 +1,5 @@
-/// The whole model: embedding, blocks, final norm, loss; owns parameters, gradients and activation memory. Reads top to bottom in
-/// transformer.cpp. Read next: block.hpp.
+/// The whole model: embedding, blocks, final norm, loss; owns parameters, gradients and activation
+/// memory. Reads top to bottom in transformer.cpp. Read next: block.hpp.
 #pragma once
 
 #include <cstdint>
@@ -17,27 +17,32 @@ namespace longspan::model {
 
 class Transformer {
  public:
-  /// Called during backward with the first flat gradient element that is final from there to the end.
+  /// Called during backward with the first flat gradient element that is final from there to the
+  /// end.
   using GradientsReady = std::function<void(std::int64_t begin)>;
 
-  /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank holds; its group outlives the model.
-  Transformer(const ModelConfig& config, const AttentionConfig& attention, const MemoryConfig& memory,
-              SequenceShards shards, Backend backend);
+  /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank
+  /// holds; its group outlives the model.
+  Transformer(const ModelConfig& config, const AttentionConfig& attention,
+              const MemoryConfig& memory, SequenceShards shards, Backend backend);
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
   const ModelConfig& config() const { return config_; }
   const SequenceShards& shards() const { return shards_; }
 
-  /// One micro-batch forward and backward. Returns the sum of the token losses on this rank; adds gradient_scale times the gradient of
-  /// that sum to the gradients. Collective over the context group.
+  /// One micro-batch forward and backward. Returns the sum of the token losses on this rank; adds
+  /// gradient_scale times the gradient of that sum to the gradients. Collective over the context
+  /// group.
   double train(const MicroBatch& batch, float gradient_scale, const GradientsReady& ready = {});
   /// Sum of the token losses without dropout and gradients. Collective over the context group.
   double evaluate(const MicroBatch& batch);
-  /// Logits of every token of this rank, [N, V]: for tests and short inputs. Collective over the context group.
+  /// Logits of every token of this rank, [N, V]: for tests and short inputs. Collective over the
+  /// context group.
   Buffer<float> logits(const MicroBatch& batch);
-  /// Runs forward again and names the first layer whose output is not finite ("blocks.3"), "loss" if only the loss is bad, or the
-  /// parameter that is not finite. Empty if everything is finite. Collective over the context group.
+  /// Runs forward again and names the first layer whose output is not finite ("blocks.3"), "loss"
+  /// if only the loss is bad, or the parameter that is not finite. Empty if everything is finite.
+  /// Collective over the context group.
   std::string first_non_finite(const MicroBatch& batch);
 
   /// The parts, for decoding (decoder.hpp).
@@ -49,7 +54,9 @@ class Transformer {
 
  private:
   PassContext begin_pass(const MicroBatch& batch, bool training) const;
-  Buffer<float> forward_only(const PassContext& pass, const std::function<bool(const std::string&, View<const float>)>& visit);
+  Buffer<float> forward_only(
+      const PassContext& pass,
+      const std::function<bool(const std::string&, View<const float>)>& visit);
 
   ModelConfig config_;
   MemoryConfig memory_;

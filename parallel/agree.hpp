@@ -1,4 +1,5 @@
-/// One outcome for all ranks: a rank that left early would strand the others in their next collective.
+/// One outcome for all ranks: a rank that left early would strand the others in their next
+/// collective.
 #pragma once
 
 #include <exception>
@@ -11,8 +12,9 @@
 
 namespace longspan {
 
-/// Runs `work` on every rank; if it threw anywhere, every rank throws the same AgreedError with the message and
-/// exit status of the lowest failing rank. Collective over `comm`; `work` itself must not communicate.
+/// Runs `work` on every rank; if it threw anywhere, every rank throws the same AgreedError with the
+/// message and exit status of the lowest failing rank. Collective over `comm`; `work` itself must
+/// not communicate.
 template <class Work>
 void agree(const Communicator& comm, Work&& work) {
   std::optional<std::string> failure;
@@ -29,7 +31,8 @@ void agree(const Communicator& comm, Work&& work) {
   if (first == comm.size()) return;
   const int root = static_cast<int>(first);
   const std::string message = comm.broadcast(failure.value_or(""), root);
-  const auto agreed = static_cast<ExitStatus>(comm.broadcast(static_cast<std::int64_t>(status), root));
+  const auto agreed =
+      static_cast<ExitStatus>(comm.broadcast(static_cast<std::int64_t>(status), root));
   throw AgreedError(message, agreed);
 }
 

@@ -1,5 +1,5 @@
-/// Arrays as the layers, collectives and files see them: typed views of memory somebody else owns, and the
-/// description of a global tensor of which this rank holds a block. Read next: device.hpp.
+/// Arrays as the layers, collectives and files see them: typed views of memory somebody else owns,
+/// and the description of a global tensor of which this rank holds a block. Read next: device.hpp.
 #pragma once
 
 #include <cassert>
@@ -24,8 +24,9 @@ using Shape = std::vector<std::int64_t>;
 std::int64_t element_count(const Shape& shape);
 std::string to_string(const Shape& shape);  ///< "[50257, 768]"
 
-/// Contiguous elements owned by somebody else; at most four dims, row-major. A layer's argument name ends in
-/// its dims (x_BSD), so the view carries only rows and columns: `cols` is the fastest dim, `rows` all others.
+/// Contiguous elements owned by somebody else; at most four dims, row-major. A layer's argument
+/// name ends in its dims (x_BSD), so the view carries only rows and columns: `cols` is the fastest
+/// dim, `rows` all others.
 template <class T>
 class View {
  public:
@@ -65,8 +66,9 @@ class View {
   std::int64_t cols_ = 0;
 };
 
-/// A global tensor and the block of it at `data`: elements [offset, offset + shape) in every dim, contiguous and
-/// row-major. The model hands these out, the checkpoint writes and fills them; neither knows the other.
+/// A global tensor and the block of it at `data`: elements [offset, offset + shape) in every dim,
+/// contiguous and row-major. The model hands these out, the checkpoint writes and fills them;
+/// neither knows the other.
 struct ShardedArray {
   std::string name;  ///< path in the file, e.g. "model/blocks.0.attention.query.weight"
   DType dtype = DType::kF32;
@@ -80,11 +82,13 @@ struct ShardedArray {
   }
 };
 
-/// The rows (dim 0) of `array` that replica `index` of `count` holds when equal replicas share the writing:
-/// consecutive, balanced, possibly none. `count` replicas together cover the block exactly once.
+/// The rows (dim 0) of `array` that replica `index` of `count` holds when equal replicas share the
+/// writing: consecutive, balanced, possibly none. `count` replicas together cover the block exactly
+/// once.
 ShardedArray rows_of_replica(const ShardedArray& array, int index, int count);
 
-/// First element of part `index` when `total` elements are split into `count` consecutive, balanced parts.
+/// First element of part `index` when `total` elements are split into `count` consecutive, balanced
+/// parts.
 inline std::int64_t part_begin(std::int64_t total, std::int64_t index, std::int64_t count) {
   return total / count * index + (total % count) * index / count;
 }

@@ -35,8 +35,11 @@ MpiRuntime::MpiRuntime() {
   int provided = 0;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_MULTIPLE)
-    fail("this MPI library offers thread level {}, MPI_THREAD_MULTIPLE is needed to overlap communication "
-         "with compute: use an MPI built with thread support", provided);
+    fail(
+        "this MPI library offers thread level {}, MPI_THREAD_MULTIPLE is needed to overlap "
+        "communication "
+        "with compute: use an MPI built with thread support",
+        provided);
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
 }
 
@@ -57,8 +60,12 @@ Communicator::Communicator(MPI_Comm comm, bool owned) : comm_(comm), owned_(owne
   MPI_Comm_size(comm_, &size_);
 }
 
-Communicator Communicator::world() { return Communicator(MPI_COMM_WORLD, false); }
-Communicator Communicator::self() { return Communicator(MPI_COMM_NULL, false); }
+Communicator Communicator::world() {
+  return Communicator(MPI_COMM_WORLD, false);
+}
+Communicator Communicator::self() {
+  return Communicator(MPI_COMM_NULL, false);
+}
 
 Communicator::Communicator(Communicator&& other) noexcept
     : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
@@ -105,9 +112,15 @@ void Communicator::barrier() const {
   if (comm_ != MPI_COMM_NULL) check_mpi(MPI_Barrier(comm_), "MPI_Barrier");
 }
 
-std::int64_t Communicator::all_reduce_sum(std::int64_t value) const { return all_reduce(comm_, value, MPI_SUM); }
-std::int64_t Communicator::all_reduce_min(std::int64_t value) const { return all_reduce(comm_, value, MPI_MIN); }
-std::int64_t Communicator::all_reduce_max(std::int64_t value) const { return all_reduce(comm_, value, MPI_MAX); }
+std::int64_t Communicator::all_reduce_sum(std::int64_t value) const {
+  return all_reduce(comm_, value, MPI_SUM);
+}
+std::int64_t Communicator::all_reduce_min(std::int64_t value) const {
+  return all_reduce(comm_, value, MPI_MIN);
+}
+std::int64_t Communicator::all_reduce_max(std::int64_t value) const {
+  return all_reduce(comm_, value, MPI_MAX);
+}
 
 double Communicator::all_reduce_sum(double value) const {
   double sum = 0;
@@ -123,7 +136,8 @@ double Communicator::all_reduce_max(double value) const {
 }
 
 std::int64_t Communicator::broadcast(std::int64_t value, int root) const {
-  if (comm_ != MPI_COMM_NULL) check_mpi(MPI_Bcast(&value, 1, MPI_INT64_T, root, comm_), "MPI_Bcast");
+  if (comm_ != MPI_COMM_NULL)
+    check_mpi(MPI_Bcast(&value, 1, MPI_INT64_T, root, comm_), "MPI_Bcast");
   return value;
 }
 
@@ -148,26 +162,30 @@ std::vector<std::string> Communicator::gather(const std::string& text, int root)
   if (total > std::numeric_limits<int>::max())
     fail("gathering {} bytes of text exceeds MPI's 2 GiB limit", total);
   std::string all(rank_ == root ? static_cast<std::size_t>(total) : 0, '\0');
-  check_mpi(MPI_Gatherv(text.data(), static_cast<int>(text.size()), MPI_BYTE, all.data(), counts.data(),
-                        offsets.data(), MPI_BYTE, root, comm_), "MPI_Gatherv");
+  check_mpi(MPI_Gatherv(text.data(), static_cast<int>(text.size()), MPI_BYTE, all.data(),
+                        counts.data(), offsets.data(), MPI_BYTE, root, comm_),
+            "MPI_Gatherv");
   std::vector<std::string> parts;
   if (rank_ == root)
     for (std::size_t r = 0; r < lengths.size(); ++r)
-      parts.push_back(all.substr(static_cast<std::size_t>(offsets[r]), static_cast<std::size_t>(counts[r])));
+      parts.push_back(
+          all.substr(static_cast<std::size_t>(offsets[r]), static_cast<std::size_t>(counts[r])));
   return parts;
 }
 
 std::vector<std::int64_t> Communicator::all_gather(std::int64_t value) const {
   if (comm_ == MPI_COMM_NULL) return {value};
   std::vector<std::int64_t> all(static_cast<std::size_t>(size_));
-  check_mpi(MPI_Allgather(&value, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, comm_), "MPI_Allgather");
+  check_mpi(MPI_Allgather(&value, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, comm_),
+            "MPI_Allgather");
   return all;
 }
 
 std::vector<double> Communicator::all_gather(double value) const {
   if (comm_ == MPI_COMM_NULL) return {value};
   std::vector<double> all(static_cast<std::size_t>(size_));
-  check_mpi(MPI_Allgather(&value, 1, MPI_DOUBLE, all.data(), 1, MPI_DOUBLE, comm_), "MPI_Allgather");
+  check_mpi(MPI_Allgather(&value, 1, MPI_DOUBLE, all.data(), 1, MPI_DOUBLE, comm_),
+            "MPI_Allgather");
   return all;
 }
 

@@ -1,5 +1,5 @@
-/// MPI as the rest of the program sees it: the runtime, an owned communicator, and collectives on small host
-/// values (sizes, texts, decisions). Bulk tensors go through process_group.hpp.
+/// MPI as the rest of the program sees it: the runtime, an owned communicator, and collectives on
+/// small host values (sizes, texts, decisions). Bulk tensors go through process_group.hpp.
 #pragma once
 
 #include <mpi.h>
@@ -11,9 +11,9 @@
 
 namespace longspan {
 
-/// MPI_Init_thread(MULTIPLE) to MPI_Finalize. Alone on a node (no launcher in the environment) it selects shared
-/// memory before it starts: probing the fabrics would cost 0.2 s. While an exception is in flight the destructor
-/// does not wait for the peers.
+/// MPI_Init_thread(MULTIPLE) to MPI_Finalize. Alone on a node (no launcher in the environment) it
+/// selects shared memory before it starts: probing the fabrics would cost 0.2 s. While an exception
+/// is in flight the destructor does not wait for the peers.
 class MpiRuntime {
  public:
   MpiRuntime();
@@ -24,11 +24,13 @@ class MpiRuntime {
   static bool active();
 };
 
-/// Owns one MPI communicator (world is borrowed). All methods are collective over it unless they say otherwise.
+/// Owns one MPI communicator (world is borrowed). All methods are collective over it unless they
+/// say otherwise.
 class Communicator {
  public:
   static Communicator world();  ///< not collective
-  /// A communicator of this process alone; needs no MPI runtime, so tools can use the same code paths.
+  /// A communicator of this process alone; needs no MPI runtime, so tools can use the same code
+  /// paths.
   static Communicator self();
 
   Communicator(Communicator&& other) noexcept;

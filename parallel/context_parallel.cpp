@@ -3,14 +3,16 @@
 namespace longspan {
 namespace {
 
-void append_chunk(std::vector<std::int32_t>& positions, std::int64_t begin, std::int64_t count, std::int64_t length) {
+void append_chunk(std::vector<std::int32_t>& positions, std::int64_t begin, std::int64_t count,
+                  std::int64_t length) {
   for (std::int64_t p = begin; p < begin + count; ++p)
     positions.push_back(p < length ? static_cast<std::int32_t>(p) : -1);
 }
 
 }  // namespace
 
-std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int count, SequenceLayout layout) {
+std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int count,
+                                             SequenceLayout layout) {
   std::vector<std::int32_t> positions;
   if (layout == SequenceLayout::kContiguous || count == 1) {
     const std::int64_t chunk = (length + count - 1) / count;
@@ -26,7 +28,8 @@ std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int
 SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, ProcessGroup* group) {
   SequenceShards shards;
   const int ranks = group == nullptr ? 1 : group->size();
-  for (int r = 0; r < ranks; ++r) shards.positions.push_back(sequence_positions(length, r, ranks, layout));
+  for (int r = 0; r < ranks; ++r)
+    shards.positions.push_back(sequence_positions(length, r, ranks, layout));
   if (ranks > 1) {
     shards.index = group->rank();
     shards.group = group;

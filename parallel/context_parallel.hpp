@@ -1,5 +1,5 @@
-/// One sequence over the ranks of the context axis: which tokens a rank holds. The exchange of keys and values is in
-/// model/attention_scheme.hpp, because only attention looks across tokens.
+/// One sequence over the ranks of the context axis: which tokens a rank holds. The exchange of keys
+/// and values is in model/attention_scheme.hpp, because only attention looks across tokens.
 #pragma once
 
 #include <cstdint>
@@ -10,22 +10,28 @@
 
 namespace longspan {
 
-/// Zigzag: 2P chunks, rank r holds chunks r and 2P-1-r, which gives every rank the same number of causal pairs in every ring
-/// step (Llama 3, "dual chunk swap"; notes/long-sequences.md section 5). Contiguous: balanced without a causal mask.
+/// Zigzag: 2P chunks, rank r holds chunks r and 2P-1-r, which gives every rank the same number of
+/// causal pairs in every ring step (Llama 3, "dual chunk swap"; notes/long-sequences.md section 5).
+/// Contiguous: balanced without a causal mask.
 enum class SequenceLayout { kContiguous, kZigzag };
 
-/// Global positions of the tokens that rank `index` of `count` holds of a sequence of `length` tokens, in local order. Every rank
-/// gets the same number; positions beyond the end are -1 (padding). Pure.
-std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int count, SequenceLayout layout);
+/// Global positions of the tokens that rank `index` of `count` holds of a sequence of `length`
+/// tokens, in local order. Every rank gets the same number; positions beyond the end are -1
+/// (padding). Pure.
+std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int count,
+                                             SequenceLayout layout);
 
-/// How the sequences of a run are shared: the positions every rank of the context group holds, and the group itself.
+/// How the sequences of a run are shared: the positions every rank of the context group holds, and
+/// the group itself.
 struct SequenceShards {
   std::vector<std::vector<std::int32_t>> positions;  ///< [ranks][tokens]; equal lengths
   int index = 0;                                     ///< this rank
   ProcessGroup* group = nullptr;                     ///< null when one rank holds whole sequences
 
   int ranks() const { return static_cast<int>(positions.size()); }
-  const std::vector<std::int32_t>& mine() const { return positions[static_cast<std::size_t>(index)]; }
+  const std::vector<std::int32_t>& mine() const {
+    return positions[static_cast<std::size_t>(index)];
+  }
   std::int64_t tokens() const { return static_cast<std::int64_t>(mine().size()); }
 };
 

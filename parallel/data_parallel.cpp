@@ -4,12 +4,17 @@
 
 namespace longspan {
 
-GradientReducer::GradientReducer(ProcessGroup& group, View<float> gradients, std::int64_t bucket_elements)
-    : group_(group), gradients_(gradients), bucket_elements_(bucket_elements), reduced_from_(gradients.size()) {}
+GradientReducer::GradientReducer(ProcessGroup& group, View<float> gradients,
+                                 std::int64_t bucket_elements)
+    : group_(group),
+      gradients_(gradients),
+      bucket_elements_(bucket_elements),
+      reduced_from_(gradients.size()) {}
 
 void GradientReducer::ready_from(std::int64_t begin) {
   if (group_.size() == 1) return;
-  // Whole buckets only, unless this is the rest: the buckets, and with them the order of the sums, do not depend on timing.
+  // Whole buckets only, unless this is the rest: the buckets, and with them the order of the sums,
+  // do not depend on timing.
   while (reduced_from_ > begin && (reduced_from_ - begin >= bucket_elements_ || begin == 0)) {
     const std::int64_t length = std::min(bucket_elements_, reduced_from_);
     reduced_from_ -= length;

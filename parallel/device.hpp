@@ -1,6 +1,7 @@
-/// The device behind which all memory lives: the CPU is built in, others come from a plug-in. A Stream orders
-/// work on a device; on the CPU every call has finished when it returns. Buffers are counted, so that the log
-/// can state peak bytes. Read next: model/kernels/kernels.hpp, the operations.
+/// The device behind which all memory lives: the CPU is built in, others come from a plug-in. A
+/// Stream orders work on a device; on the CPU every call has finished when it returns. Buffers are
+/// counted, so that the log can state peak bytes. Read next: model/kernels/kernels.hpp, the
+/// operations.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +25,9 @@ class Device {
   virtual ~Device() = default;
   virtual std::string name() const = 0;  ///< "cpu", or the plug-in's description
 
-  /// Uninitialised memory, aligned to 64 bytes. Freed blocks are kept and handed out again: a training step
-  /// after the first allocates nothing from the system. Throws Error with the sizes when there is none left.
+  /// Uninitialised memory, aligned to 64 bytes. Freed blocks are kept and handed out again: a
+  /// training step after the first allocates nothing from the system. Throws Error with the sizes
+  /// when there is none left.
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void release(void* memory, std::size_t bytes) noexcept = 0;
 

@@ -14,9 +14,9 @@ namespace longspan {
 enum class ExitStatus : int {
   kDone = 0,
   kFailed = 1,
-  kUsage = 2,      ///< wrong usage or configuration
-  kDamaged = 3,    ///< damaged or incompatible file
-  kRequeue = 75,   ///< stopped early on purpose after a good checkpoint
+  kUsage = 2,     ///< wrong usage or configuration
+  kDamaged = 3,   ///< damaged or incompatible file
+  kRequeue = 75,  ///< stopped early on purpose after a good checkpoint
 };
 
 class Error : public std::runtime_error {

@@ -21,8 +21,12 @@ void to_file(std::string_view text) {
 
 }  // namespace
 
-void set_rank(int rank) { my_rank = rank; }
-int rank() { return my_rank; }
+void set_rank(int rank) {
+  my_rank = rank;
+}
+int rank() {
+  return my_rank;
+}
 
 void open_file(const std::string& path) {
   std::lock_guard lock(mutex);

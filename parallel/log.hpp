@@ -1,4 +1,5 @@
-/// Log lines: rank 0 to the terminal and to log.txt. Messages of other ranks are prefixed with the rank.
+/// Log lines: rank 0 to the terminal and to log.txt. Messages of other ranks are prefixed with the
+/// rank.
 #pragma once
 
 #include <fmt/format.h>
@@ -9,7 +10,8 @@
 
 namespace longspan::log {
 
-/// Who writes: lines of `rank` other than 0 are dropped unless they are errors. Not thread safe; call at start.
+/// Who writes: lines of `rank` other than 0 are dropped unless they are errors. Not thread safe;
+/// call at start.
 void set_rank(int rank);
 int rank();
 /// Copies every line to `path` (appending) from now on. Throws Error.

@@ -25,8 +25,9 @@ MeshShape resolve_mesh(const MeshConfig& config, int ranks) {
   if (shape.data == 0) shape.data = std::max(1, ranks / shape.context);
   if (shape.size() == ranks) return shape;
   const MeshShape all_data{ranks, 1}, all_context{1, ranks};
-  fail_usage("{}: set {} (for speed) or {} (for long sequences), or start {} rank{}", equation(config, ranks),
-             to_string(all_data), to_string(all_context), shape.size(), shape.size() == 1 ? "" : "s");
+  fail_usage("{}: set {} (for speed) or {} (for long sequences), or start {} rank{}",
+             equation(config, ranks), to_string(all_data), to_string(all_context), shape.size(),
+             shape.size() == 1 ? "" : "s");
 }
 
 std::string to_string(const MeshShape& shape) {

@@ -1,5 +1,6 @@
-/// Where this rank stands: world rank = data * C + context, context fastest, so that a sequence stays inside a
-/// node as long as it fits. One group per axis. Read next: context_parallel.hpp, data_parallel.hpp.
+/// Where this rank stands: world rank = data * C + context, context fastest, so that a sequence
+/// stays inside a node as long as it fits. One group per axis. Read next: context_parallel.hpp,
+/// data_parallel.hpp.
 #pragma once
 
 #include <string>
@@ -15,8 +16,8 @@ struct MeshShape {
   int size() const { return data * context; }
 };
 
-/// Fills in the axes that are 0. Throws Error (usage) with the whole equation and two meshes that would fit if
-/// the product is not `ranks`. Pure.
+/// Fills in the axes that are 0. Throws Error (usage) with the whole equation and two meshes that
+/// would fit if the product is not `ranks`. Pure.
 MeshShape resolve_mesh(const MeshConfig& config, int ranks);
 
 std::string to_string(const MeshShape& shape);  ///< "data=2 context=1"
@@ -31,7 +32,9 @@ class Mesh {
   int context_index() const { return context_index_; }
   const Communicator& data() const { return data_; }        ///< same tokens range, other samples
   const Communicator& context() const { return context_; }  ///< same samples, other tokens
-  const Communicator& world() const { return world_; }      ///< data x context: over it gradients are summed
+  const Communicator& world() const {
+    return world_;
+  }  ///< data x context: over it gradients are summed
 
  private:
   MeshShape shape_;

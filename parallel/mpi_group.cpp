@@ -26,26 +26,29 @@ using Clock = std::chrono::steady_clock;
 /// MPI counts are ints: longer messages travel in pieces of this many floats.
 constexpr std::int64_t kPieceFloats = std::int64_t{1} << 28;
 
-/// Non-blocking messages with progress: MPI moves data only inside its calls, so the communication thread tests and
-/// naps. A nap of 50 us hides all of a transfer at the cost of a few per cent of a core; spinning would take a whole one from
-/// the compute threads.
+/// Non-blocking messages with progress: MPI moves data only inside its calls, so the communication
+/// thread tests and naps. A nap of 50 us hides all of a transfer at the cost of a few per cent of a
+/// core; spinning would take a whole one from the compute threads.
 class Messages {
  public:
   explicit Messages(MPI_Comm comm) : comm_(comm) {}
 
   void send(const float* data, std::int64_t count, int to) {
     for (std::int64_t at = 0; at < count; at += kPieceFloats)
-      check_mpi(MPI_Isend(data + at, piece(count - at), MPI_FLOAT, to, kTag, comm_, add()), "MPI_Isend");
+      check_mpi(MPI_Isend(data + at, piece(count - at), MPI_FLOAT, to, kTag, comm_, add()),
+                "MPI_Isend");
     sent_ += count * static_cast<std::int64_t>(sizeof(float));
   }
   void receive(float* data, std::int64_t count, int from) {
     for (std::int64_t at = 0; at < count; at += kPieceFloats)
-      check_mpi(MPI_Irecv(data + at, piece(count - at), MPI_FLOAT, from, kTag, comm_, add()), "MPI_Irecv");
+      check_mpi(MPI_Irecv(data + at, piece(count - at), MPI_FLOAT, from, kTag, comm_, add()),
+                "MPI_Irecv");
   }
   void wait_all() {
     int done = 0;
     for (int spin = 0; !done; ++spin) {
-      check_mpi(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE),
+      check_mpi(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
+                            MPI_STATUSES_IGNORE),
                 "MPI_Testall");
       if (!done && spin > 20) std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
@@ -63,8 +66,8 @@ class Messages {
   std::int64_t sent_ = 0;
 };
 
-/// The thread and everything it touches. Shared with the thread, so that a transfer whose peer never answers can be left behind
-/// when an exception takes the group away.
+/// The thread and everything it touches. Shared with the thread, so that a transfer whose peer
+/// never answers can be left behind when an exception takes the group away.
 class Engine {
  public:
   struct Job {
@@ -133,7 +136,8 @@ class Engine {
   /// Where rank r's contribution lies in incoming(), which has no slot for this rank itself.
   std::int64_t slot(int r) const { return r < rank() ? r : r - 1; }
 
-  /// sum[i] = contributions of rank 0, 1, ... added in that order; this rank's is `own` (which may be `sum`).
+  /// sum[i] = contributions of rank 0, 1, ... added in that order; this rank's is `own` (which may
+  /// be `sum`).
   void sum_in_rank_order(const float* own, float* sum, std::int64_t count) {
     constexpr std::int64_t kBlock = 4096;  // stays in L1 while all ranks' parts are added
     float total[kBlock];
@@ -173,8 +177,10 @@ class Engine {
 
 class JobPending : public Pending {
  public:
-  JobPending(std::shared_ptr<Engine> engine, Engine::JobPtr job) : engine_(std::move(engine)), job_(std::move(job)) {}
-  // Giving the buffers back under a transfer in flight would corrupt memory: an abandoned Pending waits too.
+  JobPending(std::shared_ptr<Engine> engine, Engine::JobPtr job)
+      : engine_(std::move(engine)), job_(std::move(job)) {}
+  // Giving the buffers back under a transfer in flight would corrupt memory: an abandoned Pending
+  // waits too.
   ~JobPending() override {
     if (job_ && std::uncaught_exceptions() == 0) engine_->finish(*job_);
   }
@@ -213,7 +219,8 @@ class MpiGroup : public ProcessGroup {
 
   PendingPtr all_reduce_sum(View<float> data) override {
     return start([data](Engine& e) {
-      // Reduce-scatter by direct exchange, then all-gather: 2 (P-1)/P of the data per rank, summed in rank order.
+      // Reduce-scatter by direct exchange, then all-gather: 2 (P-1)/P of the data per rank, summed
+      // in rank order.
       const int ranks = e.size(), me = e.rank();
       const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
       const auto length = [&](int r) { return begin(r + 1) - begin(r); };
@@ -239,7 +246,8 @@ class MpiGroup : public ProcessGroup {
     return start([mine, gathered](Engine& e) {
       const std::int64_t count = mine.size();
       float* own = gathered.data() + e.rank() * count;
-      if (own != mine.data()) std::memcpy(own, mine.data(), static_cast<std::size_t>(count) * sizeof(float));
+      if (own != mine.data())
+        std::memcpy(own, mine.data(), static_cast<std::size_t>(count) * sizeof(float));
       for (int step = 1; step < e.size(); ++step) {
         const int from = (e.rank() - step + e.size()) % e.size(), to = (e.rank() + step) % e.size();
         e.messages().receive(gathered.data() + from * count, count, from);
@@ -263,10 +271,12 @@ class MpiGroup : public ProcessGroup {
     });
   }
 
-  PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming, int from) override {
+  PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming,
+                          int from) override {
     return start([outgoing, to, incoming, from](Engine& e) {
       if (to == e.rank() && from == e.rank()) {
-        std::memcpy(incoming.data(), outgoing.data(), static_cast<std::size_t>(outgoing.size()) * sizeof(float));
+        std::memcpy(incoming.data(), outgoing.data(),
+                    static_cast<std::size_t>(outgoing.size()) * sizeof(float));
         return;
       }
       e.messages().receive(incoming.data(), incoming.size(), from);
@@ -275,15 +285,19 @@ class MpiGroup : public ProcessGroup {
     });
   }
 
-  PendingPtr all_to_all(View<const float> outgoing, const std::vector<std::int64_t>& outgoing_counts,
-                        View<float> incoming, const std::vector<std::int64_t>& incoming_counts) override {
+  PendingPtr all_to_all(View<const float> outgoing,
+                        const std::vector<std::int64_t>& outgoing_counts, View<float> incoming,
+                        const std::vector<std::int64_t>& incoming_counts) override {
     // Checked by the caller's thread, where the counts come from.
     const auto out = part_starts("outgoing", outgoing_counts, outgoing.size());
     const auto in = part_starts("incoming", incoming_counts, incoming.size());
     const auto own = static_cast<std::size_t>(rank());
     if (outgoing_counts[own] != incoming_counts[own])
-      throw Error(fmt::format("all_to_all: rank {} sends itself {} elements and expects {}: a part must have one length on "
-                              "both sides", own, outgoing_counts[own], incoming_counts[own]));
+      throw Error(
+          fmt::format("all_to_all: rank {} sends itself {} elements and expects {}: a part must "
+                      "have one length on "
+                      "both sides",
+                      own, outgoing_counts[own], incoming_counts[own]));
     return start([outgoing, incoming, out, in](Engine& e) {
       const auto count = [](const std::vector<std::int64_t>& starts, int r) {
         const auto at = static_cast<std::size_t>(r);
@@ -292,7 +306,8 @@ class MpiGroup : public ProcessGroup {
       const auto me = static_cast<std::size_t>(e.rank());
       for (int step = 1; step < e.size(); ++step) {
         const int from = (e.rank() - step + e.size()) % e.size(), to = (e.rank() + step) % e.size();
-        e.messages().receive(incoming.data() + in[static_cast<std::size_t>(from)], count(in, from), from);
+        e.messages().receive(incoming.data() + in[static_cast<std::size_t>(from)], count(in, from),
+                             from);
         e.messages().send(outgoing.data() + out[static_cast<std::size_t>(to)], count(out, to), to);
       }
       // Behind the posted messages, so that they are on their way meanwhile.
@@ -305,20 +320,25 @@ class MpiGroup : public ProcessGroup {
 
  private:
   /// Where parts of these lengths begin, and behind the last where they end.
-  std::vector<std::int64_t> part_starts(const char* name, const std::vector<std::int64_t>& counts, std::int64_t length) const {
+  std::vector<std::int64_t> part_starts(const char* name, const std::vector<std::int64_t>& counts,
+                                        std::int64_t length) const {
     std::vector<std::int64_t> starts{0};
     for (std::int64_t n : counts) starts.push_back(starts.back() + n);
-    const bool negative = std::any_of(counts.begin(), counts.end(), [](std::int64_t n) { return n < 0; });
+    const bool negative =
+        std::any_of(counts.begin(), counts.end(), [](std::int64_t n) { return n < 0; });
     if (negative || counts.size() != static_cast<std::size_t>(size()) || starts.back() != length)
-      throw Error(fmt::format("all_to_all: the {} counts [{}] must be {} numbers, none below 0, that add up to {} elements", name,
-                              fmt::join(counts, ", "), size(), length));
+      throw Error(
+          fmt::format("all_to_all: the {} counts [{}] must be {} numbers, none below 0, that add "
+                      "up to {} elements",
+                      name, fmt::join(counts, ", "), size(), length));
     return starts;
   }
 
   template <class Work>
   PendingPtr start(Work work) {
     // The job must not own the engine: the engine owns the job.
-    return std::make_unique<JobPending>(engine_, engine_->submit([engine = engine_.get(), work] { work(*engine); }));
+    return std::make_unique<JobPending>(
+        engine_, engine_->submit([engine = engine_.get(), work] { work(*engine); }));
   }
 
   std::shared_ptr<Engine> engine_;

@@ -1,7 +1,8 @@
-/// Bulk collectives on tensors. The MPI version (mpi_group.cpp) serves the CPU; a plug-in brings others.
-/// Sums are taken in rank order, so the same ranks give the same bits every time (MPI_Allreduce does not promise
-/// that). Operations of one group run in the order in which they were started, on a communication thread that
-/// keeps MPI moving while the caller computes. Read next: data_parallel.hpp, context_parallel.hpp.
+/// Bulk collectives on tensors. The MPI version (mpi_group.cpp) serves the CPU; a plug-in brings
+/// others. Sums are taken in rank order, so the same ranks give the same bits every time
+/// (MPI_Allreduce does not promise that). Operations of one group run in the order in which they
+/// were started, on a communication thread that keeps MPI moving while the caller computes. Read
+/// next: data_parallel.hpp, context_parallel.hpp.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@
 
 namespace longspan {
 
-/// A collective on its way. Its buffers belong to it until wait() returns; wait() throws Error if it failed.
+/// A collective on its way. Its buffers belong to it until wait() returns; wait() throws Error if
+/// it failed.
 class Pending {
  public:
   virtual ~Pending() = default;
@@ -29,23 +31,30 @@ class ProcessGroup {
 
   /// data += the other ranks' data, in place; same length on every rank.
   virtual PendingPtr all_reduce_sum(View<float> data) = 0;
-  /// gathered[r] = rank r's `mine`; gathered has size() * mine.size() elements; `mine` may be its own part.
+  /// gathered[r] = rank r's `mine`; gathered has size() * mine.size() elements; `mine` may be its
+  /// own part.
   virtual PendingPtr all_gather(View<const float> mine, View<float> gathered) = 0;
-  /// mine = sum over ranks of their parts[rank()], in rank order; parts has size() * mine.size() elements.
+  /// mine = sum over ranks of their parts[rank()], in rank order; parts has size() * mine.size()
+  /// elements.
   virtual PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) = 0;
   /// Sends `outgoing` to rank `to` and fills `incoming` from rank `from`, both at once.
-  virtual PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming, int from) = 0;
+  virtual PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming,
+                                  int from) = 0;
 
-  /// Part r of `outgoing` goes to rank r and becomes part rank() of its `incoming`; parts lie one behind the other in rank order,
-  /// part r of outgoing (incoming) has outgoing_counts[r] (incoming_counts[r]) elements. Counts may differ and be 0; what a rank
-  /// sends to another must be what that one expects. Throws Error if the counts are not size() many, or do not add up to the
-  /// lengths. The counts are copied.
-  virtual PendingPtr all_to_all(View<const float> outgoing, const std::vector<std::int64_t>& outgoing_counts,
-                                View<float> incoming, const std::vector<std::int64_t>& incoming_counts) = 0;
+  /// Part r of `outgoing` goes to rank r and becomes part rank() of its `incoming`; parts lie one
+  /// behind the other in rank order, part r of outgoing (incoming) has outgoing_counts[r]
+  /// (incoming_counts[r]) elements. Counts may differ and be 0; what a rank sends to another must
+  /// be what that one expects. Throws Error if the counts are not size() many, or do not add up to
+  /// the lengths. The counts are copied.
+  virtual PendingPtr all_to_all(View<const float> outgoing,
+                                const std::vector<std::int64_t>& outgoing_counts,
+                                View<float> incoming,
+                                const std::vector<std::int64_t>& incoming_counts) = 0;
 
   /// Bytes this rank has sent since the group was made.
   virtual std::int64_t bytes_sent() const = 0;
-  /// Seconds the caller has spent inside wait() since the group was made: communication that was not hidden.
+  /// Seconds the caller has spent inside wait() since the group was made: communication that was
+  /// not hidden.
   virtual double exposed_seconds() const = 0;
 };
 

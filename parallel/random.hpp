@@ -1,5 +1,6 @@
-/// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). A number is a function of (key,
-/// counter) alone, so initial weights, dropout masks and data order do not depend on the mesh or on history.
+/// Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). A number is a function of
+/// (key, counter) alone, so initial weights, dropout masks and data order do not depend on the mesh
+/// or on history.
 #pragma once
 
 #include <array>
@@ -12,7 +13,8 @@ namespace longspan {
 using PhiloxBlock = std::array<std::uint32_t, 4>;
 
 /// Four random words for `counter` under `key`. Pure; about 10 ns.
-inline PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_high, std::uint64_t counter_low) {
+inline PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_high,
+                          std::uint64_t counter_low) {
   auto lo = [](std::uint64_t v) { return static_cast<std::uint32_t>(v); };
   auto hi = [](std::uint64_t v) { return static_cast<std::uint32_t>(v >> 32); };
   PhiloxBlock c = {lo(counter_low), hi(counter_low), lo(counter_high), hi(counter_high)};
@@ -27,7 +29,8 @@ inline PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_high, std::ui
   return c;
 }
 
-/// Mixes `value` into `key` (SplitMix64 finaliser): derive_key(derive_key(seed, layer), site) and so on.
+/// Mixes `value` into `key` (SplitMix64 finaliser): derive_key(derive_key(seed, layer), site) and
+/// so on.
 inline std::uint64_t derive_key(std::uint64_t key, std::uint64_t value) {
   std::uint64_t z = key + 0x9E3779B97F4A7C15ull * (value + 1);
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;

@@ -1,4 +1,5 @@
-/// What the environment says about who started this process: Slurm, mpirun, or nobody. Standard library only.
+/// What the environment says about who started this process: Slurm, mpirun, or nobody. Standard
+/// library only.
 #pragma once
 
 #include <optional>
@@ -13,9 +14,11 @@ struct SlurmJob {
 
 /// The Slurm job this process runs in, if any.
 std::optional<SlurmJob> current_job();
-/// Whether a launcher (mpirun, srun with PMIx or PMI-2) started this process as one of several ranks.
+/// Whether a launcher (mpirun, srun with PMIx or PMI-2) started this process as one of several
+/// ranks.
 bool started_by_launcher();
-/// The rank that the launcher has given this process, known before MPI starts; 0 without a launcher.
+/// The rank that the launcher has given this process, known before MPI starts; 0 without a
+/// launcher.
 int launcher_rank();
 
 }  // namespace longspan::slurm

@@ -1,6 +1,7 @@
-/// Blockwise softmax attention (FlashAttention: Dao et al. 2022, 2023) with masks given by global positions, so that
-/// every sharding of the sequence is the same kernel: a rank's queries against any block of keys. Nothing of size
-/// queries x keys ever exists. Read next: model/attention.hpp, which shards it.
+/// Blockwise softmax attention (FlashAttention: Dao et al. 2022, 2023) with masks given by global
+/// positions, so that every sharding of the sequence is the same kernel: a rank's queries against
+/// any block of keys. Nothing of size queries x keys ever exists. Read next: model/attention.hpp,
+/// which shards it.
 #pragma once
 
 #include <cstdint>
@@ -16,24 +17,27 @@ struct AttentionMask {
   std::int64_t window = 0;
 };
 
-/// q: [batch, queries, heads, head_size], k, v: [batch, keys, kv_heads, head_size], o like q; heads is a multiple of
-/// kv_heads and query head h reads key head h / (heads / kv_heads). head_size: a multiple of 4 up to 256 (tuned for 64 and
-/// 128). The last two dims are contiguous; *_row elements lie between tokens (so q, k, v may be parts of one packed
-/// buffer) and *_batch between sequences. lse: [batch, heads, queries].
+/// q: [batch, queries, heads, head_size], k, v: [batch, keys, kv_heads, head_size], o like q; heads
+/// is a multiple of kv_heads and query head h reads key head h / (heads / kv_heads). head_size: a
+/// multiple of 4 up to 256 (tuned for 64 and 128). The last two dims are contiguous; *_row elements
+/// lie between tokens (so q, k, v may be parts of one packed buffer) and *_batch between sequences.
+/// lse: [batch, heads, queries].
 struct AttentionShape {
   std::int64_t batch = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, head_size = 0;
-  const std::int32_t* query_positions = nullptr;  ///< [queries], the same for every sequence of the batch
+  const std::int32_t* query_positions =
+      nullptr;  ///< [queries], the same for every sequence of the batch
   const std::int32_t* key_positions = nullptr;    ///< [keys]
   const std::int32_t* query_documents = nullptr;  ///< [batch, queries], or null: one document
   const std::int32_t* key_documents = nullptr;    ///< [batch, keys], or null
   AttentionMask mask;
-  float scale = 0.0f;                             ///< usually 1 / sqrt(head_size)
+  float scale = 0.0f;  ///< usually 1 / sqrt(head_size)
 };
 
-/// o = softmax(scale q k^T) v, lse = log sum exp(scale q k^T) over the visible keys (natural logarithm). A query with
-/// nothing to see gets o = 0 and lse = -inf. merge = true: (o, lse) already hold the result over other keys, and these
-/// keys are merged in with the guarded formula of notes/long-sequences.md 9.1: blocks of keys may come in any
-/// order. Partial results and accumulators are fp32.
+/// o = softmax(scale q k^T) v, lse = log sum exp(scale q k^T) over the visible keys (natural
+/// logarithm). A query with nothing to see gets o = 0 and lse = -inf. merge = true: (o, lse)
+/// already hold the result over other keys, and these keys are merged in with the guarded formula
+/// of notes/long-sequences.md 9.1: blocks of keys may come in any order. Partial results and
+/// accumulators are fp32.
 struct AttentionForwardArgs {
   AttentionShape shape;
   const float* q = nullptr;
@@ -46,10 +50,11 @@ struct AttentionForwardArgs {
   bool merge = false;
 };
 
-/// With the GLOBAL o and lse of every query (over all keys, not only these): p = exp(s - lse), delta = rowsum(dout * o),
-/// ds = p (dout v^T - delta);  dq += scale ds k,  dk += scale ds^T q,  dv += p^T dout. All gradients ACCUMULATE, in fp32.
-/// delta: [batch, heads, queries], from attention_delta. Strides of d* are those of the tensor they belong to.
-/// The same bits for the same arguments and thread count: no atomics.
+/// With the GLOBAL o and lse of every query (over all keys, not only these): p = exp(s - lse),
+/// delta = rowsum(dout * o), ds = p (dout v^T - delta);  dq += scale ds k,  dk += scale ds^T q,  dv
+/// += p^T dout. All gradients ACCUMULATE, in fp32. delta: [batch, heads, queries], from
+/// attention_delta. Strides of d* are those of the tensor they belong to. The same bits for the
+/// same arguments and thread count: no atomics.
 struct AttentionBackwardArgs {
   AttentionShape shape;
   const float* q = nullptr;
@@ -77,8 +82,8 @@ struct AttentionDeltaArgs {
   float* delta = nullptr;
 };
 
-/// Query-key pairs the mask leaves visible: the A of "4 A d FLOPs". Exact for any positions and documents; of one
-/// sequence, the first of the batch.
+/// Query-key pairs the mask leaves visible: the A of "4 A d FLOPs". Exact for any positions and
+/// documents; of one sequence, the first of the batch.
 std::int64_t visible_pairs(const AttentionShape& shape);
 
 }  // namespace longspan::model

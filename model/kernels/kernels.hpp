@@ -1,6 +1,6 @@
-/// The operations a backend offers, one argument struct each; its contract stands in the header of the operation.
-/// None communicates. The CPU's are in kernels/cpu/; a plug-in brings others. Tests compare every one with the
-/// plain loops in double of tests/support/reference.hpp.
+/// The operations a backend offers, one argument struct each; its contract stands in the header of
+/// the operation. None communicates. The CPU's are in kernels/cpu/; a plug-in brings others. Tests
+/// compare every one with the plain loops in double of tests/support/reference.hpp.
 #pragma once
 
 #include <cstdint>
@@ -39,14 +39,16 @@ class Kernels {
   /// y += x.
   virtual void add(std::int64_t count, const float* x, float* y, Stream& stream) = 0;
   /// Adds the column sums of x [rows, cols] to y [cols]: the gradient of a bias.
-  virtual void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y, Stream& stream) = 0;
+  virtual void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y,
+                               Stream& stream) = 0;
   /// Sum of x^2 in double, in an order that depends on `count` alone. Waits for the result.
   virtual double sum_of_squares(std::int64_t count, const float* x, Stream& stream) = 0;
   /// x = nearest bfloat16 of x (ties to even), still stored as fp32.
   virtual void round_to_bf16(std::int64_t count, float* x, Stream& stream) = 0;
 };
 
-/// The CPU's operations: oneDNN for matrix products, Highway for the rest, OpenMP threads as omp_get_max_threads().
+/// The CPU's operations: oneDNN for matrix products, Highway for the rest, OpenMP threads as
+/// omp_get_max_threads().
 Kernels& cpu_kernels();
 
 /// Where a layer's memory lives and who computes on it; layers keep a reference.

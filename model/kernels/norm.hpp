@@ -5,9 +5,10 @@
 
 namespace longspan::model {
 
-/// LayerNorm: y = (x - mean) * rstd * weight + bias, rstd = 1/sqrt(var + eps). RMSNorm (rms = true): mean = 0 and
-/// var = mean(x^2). x, y: [rows, width]; weight, bias (may be null): [width]; mean, rstd: [rows], may be null in
-/// evaluation, mean unused if rms. y may be x. Row statistics accumulate in fp32 or better.
+/// LayerNorm: y = (x - mean) * rstd * weight + bias, rstd = 1/sqrt(var + eps). RMSNorm (rms =
+/// true): mean = 0 and var = mean(x^2). x, y: [rows, width]; weight, bias (may be null): [width];
+/// mean, rstd: [rows], may be null in evaluation, mean unused if rms. y may be x. Row statistics
+/// accumulate in fp32 or better.
 struct NormForwardArgs {
   std::int64_t rows = 0, width = 0;
   bool rms = false;
@@ -20,8 +21,9 @@ struct NormForwardArgs {
   float* rstd = nullptr;
 };
 
-/// dx = (accumulate_dx ? dx : 0) + d(y)/d(x)^T dy;  dweight += sum over rows of dy * xhat;  dbias += sum of dy.
-/// Row sums are taken in an order that depends on `rows` and the thread count only. dx may be dy unless it accumulates.
+/// dx = (accumulate_dx ? dx : 0) + d(y)/d(x)^T dy;  dweight += sum over rows of dy * xhat;  dbias
+/// += sum of dy. Row sums are taken in an order that depends on `rows` and the thread count only.
+/// dx may be dy unless it accumulates.
 struct NormBackwardArgs {
   std::int64_t rows = 0, width = 0;
   bool rms = false;

@@ -5,8 +5,9 @@
 
 namespace longspan::model {
 
-/// AdamW (Loshchilov & Hutter 2019): g = gradient * gradient_scale; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
-/// w -= learning_rate * (m / correction1 / (sqrt(v / correction2) + epsilon) + weight_decay * w), where correction = 1 - beta^t.
+/// AdamW (Loshchilov & Hutter 2019): g = gradient * gradient_scale; m = b1 m + (1-b1) g; v = b2 v +
+/// (1-b2) g^2; w -= learning_rate * (m / correction1 / (sqrt(v / correction2) + epsilon) +
+/// weight_decay * w), where correction = 1 - beta^t.
 struct AdamwArgs {
   std::int64_t count = 0;
   float* weight = nullptr;

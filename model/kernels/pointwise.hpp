@@ -1,11 +1,13 @@
-/// Operations that touch each element once: activations, residual with dropout, rotary positions, embedding.
+/// Operations that touch each element once: activations, residual with dropout, rotary positions,
+/// embedding.
 #pragma once
 
 #include <cstdint>
 
 namespace longspan::model {
 
-/// y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016, GPT-2's form). y may be x.
+/// y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016, GPT-2's form). y
+/// may be x.
 struct GeluForwardArgs {
   std::int64_t count = 0;
   const float* x = nullptr;
@@ -33,10 +35,11 @@ struct SwigluBackwardArgs {
   float* dgate_up = nullptr;
 };
 
-/// Which elements dropout keeps: a function of (key, sequence of the row, position of the row, column) alone, so it
-/// is the same on every mesh and in every recomputation. Element (row, col) is kept iff word (col % 4) of
-/// philox(key, sequences[row / tokens], positions[row % tokens] << 32 | col / 4) >= probability * 2^32, and then
-/// scaled by 1 / (1 - probability). probability = 0: nothing is read.
+/// Which elements dropout keeps: a function of (key, sequence of the row, position of the row,
+/// column) alone, so it is the same on every mesh and in every recomputation. Element (row, col) is
+/// kept iff word (col % 4) of philox(key, sequences[row / tokens], positions[row % tokens] << 32 |
+/// col / 4) >= probability * 2^32, and then scaled by 1 / (1 - probability). probability = 0:
+/// nothing is read.
 struct Dropout {
   float probability = 0.0f;
   std::uint64_t key = 0;
@@ -61,10 +64,11 @@ struct ResidualBackwardArgs {
   Dropout dropout;
 };
 
-/// Rotary positions (Su et al. 2021) in the half-split form of Llama: pairs (i, i + head_size/2) of every head turn by
-/// position * theta^(-2i/head_size). In place on x: [rows, heads, head_size] with `row_stride` elements between rows;
-/// the row's position is positions[row % tokens]. inverse = true turns back: the backward pass.
-/// cos_sin: [max position + 1, head_size] table, cosines of the head_size/2 angles, then sines.
+/// Rotary positions (Su et al. 2021) in the half-split form of Llama: pairs (i, i + head_size/2) of
+/// every head turn by position * theta^(-2i/head_size). In place on x: [rows, heads, head_size]
+/// with `row_stride` elements between rows; the row's position is positions[row % tokens]. inverse
+/// = true turns back: the backward pass. cos_sin: [max position + 1, head_size] table, cosines of
+/// the head_size/2 angles, then sines.
 struct RotaryArgs {
   std::int64_t rows = 0, heads = 0, head_size = 0, row_stride = 0;
   float* x = nullptr;
@@ -74,7 +78,8 @@ struct RotaryArgs {
   bool inverse = false;
 };
 
-/// y[row] = table[ids[row]] + (position_table ? position_table[positions[row % tokens]] : 0); y: [rows, width].
+/// y[row] = table[ids[row]] + (position_table ? position_table[positions[row % tokens]] : 0); y:
+/// [rows, width].
 struct EmbeddingForwardArgs {
   std::int64_t rows = 0, width = 0;
   const std::int32_t* ids = nullptr;
@@ -84,7 +89,8 @@ struct EmbeddingForwardArgs {
   std::int64_t tokens = 0;
   float* y = nullptr;
 };
-/// dtable[ids[row]] += dy[row]; dposition_table (may be null) likewise. Rows are added in ascending order.
+/// dtable[ids[row]] += dy[row]; dposition_table (may be null) likewise. Rows are added in ascending
+/// order.
 struct EmbeddingBackwardArgs {
   std::int64_t rows = 0, width = 0;
   const std::int32_t* ids = nullptr;

@@ -1,5 +1,6 @@
-/// Peak memory of one training step on a long sequence against the formula (notes in model/flops.hpp), for every keep mode: what the
-/// allocator handed out, and what the process really occupied. Usage: bench_memory [--tiny] [--tokens N] [--section.key VALUE ...]
+/// Peak memory of one training step on a long sequence against the formula (notes in
+/// model/flops.hpp), for every keep mode: what the allocator handed out, and what the process
+/// really occupied. Usage: bench_memory [--tiny] [--tokens N] [--section.key VALUE ...]
 #include <fmt/format.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,7 +25,8 @@ int measure(launcher::RunConfig c, std::int64_t tokens, const char* keep_name) {
   launcher::set_threads(c.run.threads, Communicator::self());
   launcher::resolve(c, 256);
   const std::int64_t resident_before = launcher::peak_resident_bytes();
-  model::Transformer transformer(c.model, c.attention, c.memory, shard_sequence(tokens, SequenceLayout::kContiguous, nullptr),
+  model::Transformer transformer(c.model, c.attention, c.memory,
+                                 shard_sequence(tokens, SequenceLayout::kContiguous, nullptr),
                                  model::cpu_backend());
   transformer.parameters().initialize(1);
   model::AdamW optimizer(transformer.parameters(), c.optimizer, model::cpu_backend());
@@ -32,12 +34,15 @@ int measure(launcher::RunConfig c, std::int64_t tokens, const char* keep_name) {
   const model::MicroBatch batch = data.slice(0, 1, transformer.shards().mine());
   transformer.train(batch, 1.0f / static_cast<float>(data.valid_targets()));
   optimizer.update(1e-3, optimizer.gradient_norm(), 1);
-  const double predicted = static_cast<double>(model::memory_estimate(c.model, c.memory, 1, tokens, model::AttentionSchemeKind::kAuto, 1).total());
+  const double predicted = static_cast<double>(
+      model::memory_estimate(c.model, c.memory, 1, tokens, model::AttentionSchemeKind::kAuto, 1)
+          .total());
   const double allocated = static_cast<double>(cpu_device().peak_bytes());
   const double resident = static_cast<double>(launcher::peak_resident_bytes() - resident_before);
   constexpr double kMiB = 1048576;
-  fmt::print("| {} | {} | {:.1f} | {:.1f} | {:.3f} | {:.1f} | {:.3f} |\n", tokens, keep_name, predicted / kMiB, allocated / kMiB,
-             allocated / predicted, resident / kMiB, resident / predicted);
+  fmt::print("| {} | {} | {:.1f} | {:.1f} | {:.3f} | {:.1f} | {:.3f} |\n", tokens, keep_name,
+             predicted / kMiB, allocated / kMiB, allocated / predicted, resident / kMiB,
+             resident / predicted);
   std::fflush(stdout);
   return allocated / predicted > 1.1 || allocated / predicted < 0.9;
 }
@@ -55,15 +60,20 @@ int main(int argc, char** argv) {
     else
       settings.emplace_back(argv[i]);
   }
-  fmt::print("| tokens | memory.keep | predicted MiB | allocated MiB | ratio | resident MiB (above the empty process) | ratio |\n");
+  fmt::print(
+      "| tokens | memory.keep | predicted MiB | allocated MiB | ratio | resident MiB (above the "
+      "empty process) | ratio |\n");
   std::fflush(stdout);
   int failures = 0;
   for (const char* keep : {"all", "attention", "block"}) {
     const pid_t child = fork();
     if (child == 0) {
       auto arguments = settings;
-      arguments.insert(arguments.end(), {"--memory.keep", keep, "--data.sequence-length", std::to_string(tokens)});
-      _exit(measure(launcher::parse_config(std::string(LONGSPAN_SOURCE_DIR) + "/configs/tiny.ini", arguments), tokens, keep));
+      arguments.insert(arguments.end(),
+                       {"--memory.keep", keep, "--data.sequence-length", std::to_string(tokens)});
+      _exit(measure(
+          launcher::parse_config(std::string(LONGSPAN_SOURCE_DIR) + "/configs/tiny.ini", arguments),
+          tokens, keep));
     }
     int status = 0;
     waitpid(child, &status, 0);

@@ -272,7 +272,8 @@ TEST(Tokenizer, EncodesAndDecodes) {
   EXPECT_THROW(bytes.decode({256}), Error);
   const Tokenizer letters(R"({"kind":"nucleotides","letters":"ACGTN"})");
   EXPECT_EQ(letters.encode("acgTN"), (Ids{0, 1, 2, 3, 4}));
-  EXPECT_EQ(letters.encode("ac\r\ngT N\n"), (Ids{0, 1, 2, 3, 4}));  // as FASTA has it, and prompt files
+  EXPECT_EQ(letters.encode("ac\r\ngT N\n"),
+            (Ids{0, 1, 2, 3, 4}));  // as FASTA has it, and prompt files
   EXPECT_EQ(letters.decode({4, 3, 0}), "NTA");
   EXPECT_TRUE(contains(error_of([&] { letters.encode("ACX"); }, ExitStatus::kUsage), "'X'"));
   EXPECT_THROW(letters.decode({5}), Error);

@@ -33,7 +33,8 @@ std::vector<std::string> numbers_of(const std::string& metrics) {
   std::istringstream lines(read(metrics));
   for (std::string line; std::getline(lines, line);) {
     const auto j = nlohmann::json::parse(line);
-    rows.push_back(j["step"].dump() + " " + j["loss"].dump() + " " + j["grad_norm"].dump() + " " + j["tokens"].dump());
+    rows.push_back(j["step"].dump() + " " + j["loss"].dump() + " " + j["grad_norm"].dump() + " " +
+                   j["tokens"].dump());
   }
   return rows;
 }
@@ -41,7 +42,8 @@ std::vector<std::string> numbers_of(const std::string& metrics) {
 std::vector<double> losses_of(const std::string& metrics) {
   std::vector<double> losses;
   std::istringstream lines(read(metrics));
-  for (std::string line; std::getline(lines, line);) losses.push_back(nlohmann::json::parse(line)["loss"]);
+  for (std::string line; std::getline(lines, line);)
+    losses.push_back(nlohmann::json::parse(line)["loss"]);
   return losses;
 }
 
@@ -57,16 +59,33 @@ class Cli : public testing::Test {
   static void SetUpTestSuite() {
     folder_ = new testing_support::TemporaryDirectory;
     data_ = folder_->file("d.h5");
-    const auto r = longspan({"prepare", "--kind", "text", "--output", data_, LONGSPAN_SOURCE_DIR "/model", LONGSPAN_SOURCE_DIR "/io"});
+    const auto r = longspan({"prepare", "--kind", "text", "--output", data_,
+                             LONGSPAN_SOURCE_DIR "/model", LONGSPAN_SOURCE_DIR "/io"});
     ASSERT_EQ(r.status, 0) << r.err;
   }
   static void TearDownTestSuite() { delete folder_; }
 
   static std::vector<std::string> tiny(const std::string& run, std::vector<std::string> more = {}) {
-    std::vector<std::string> all = {"--config", LONGSPAN_SOURCE_DIR "/configs/tiny.ini", "--data.path", data_, "--run.directory",
-                                    folder_->file(run), "--data.sequence-length", "128", "--train.steps", "8",
-                                    "--train.global-batch", "4", "--train.micro-batch", "1", "--train.validate-every", "4",
-                                    "--model.dropout", "0.1", "--checkpoint.every", "0"};
+    std::vector<std::string> all = {"--config",
+                                    LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
+                                    "--data.path",
+                                    data_,
+                                    "--run.directory",
+                                    folder_->file(run),
+                                    "--data.sequence-length",
+                                    "128",
+                                    "--train.steps",
+                                    "8",
+                                    "--train.global-batch",
+                                    "4",
+                                    "--train.micro-batch",
+                                    "1",
+                                    "--train.validate-every",
+                                    "4",
+                                    "--model.dropout",
+                                    "0.1",
+                                    "--checkpoint.every",
+                                    "0"};
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -74,7 +93,9 @@ class Cli : public testing::Test {
     settings.insert(settings.begin(), {"launch", "--ranks", std::to_string(ranks)});
     return longspan(settings);
   }
-  static std::string metrics(const std::string& run) { return folder_->file(run) + "/metrics.jsonl"; }
+  static std::string metrics(const std::string& run) {
+    return folder_->file(run) + "/metrics.jsonl";
+  }
 
   static testing_support::TemporaryDirectory* folder_;
   static std::string data_;
@@ -91,7 +112,8 @@ TEST_F(Cli, TrainsAloneUnderMpirunAndByLaunchWithTheSameLosses) {
   ASSERT_EQ(one.size(), 8u);
   EXPECT_LT(one.back(), one.front());
 
-  std::vector<std::string> plain = {"mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", longspan_path(), "train"};
+  std::vector<std::string> plain = {
+      "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", longspan_path(), "train"};
   const auto settings = tiny("plain");
   plain.insert(plain.end(), settings.begin(), settings.end());
   const auto p = run_process(plain);
@@ -104,7 +126,8 @@ TEST_F(Cli, TrainsAloneUnderMpirunAndByLaunchWithTheSameLosses) {
       ASSERT_EQ(r.status, 0) << r.err << r.out;
       const auto losses = losses_of(metrics(name));
       ASSERT_EQ(losses.size(), one.size());
-      for (std::size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5) << name << " step " << i + 1;
+      for (std::size_t i = 0; i < one.size(); ++i)
+        EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5) << name << " step " << i + 1;
     }
   }
   const auto losses = losses_of(metrics("plain"));
@@ -127,7 +150,9 @@ TEST_F(Cli, StoppedAndResumedEqualsUninterruptedBitForBit) {
 
 TEST_F(Cli, LinesAfterTheCheckpointAreDroppedOnResume) {
   ASSERT_EQ(launch(1, tiny("dropped", {"--train.stop-after", "3"})).status, 75);
-  std::ofstream(metrics("dropped"), std::ios::app) << R"({"step":4,"loss":1,"grad_norm":1,"tokens":1})" << "\n";
+  std::ofstream(metrics("dropped"), std::ios::app)
+      << R"({"step":4,"loss":1,"grad_norm":1,"tokens":1})"
+      << "\n";
   ASSERT_EQ(launch(1, tiny("dropped")).status, 0);
   ASSERT_EQ(launch(1, tiny("dropped_whole")).status, 0);
   EXPECT_EQ(numbers_of(metrics("dropped")), numbers_of(metrics("dropped_whole")));
@@ -159,8 +184,9 @@ TEST_F(Cli, InspectAndGenerate) {
   EXPECT_EQ(r.status, 0) << r.err;
   EXPECT_TRUE(nlohmann::json::accept(longspan({"inspect", data_, "--json"}).out));
 
-  const std::vector<std::string> greedy = {"generate", "--checkpoint", folder_->file("looked_at"), "--prompt", "namespace ",
-                                           "--tokens", "20", "--temperature", "0"};
+  const std::vector<std::string> greedy = {"generate", "--checkpoint",  folder_->file("looked_at"),
+                                           "--prompt", "namespace ",    "--tokens",
+                                           "20",       "--temperature", "0"};
   const auto first = longspan(greedy), second = longspan(greedy);
   EXPECT_EQ(first.status, 0) << first.err;
   EXPECT_EQ(first.out, second.out);
@@ -174,10 +200,12 @@ TEST_F(Cli, GenerateRefusesWhatItCannotContinue) {
     std::ofstream ids(text);
     for (int i = 0; i < 3000; ++i) ids << i % 100 << ' ';
   }
-  ASSERT_EQ(longspan({"prepare", "--kind", "tokens", "--text-ids", "--output", data, text}).status, 0);
+  ASSERT_EQ(longspan({"prepare", "--kind", "tokens", "--text-ids", "--output", data, text}).status,
+            0);
   ASSERT_EQ(launch(1, tiny("ids", {"--data.path", data, "--train.steps", "1"})).status, 0);
   const auto generate = [&](std::vector<std::string> more) {
-    std::vector<std::string> all = {"generate", "--checkpoint", folder_->file("ids"), "--tokens", "3"};
+    std::vector<std::string> all = {"generate", "--checkpoint", folder_->file("ids"), "--tokens",
+                                    "3"};
     all.insert(all.end(), more.begin(), more.end());
     return longspan(all);
   };
@@ -210,10 +238,12 @@ TEST_F(Cli, GenerateRefusesWhatItCannotContinue) {
 
 TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
   ASSERT_EQ(launch(2, tiny("damaged", {"--checkpoint.every", "4"})).status, 0);
-  const std::string newest = fs::canonical(folder_->file("damaged") + "/checkpoints/latest").string();
+  const std::string newest =
+      fs::canonical(folder_->file("damaged") + "/checkpoints/latest").string();
   std::string shard;
   for (const auto& entry : fs::directory_iterator(newest))
-    if (entry.path().filename().string().rfind("shard-00001", 0) == 0) shard = entry.path().string();
+    if (entry.path().filename().string().rfind("shard-00001", 0) == 0)
+      shard = entry.path().string();
   ASSERT_FALSE(shard.empty());
   std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
   file.seekg(0, std::ios::end);
@@ -242,7 +272,8 @@ TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
 }
 
 TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
-  const std::string empty = folder_->file("empty.h5"), foreign = folder_->file("foreign.h5"), cut = folder_->file("cut.h5");
+  const std::string empty = folder_->file("empty.h5"), foreign = folder_->file("foreign.h5"),
+                    cut = folder_->file("cut.h5");
   std::ofstream(empty).flush();
   std::ofstream(foreign) << "this is no HDF5 file";
   const std::string whole = read(data_);
@@ -260,18 +291,30 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
       {"empty dataset", train(with(empty)), 3, "empty.h5"},
       {"foreign dataset", train(with(foreign)), 3, "foreign.h5"},
       {"truncated dataset", train(with(cut)), 3, "cut.h5"},
-      {"too short", train(tiny("bad", {"--data.sequence-length", "100m"})), 2, "data.sequence-length"},
-      {"small vocabulary", train(tiny("bad", {"--model.vocabulary", "64"})), 2, "model.vocabulary=64"},
+      {"too short", train(tiny("bad", {"--data.sequence-length", "100m"})), 2,
+       "data.sequence-length"},
+      {"small vocabulary", train(tiny("bad", {"--model.vocabulary", "64"})), 2,
+       "model.vocabulary=64"},
       {"mesh", train(tiny("bad", {"--mesh.data", "3"})), 2, "mesh.data=3"},
       {"batch", train(tiny("bad", {"--train.global-batch", "3"})), 2, "train.global-batch=3"},
       {"unknown key", train(tiny("bad", {"--model.layer", "3"})), 2, "model.layers"},
       {"cuda", train(tiny("bad", {"--run.device", "cuda"})), 2, "run.device"},
-      {"unwritable run directory", train(tiny("bad", {"--run.directory", "/proc/nothing"})), 1, "/proc/nothing"},
+      {"unwritable run directory", train(tiny("bad", {"--run.directory", "/proc/nothing"})), 1,
+       "/proc/nothing"},
       {"unknown command", {"trian"}, 2, "train"},
       {"unknown flag", {"inspect", "--jsn", data_}, 2, "json"},
-      {"unknown letters", {"prepare", "--kind", "genome", "--output", folder_->file("g.h5"), fasta}, 3, "J"},
-      {"missing input", {"prepare", "--kind", "text", "--output", folder_->file("t.h5"), folder_->file("nowhere")}, 2, "nowhere"},
-      {"no checkpoint", {"generate", "--checkpoint", folder_->file("nothing"), "--prompt", "x"}, 3, "nothing"},
+      {"unknown letters",
+       {"prepare", "--kind", "genome", "--output", folder_->file("g.h5"), fasta},
+       3,
+       "J"},
+      {"missing input",
+       {"prepare", "--kind", "text", "--output", folder_->file("t.h5"), folder_->file("nowhere")},
+       2,
+       "nowhere"},
+      {"no checkpoint",
+       {"generate", "--checkpoint", folder_->file("nothing"), "--prompt", "x"},
+       3,
+       "nothing"},
   };
   for (const auto& c : cases) {
     const auto r = longspan(c.arguments);
@@ -282,7 +325,8 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
 }
 
 TEST_F(Cli, AFreshRunDoesNotMixItsCheckpointsWithAnOldOnes) {
-  const auto first = launch(1, tiny("fresh", {"--train.stop-after", "1", "--checkpoint.resume", "never"}));
+  const auto first =
+      launch(1, tiny("fresh", {"--train.stop-after", "1", "--checkpoint.resume", "never"}));
   ASSERT_EQ(first.status, 75);
   EXPECT_NE(first.out.find("checkpoint.resume=auto continues"), std::string::npos) << first.out;
   const auto r = launch(1, tiny("fresh", {"--checkpoint.resume", "never"}));
@@ -298,7 +342,9 @@ TEST_F(Cli, ASecondRunInTheSameDirectoryIsRefused) {
     const launcher::RunDirectory first(directory);
     const auto second = launch(2, tiny("shared", {"--train.steps", "9"}));
     EXPECT_EQ(second.status, 1) << second.out;
-    EXPECT_NE(second.err.find(directory + " is the directory of a run that goes on (process "), std::string::npos) << second.err;
+    EXPECT_NE(second.err.find(directory + " is the directory of a run that goes on (process "),
+              std::string::npos)
+        << second.err;
     EXPECT_EQ(testing_support::count_lines(second.err), 1) << second.err;
   }
   EXPECT_EQ(read(directory + "/config.ini"), before);
@@ -317,7 +363,8 @@ TEST_F(Cli, AModelThatDoesNotFitTheCheckpointIsIncompatible) {
   const std::string checkpoint = folder_->file("shape") + "/checkpoints/latest";
   ASSERT_EQ(launch(1, tiny("shape", {"--train.stop-after", "1"})).status, 75);
   // The tensors of these are all there, with the right shapes.
-  const std::vector<std::vector<std::string>> others = {{"--model.layers", "1"}, {"--model.heads", "4"}, {"--model.position", "none"}};
+  const std::vector<std::vector<std::string>> others = {
+      {"--model.layers", "1"}, {"--model.heads", "4"}, {"--model.position", "none"}};
   for (const auto& other : others) {
     auto settings = tiny("other_model", {"--checkpoint.resume", checkpoint});
     settings.insert(settings.end(), other.begin(), other.end());
@@ -330,14 +377,16 @@ TEST_F(Cli, AModelThatDoesNotFitTheCheckpointIsIncompatible) {
 
 TEST_F(Cli, ARunThatBeganFromAPathContinuesFromItsOwnCheckpoints) {
   ASSERT_EQ(launch(1, tiny("origin", {"--train.stop-after", "2"})).status, 75);
-  const std::string origin = fs::canonical(folder_->file("origin") + "/checkpoints/latest").string();
+  const std::string origin =
+      fs::canonical(folder_->file("origin") + "/checkpoints/latest").string();
   const std::vector<std::string> from = {"--checkpoint.resume", origin};
   auto stopped = from;
   stopped.insert(stopped.end(), {"--train.stop-after", "3"});
   ASSERT_EQ(launch(1, tiny("branch", stopped)).status, 75);
   const auto r = launch(1, tiny("branch", from));
   ASSERT_EQ(r.status, 0) << r.err;
-  EXPECT_NE(r.out.find("branch/checkpoints/step-0000000005 after step 5"), std::string::npos) << r.out;
+  EXPECT_NE(r.out.find("branch/checkpoints/step-0000000005 after step 5"), std::string::npos)
+      << r.out;
   ASSERT_EQ(launch(1, tiny("origin")).status, 0);
   auto whole = numbers_of(metrics("origin"));
   whole.erase(whole.begin(), whole.begin() + 2);
@@ -350,8 +399,14 @@ TEST_F(Cli, ARunThatBeganFromAPathContinuesFromItsOwnCheckpoints) {
 
 TEST_F(Cli, PatienceEndsTheRunAndOutlivesAResume) {
   // A rate this high soon makes it worse and worse.
-  std::vector<std::string> hopeless = {"--optimizer.learning-rate", "0.5", "--optimizer.schedule", "constant", "--train.steps", "100",
-                                       "--train.validate-every", "1"};
+  std::vector<std::string> hopeless = {"--optimizer.learning-rate",
+                                       "0.5",
+                                       "--optimizer.schedule",
+                                       "constant",
+                                       "--train.steps",
+                                       "100",
+                                       "--train.validate-every",
+                                       "1"};
   auto patient = hopeless;
   patient.insert(patient.end(), {"--train.patience", "3"});
   const auto whole = launch(1, tiny("patience", patient));
@@ -374,8 +429,9 @@ TEST_F(Cli, PatienceEndsTheRunAndOutlivesAResume) {
 }
 
 TEST_F(Cli, ALossThatIsNotANumberNamesStepLayerAndLastGoodCheckpoint) {
-  const auto r = launch(2, tiny("diverges", {"--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0", "--checkpoint.every",
-                                              "1", "--optimizer.clip", "0"}));
+  const auto r =
+      launch(2, tiny("diverges", {"--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps",
+                                  "0", "--checkpoint.every", "1", "--optimizer.clip", "0"}));
   EXPECT_EQ(r.status, 1) << r.out;
   EXPECT_NE(r.err.find("step "), std::string::npos) << r.err;
   EXPECT_NE(r.err.find("first not finite: "), std::string::npos) << r.err;
@@ -387,7 +443,8 @@ TEST_F(Cli, EveryCommandHasHelpWithAnExample) {
   for (const char* command : {"prepare", "train", "launch", "inspect", "generate", "config"}) {
     const auto r = longspan({command, "--help"});
     EXPECT_EQ(r.status, 0) << command;
-    EXPECT_NE(r.out.find("longspan " + std::string(command)), std::string::npos) << command << r.out;
+    EXPECT_NE(r.out.find("longspan " + std::string(command)), std::string::npos)
+        << command << r.out;
     EXPECT_EQ(r.err, "");
   }
   const auto r = longspan({"--help"});

@@ -43,8 +43,8 @@ class Group : public ProcessGroup {
   PendingPtr send_receive(View<const float> out, int to, View<float> in, int from) override {
     return real_->send_receive(out, to, in, from);
   }
-  PendingPtr all_to_all(View<const float> out, const std::vector<std::int64_t>& out_counts, View<float> in,
-                        const std::vector<std::int64_t>& in_counts) override {
+  PendingPtr all_to_all(View<const float> out, const std::vector<std::int64_t>& out_counts,
+                        View<float> in, const std::vector<std::int64_t>& in_counts) override {
     return real_->all_to_all(out, out_counts, in, in_counts);
   }
   std::int64_t bytes_sent() const override { return real_->bytes_sent(); }

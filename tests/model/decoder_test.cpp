@@ -17,11 +17,13 @@ using testing_support::TinyBatch;
 
 class DecoderVariants : public testing::TestWithParam<testing_support::Variant> {};
 
-// The cache must give what the whole forward pass gives: after every prefix, however the tokens arrived.
+// The cache must give what the whole forward pass gives: after every prefix, however the tokens
+// arrived.
 TEST_P(DecoderVariants, EqualsTeacherForcing) {
   const auto& v = GetParam();
   const std::int64_t length = 24, vocabulary = v.config.vocabulary;
-  Transformer model(v.config, v.attention, {}, shard_sequence(length, SequenceLayout::kContiguous, nullptr), cpu_backend());
+  Transformer model(v.config, v.attention, {},
+                    shard_sequence(length, SequenceLayout::kContiguous, nullptr), cpu_backend());
   model.parameters().initialize(3);
   for (float& w : model.parameters().weights()) w *= 6.0f;
   TinyBatch data(1, length, vocabulary, 5);
@@ -33,8 +35,10 @@ TEST_P(DecoderVariants, EqualsTeacherForcing) {
   for (std::int64_t t = 6; t < length; ++t) {
     const std::vector<float> logits = decoder.append(next);
     const float* row = expected.view().row(t);
-    for (std::int64_t i = 0; i < vocabulary; ++i) ASSERT_NEAR(logits[static_cast<std::size_t>(i)], row[i], 2e-4) << t;
-    EXPECT_EQ(sample_token(logits, vocabulary, {.temperature = 0.0}, 0), std::max_element(row, row + vocabulary) - row);
+    for (std::int64_t i = 0; i < vocabulary; ++i)
+      ASSERT_NEAR(logits[static_cast<std::size_t>(i)], row[i], 2e-4) << t;
+    EXPECT_EQ(sample_token(logits, vocabulary, {.temperature = 0.0}, 0),
+              std::max_element(row, row + vocabulary) - row);
     if (t + 1 < length) next = {batch.inputs_BT[t + 1]};
   }
   EXPECT_THROW(decoder.append({1}), Error);
@@ -43,7 +47,8 @@ TEST_P(DecoderVariants, EqualsTeacherForcing) {
 INSTANTIATE_TEST_SUITE_P(Causal, DecoderVariants, testing::ValuesIn([] {
                            auto all = testing_support::variants();
                            std::erase_if(all, [](const auto& v) {
-                             return v.attention.mask == MaskKind::kFull || v.documents || v.config.dropout > 0;
+                             return v.attention.mask == MaskKind::kFull || v.documents ||
+                                    v.config.dropout > 0;
                            });
                            return all;
                          }()),
@@ -65,7 +70,8 @@ TEST(Sampling, TopKTopPTemperatureAndVocabulary) {
     EXPECT_LE(sample_token(logits, 3, {.top_k = 2}, draw), 1);
     EXPECT_EQ(sample_token(logits, 3, {.top_p = 0.4}, draw), 0);
     EXPECT_LE(sample_token(logits, 3, {.top_p = 0.75}, draw), 1);
-    EXPECT_EQ(sample_token(logits, 3, {.seed = 4}, draw), sample_token(logits, 3, {.seed = 4}, draw));
+    EXPECT_EQ(sample_token(logits, 3, {.seed = 4}, draw),
+              sample_token(logits, 3, {.seed = 4}, draw));
   }
 }
 

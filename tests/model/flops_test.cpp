@@ -33,15 +33,18 @@ TEST(Flops, PairsMatchACount) {
 
 TEST(Flops, Gpt2Has124MillionParameters) {
   ModelConfig gpt2;
-  gpt2.layers = 12, gpt2.width = 768, gpt2.heads = gpt2.kv_heads = 12, gpt2.head_size = 64, gpt2.mlp_width = 3072;
-  gpt2.mlp = MlpKind::kGelu, gpt2.norm = NormKind::kLayerNorm, gpt2.position = PositionKind::kLearned;
+  gpt2.layers = 12, gpt2.width = 768, gpt2.heads = gpt2.kv_heads = 12, gpt2.head_size = 64,
+  gpt2.mlp_width = 3072;
+  gpt2.mlp = MlpKind::kGelu, gpt2.norm = NormKind::kLayerNorm,
+  gpt2.position = PositionKind::kLearned;
   gpt2.bias = true, gpt2.vocabulary = 50257, gpt2.max_positions = 1024;
   EXPECT_EQ(parameter_count(gpt2), 124439808);
 }
 
 TEST(Flops, ParameterCountIsWhatTheModelHas) {
   for (const auto& v : testing_support::variants()) {
-    Transformer model(v.config, v.attention, {}, shard_sequence(16, SequenceLayout::kContiguous, nullptr), cpu_backend());
+    Transformer model(v.config, v.attention, {},
+                      shard_sequence(16, SequenceLayout::kContiguous, nullptr), cpu_backend());
     EXPECT_EQ(parameter_count(v.config), model.parameters().count()) << v.name;
   }
 }
@@ -56,14 +59,16 @@ TEST(Flops, MemoryEstimateIsWithinFivePercentOfTheAllocator) {
       MemoryConfig memory;
       memory.keep = keep, memory.loss_chunk = 256;
       const std::int64_t before = cpu_device().bytes_in_use();
-      Transformer model(config, v.attention, memory, shard_sequence(768, SequenceLayout::kContiguous, nullptr), cpu_backend());
+      Transformer model(config, v.attention, memory,
+                        shard_sequence(768, SequenceLayout::kContiguous, nullptr), cpu_backend());
       model.parameters().initialize(1);
       testing_support::TinyBatch data(2, 768, config.vocabulary, 1);
       const MicroBatch batch = data.slice(0, 2, model.shards().mine());
       cpu_device().reset_peak();
       model.train(batch, 1.0f);
       const double measured = static_cast<double>(cpu_device().peak_bytes() - before);
-      const MemoryEstimate estimate = memory_estimate(config, memory, 2, 768, AttentionSchemeKind::kAuto, 1);
+      const MemoryEstimate estimate =
+          memory_estimate(config, memory, 2, 768, AttentionSchemeKind::kAuto, 1);
       // No optimizer here: weights and gradients only.
       const double predicted = static_cast<double>(estimate.total() - estimate.states / 2);
       EXPECT_NEAR(measured / predicted, 1.0, 0.05) << v.name << " keep " << static_cast<int>(keep);

@@ -78,7 +78,8 @@ class Problem {
     return c;
   }
 
-  /// Compares every row_step-th row with the loops; the bound is that of a sum of k terms in fp32, in any order.
+  /// Compares every row_step-th row with the loops; the bound is that of a sum of k terms in fp32,
+  /// in any order.
   void expect_right(const std::vector<float>& c, std::int64_t row_step = 1) const {
     const std::int64_t lda = (case_.trans_a ? case_.m : case_.k) + case_.padding;
     const std::int64_t ldb = (case_.trans_b ? case_.k : case_.n) + case_.padding,
@@ -111,8 +112,7 @@ class Problem {
     const std::int64_t stride = cols + case_.padding;
     std::vector<float> x(static_cast<std::size_t>(rows * stride), std::nanf(""));
     for (std::int64_t r = 0; r < rows; ++r)
-      for (std::int64_t c = 0; c < cols; ++c)
-        {
+      for (std::int64_t c = 0; c < cols; ++c) {
         const std::uint64_t word = derive_key(key, static_cast<std::uint64_t>(r * cols + c));
         x[r * stride + c] = 2 * uniform_from(static_cast<std::uint32_t>(word)) - 1;
       }
@@ -157,10 +157,18 @@ TEST(GemmKernel, LongSumsOfAWeightGradient) {
 TEST(GemmKernel, BlocksOfALargeProductJoin) {
   for (const bool trans_a : {false, true})
     for (const bool trans_b : {false, true}) {  // few rows and many columns
-      const Problem wide({.m = 3, .n = 2900, .k = 700, .trans_a = trans_a, .trans_b = trans_b, .bias = true, .bf16 = true, .padding = 3});
+      const Problem wide({.m = 3,
+                          .n = 2900,
+                          .k = 700,
+                          .trans_a = trans_a,
+                          .trans_b = trans_b,
+                          .bias = true,
+                          .bf16 = true,
+                          .padding = 3});
       wide.expect_right(wide.run());
     }
-  const Problem tall({.m = 4200, .n = 5, .k = 4096, .trans_a = true, .accumulate = true, .bf16 = true});
+  const Problem tall(
+      {.m = 4200, .n = 5, .k = 4096, .trans_a = true, .accumulate = true, .bf16 = true});
   tall.expect_right(tall.run(), 101);
 }
 

@@ -1,4 +1,5 @@
-/// Logits, loss and every gradient of two tiny models against PyTorch in double precision (tests/golden/make_golden.py).
+/// Logits, loss and every gradient of two tiny models against PyTorch in double precision
+/// (tests/golden/make_golden.py).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -23,7 +24,8 @@ double relative_error(const float* found, const std::vector<double>& expected) {
 
 TEST_P(Golden, ForwardAndBackwardEqualPyTorch) {
   const auto golden = testing_support::read_golden(GetParam());
-  Transformer model(golden.model, {}, {}, shard_sequence(golden.sequence_length, SequenceLayout::kContiguous, nullptr),
+  Transformer model(golden.model, {}, {},
+                    shard_sequence(golden.sequence_length, SequenceLayout::kContiguous, nullptr),
                     cpu_backend());
   const ParameterStore& store = model.parameters();
   ASSERT_EQ(store.parameters().size(), golden.parameters.size());
@@ -45,7 +47,8 @@ TEST_P(Golden, ForwardAndBackwardEqualPyTorch) {
   EXPECT_NEAR(loss, golden.loss, 1e-6 * golden.loss);
   for (std::size_t id = 0; id < store.parameters().size(); ++id) {
     const auto& p = golden.parameters.at(store.parameters()[id].name);
-    EXPECT_LT(relative_error(store.gradient(id).data(), p.gradient), 5e-6) << store.parameters()[id].name;
+    EXPECT_LT(relative_error(store.gradient(id).data(), p.gradient), 5e-6)
+        << store.parameters()[id].name;
   }
 }
 

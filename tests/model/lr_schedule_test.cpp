@@ -8,7 +8,8 @@ namespace {
 TEST(LearningRate, WarmsUpThenDecays) {
   OptimizerConfig c;
   c.learning_rate = 1.0, c.minimum_learning_rate = 0.1, c.warmup_steps = 10;
-  for (ScheduleKind kind : {ScheduleKind::kCosine, ScheduleKind::kLinear, ScheduleKind::kConstant}) {
+  for (ScheduleKind kind :
+       {ScheduleKind::kCosine, ScheduleKind::kLinear, ScheduleKind::kConstant}) {
     c.schedule = kind;
     EXPECT_DOUBLE_EQ(learning_rate_at(c, 1, 110), 0.1);
     EXPECT_DOUBLE_EQ(learning_rate_at(c, 5, 110), 0.5);

@@ -15,11 +15,13 @@ namespace {
 using testing_support::TinyBatch;
 using testing_support::Variant;
 
-std::unique_ptr<Transformer> make(const Variant& v, std::int64_t length, Keep keep = Keep::kAll, std::int64_t chunk = 0) {
+std::unique_ptr<Transformer> make(const Variant& v, std::int64_t length, Keep keep = Keep::kAll,
+                                  std::int64_t chunk = 0) {
   MemoryConfig memory;
   memory.keep = keep, memory.loss_chunk = chunk;
-  auto model = std::make_unique<Transformer>(v.config, v.attention, memory,
-                                             shard_sequence(length, SequenceLayout::kContiguous, nullptr), cpu_backend());
+  auto model = std::make_unique<Transformer>(
+      v.config, v.attention, memory, shard_sequence(length, SequenceLayout::kContiguous, nullptr),
+      cpu_backend());
   model->parameters().initialize(3);
   // Larger matrices than a real start: gradients must be well above the rounding of fp32.
   for (std::size_t id = 0; id < model->parameters().parameters().size(); ++id)
@@ -45,7 +47,8 @@ double loss_of(Transformer& model, TinyBatch& data) {
 
 class TransformerVariants : public testing::TestWithParam<Variant> {};
 
-// Every parameter of every variant: the derivative along a random direction against central differences of the loss.
+// Every parameter of every variant: the derivative along a random direction against central
+// differences of the loss.
 TEST_P(TransformerVariants, GradientsMatchFiniteDifferences) {
   const auto model = make(GetParam(), 21);
   TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
@@ -77,7 +80,8 @@ TEST_P(TransformerVariants, GradientsMatchFiniteDifferences) {
     };
     const double difference = (shifted_loss(epsilon) - shifted_loss(-epsilon)) / (2 * epsilon);
     std::copy(original.begin(), original.end(), weight.begin());
-    EXPECT_NEAR(difference, slope, 0.01 * std::abs(slope) + 3e-4) << GetParam().name << " " << p.name;
+    EXPECT_NEAR(difference, slope, 0.01 * std::abs(slope) + 3e-4)
+        << GetParam().name << " " << p.name;
   }
 }
 
@@ -116,7 +120,9 @@ TEST_P(TransformerVariants, EvaluateEqualsTrainingLossWithoutDropout) {
   const auto model = make(v, 21);
   TinyBatch data(2, 21, v.config.vocabulary, 5, v.documents);
   const double trained = loss_of(*model, data);
-  EXPECT_EQ(model->evaluate(data.slice(0, 2, model->shards().mine())) / static_cast<double>(data.valid_targets()), trained);
+  EXPECT_EQ(model->evaluate(data.slice(0, 2, model->shards().mine())) /
+                static_cast<double>(data.valid_targets()),
+            trained);
 }
 
 TEST_P(TransformerVariants, GradientsBecomeReadyFromTheEndAndStayAsTheyAre) {
@@ -132,7 +138,8 @@ TEST_P(TransformerVariants, GradientsBecomeReadyFromTheEndAndStayAsTheyAre) {
     from = begin;
   });
   EXPECT_EQ(from, 0);
-  EXPECT_EQ(std::memcmp(seen.data(), gradients.data(), seen.size() * sizeof(float)), 0) << "a gradient changed after it was ready";
+  EXPECT_EQ(std::memcmp(seen.data(), gradients.data(), seen.size() * sizeof(float)), 0)
+      << "a gradient changed after it was ready";
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TransformerVariants, testing::ValuesIn(testing_support::variants()),
@@ -156,11 +163,16 @@ TEST(Transformer, InitialWeightsDependOnSeedAndNameOnly) {
   const auto two = make(a, 21), one = make(b, 21);
   const auto& p = one->parameters().parameters();
   for (std::size_t id = 0; id < p.size(); ++id) {
-    if (p[id].name.find("output") != std::string::npos || p[id].name.find("down") != std::string::npos) continue;  // scaled by depth
+    if (p[id].name.find("output") != std::string::npos ||
+        p[id].name.find("down") != std::string::npos)
+      continue;  // scaled by depth
     for (std::size_t other = 0; other < two->parameters().parameters().size(); ++other)
       if (two->parameters().parameters()[other].name == p[id].name) {
-        EXPECT_EQ(std::memcmp(one->parameters().weight(id).data(), two->parameters().weight(other).data(),
-                              static_cast<std::size_t>(p[id].count()) * sizeof(float)), 0) << p[id].name;
+        EXPECT_EQ(
+            std::memcmp(one->parameters().weight(id).data(), two->parameters().weight(other).data(),
+                        static_cast<std::size_t>(p[id].count()) * sizeof(float)),
+            0)
+            << p[id].name;
       }
   }
 }

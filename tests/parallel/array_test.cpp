@@ -30,14 +30,20 @@ TEST(Shape, CountAndText) {
 }
 
 ShardedArray array_of(Shape shape, Shape offset, Shape global_shape, DType dtype, void* data) {
-  return {.name = "model/weight", .dtype = dtype, .global_shape = global_shape, .offset = offset, .shape = shape, .data = data};
+  return {.name = "model/weight",
+          .dtype = dtype,
+          .global_shape = global_shape,
+          .offset = offset,
+          .shape = shape,
+          .data = data};
 }
 
 TEST(RowsOfReplica, CoverTheBlockExactlyOnce) {
   std::vector<float> data(17 * 6);
   for (const std::int64_t rows : {0, 1, 2, 5, 16, 17})
     for (int count = 1; count <= 8; ++count) {
-      const ShardedArray whole = array_of({rows, 2, 3}, {100, 4, 0}, {1000, 8, 3}, DType::kF32, data.data());
+      const ShardedArray whole =
+          array_of({rows, 2, 3}, {100, 4, 0}, {1000, 8, 3}, DType::kF32, data.data());
       std::int64_t next = 100, smallest = rows, largest = 0;
       for (int index = 0; index < count; ++index) {
         const ShardedArray part = rows_of_replica(whole, index, count);
@@ -57,7 +63,8 @@ TEST(RowsOfReplica, CoverTheBlockExactlyOnce) {
 
 TEST(RowsOfReplica, CountBytesOfTheType) {
   std::vector<std::uint16_t> data(8 * 5);
-  const ShardedArray part = rows_of_replica(array_of({8, 5}, {0, 0}, {8, 5}, DType::kBF16, data.data()), 1, 2);
+  const ShardedArray part =
+      rows_of_replica(array_of({8, 5}, {0, 0}, {8, 5}, DType::kBF16, data.data()), 1, 2);
   EXPECT_EQ(part.data, data.data() + 20);
   EXPECT_EQ(part.bytes(), 40);
 }

@@ -16,7 +16,9 @@ namespace {
 
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 
-std::size_t address(const void* p) { return reinterpret_cast<std::size_t>(p); }
+std::size_t address(const void* p) {
+  return reinterpret_cast<std::size_t>(p);
+}
 
 std::size_t resident_bytes() {
   std::FILE* file = std::fopen("/proc/self/statm", "r");
@@ -28,7 +30,8 @@ std::size_t resident_bytes() {
 
 TEST(CpuDevice, BlocksAreAlignedAndDisjoint) {
   Device& device = cpu_device();
-  const std::size_t sizes[] = {1, 63, 64, 65, 4097, kMiB + 1, 4 * kMiB - 1, 4 * kMiB, 5 * kMiB + 3, 16 * kMiB};
+  const std::size_t sizes[] = {1,        63,           64,       65,           4097,
+                               kMiB + 1, 4 * kMiB - 1, 4 * kMiB, 5 * kMiB + 3, 16 * kMiB};
   std::vector<unsigned char*> blocks;
   for (const std::size_t bytes : sizes) {
     blocks.push_back(static_cast<unsigned char*>(device.allocate(bytes)));
@@ -94,7 +97,9 @@ TEST(CpuDevice, ManySizesInTurnDoNotPileUp) {
     std::memset(block, 1, mib * kMiB);
     device.release(block, mib * kMiB);
   }
-  EXPECT_LT(resident_bytes(), before + 130 * kMiB);  // the largest use so far, in this test or an earlier one, and slack
+  EXPECT_LT(
+      resident_bytes(),
+      before + 130 * kMiB);  // the largest use so far, in this test or an earlier one, and slack
 }
 
 TEST(CpuDevice, SaysHowMuchWasMissing) {
@@ -140,7 +145,8 @@ TEST(CpuDevice, CopiesAndFills) {
   device.fill_zero(x.data(), static_cast<std::size_t>(count - 1) * 4, device.stream());
   device.stream().synchronize();
   std::int64_t wrong = 0;
-  for (std::int64_t i = 0; i < count - 1; ++i) wrong += y[i] != static_cast<float>(i % 1009) || x[i] != 0;
+  for (std::int64_t i = 0; i < count - 1; ++i)
+    wrong += y[i] != static_cast<float>(i % 1009) || x[i] != 0;
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(y[count - 1], -1);
   EXPECT_EQ(x[count - 1], static_cast<float>((count - 1) % 1009));

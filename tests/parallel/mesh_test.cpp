@@ -23,8 +23,10 @@ TEST(Mesh, AnImpossibleOneSaysTheEquationAndTwoThatFit) {
     FAIL();
   } catch (const Error& e) {
     EXPECT_EQ(e.status(), ExitStatus::kUsage);
-    EXPECT_STREQ(e.what(), "mesh.data=2 * mesh.context=4 does not make 6 ranks: set mesh.data=6 mesh.context=1 (for speed) or "
-                           "mesh.data=1 mesh.context=6 (for long sequences), or start 8 ranks");
+    EXPECT_STREQ(e.what(),
+                 "mesh.data=2 * mesh.context=4 does not make 6 ranks: set mesh.data=6 "
+                 "mesh.context=1 (for speed) or "
+                 "mesh.data=1 mesh.context=6 (for long sequences), or start 8 ranks");
   }
   EXPECT_THROW(resolve_mesh({0, 4}, 6), Error);
 }
@@ -43,7 +45,8 @@ TEST(SequencePositions, CoverEveryTokenOnceOnAnyNumberOfRanks) {
         }
         EXPECT_EQ(sizes.size(), 1u) << "ranks hold different numbers of tokens";
         EXPECT_EQ(seen.size(), static_cast<std::size_t>(length));
-        EXPECT_EQ(std::set<std::int32_t>(seen.begin(), seen.end()).size(), static_cast<std::size_t>(length));
+        EXPECT_EQ(std::set<std::int32_t>(seen.begin(), seen.end()).size(),
+                  static_cast<std::size_t>(length));
       }
 }
 

@@ -18,7 +18,8 @@ namespace {
 std::vector<float> values_of(int rank, std::int64_t count) {
   std::vector<float> values(static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i)
-    values[static_cast<std::size_t>(i)] = normal_at(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(i));
+    values[static_cast<std::size_t>(i)] =
+        normal_at(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(i));
   return values;
 }
 
@@ -32,7 +33,9 @@ std::vector<float> sum_of_all(int ranks, std::int64_t count) {
   return sum;
 }
 
-View<float> view(std::vector<float>& v) { return {v.data(), static_cast<std::int64_t>(v.size())}; }
+View<float> view(std::vector<float>& v) {
+  return {v.data(), static_cast<std::int64_t>(v.size())};
+}
 
 TEST(ProcessGroup, AllReduceSumsInRankOrderBitForBit) {
   const auto world = Communicator::world();
@@ -53,20 +56,23 @@ TEST(ProcessGroup, AllGatherAndReduceScatter) {
   group->all_gather(view(mine), view(all))->wait();
   bool right = true;
   for (int r = 0; r < ranks; ++r)
-    right = right && std::memcmp(all.data() + r * count, values_of(r, count).data(), count * sizeof(float)) == 0;
+    right = right && std::memcmp(all.data() + r * count, values_of(r, count).data(),
+                                 count * sizeof(float)) == 0;
   EXPECT_ALL_RANKS(right);
 
   auto parts = values_of(world.rank(), count * ranks);
   std::vector<float> part(static_cast<std::size_t>(count));
   group->reduce_scatter_sum(view(parts), view(part))->wait();
   const auto expected = sum_of_all(world.size(), count * ranks);
-  EXPECT_ALL_RANKS(std::memcmp(part.data(), expected.data() + world.rank() * count, count * sizeof(float)) == 0);
+  EXPECT_ALL_RANKS(
+      std::memcmp(part.data(), expected.data() + world.rank() * count, count * sizeof(float)) == 0);
 }
 
 TEST(ProcessGroup, RingOfSendReceiveComesHomeAndCountsItsBytes) {
   const auto world = Communicator::world();
   const auto group = make_mpi_group(world);
-  const int ranks = world.size(), next = (world.rank() + 1) % ranks, previous = (world.rank() + ranks - 1) % ranks;
+  const int ranks = world.size(), next = (world.rank() + 1) % ranks,
+            previous = (world.rank() + ranks - 1) % ranks;
   auto here = values_of(world.rank(), 5000);
   std::vector<float> arriving(here.size());
   const std::int64_t before = group->bytes_sent();
@@ -109,7 +115,8 @@ TEST(ProcessGroup, AllToAllRefusesCountsThatDoNotFit) {
   const auto ranks = static_cast<std::size_t>(world.size());
   std::vector<float> data(5 * ranks), other(data.size());
   const std::vector<std::int64_t> right(ranks, 5), wrong(ranks, 4), too_many(ranks + 1, 0);
-  const auto refused = [&](const std::vector<std::int64_t>& out, const std::vector<std::int64_t>& in) {
+  const auto refused = [&](const std::vector<std::int64_t>& out,
+                           const std::vector<std::int64_t>& in) {
     try {
       group->all_to_all(view(data), out, view(other), in)->wait();
       return false;
@@ -130,7 +137,8 @@ TEST(ProcessGroup, SeveralOperationsAtOnceFinishInAnyOrderOfWaits) {
   for (auto& d : data) pending.push_back(group->all_reduce_sum(view(d)));
   for (int i = 7; i >= 0; --i) pending[static_cast<std::size_t>(i)]->wait();
   bool right = true;
-  for (int i = 0; i < 8; ++i) right = right && data[static_cast<std::size_t>(i)] == sum_of_all(world.size(), 100 + i);
+  for (int i = 0; i < 8; ++i)
+    right = right && data[static_cast<std::size_t>(i)] == sum_of_all(world.size(), 100 + i);
   EXPECT_ALL_RANKS(right);
 }
 
@@ -144,7 +152,8 @@ TEST(GradientReducer, BucketsDoNotDependOnWhenGradientsBecomeReady) {
     for (int step = 0; step < 2; ++step) {
       const auto fresh = values_of(world.rank(), count);
       std::copy(fresh.begin(), fresh.end(), gradients.begin());
-      for (std::int64_t begin = count; begin > 0; begin -= pace) reducer.ready_from(std::max<std::int64_t>(0, begin - pace));
+      for (std::int64_t begin = count; begin > 0; begin -= pace)
+        reducer.ready_from(std::max<std::int64_t>(0, begin - pace));
       reducer.finish();
       EXPECT_ALL_RANKS(gradients == sum_of_all(world.size(), count));
     }
@@ -157,7 +166,8 @@ TEST(Agree, EveryRankThrowsTheLowestFailure) {
   std::string message;
   try {
     agree(world, [&] {
-      if (world.rank() >= world.size() / 2) throw Error("rank " + std::to_string(world.rank()), ExitStatus::kDamaged);
+      if (world.rank() >= world.size() / 2)
+        throw Error("rank " + std::to_string(world.rank()), ExitStatus::kDamaged);
     });
   } catch (const AgreedError& e) {
     message = e.what();
@@ -168,11 +178,14 @@ TEST(Agree, EveryRankThrowsTheLowestFailure) {
 
 TEST(Communicator, SmallCollectives) {
   const auto world = Communicator::world();
-  EXPECT_ALL_RANKS(world.all_reduce_sum(std::int64_t{world.rank() + 1}) == world.size() * (world.size() + 1) / 2);
+  EXPECT_ALL_RANKS(world.all_reduce_sum(std::int64_t{world.rank() + 1}) ==
+                   world.size() * (world.size() + 1) / 2);
   const auto texts = world.gather(std::string(static_cast<std::size_t>(world.rank()), 'x'), 0);
-  EXPECT_ALL_RANKS(world.rank() != 0 || (texts.size() == static_cast<std::size_t>(world.size()) && texts.back().size() + 1 == texts.size()));
+  EXPECT_ALL_RANKS(world.rank() != 0 || (texts.size() == static_cast<std::size_t>(world.size()) &&
+                                         texts.back().size() + 1 == texts.size()));
   EXPECT_ALL_RANKS(world.broadcast(world.rank() == 0 ? "hello" : "", 0) == "hello");
-  EXPECT_ALL_RANKS(world.split(world.rank() % 2, 0).size() == (world.size() + 1 - world.rank() % 2) / 2);
+  EXPECT_ALL_RANKS(world.split(world.rank() % 2, 0).size() ==
+                   (world.size() + 1 - world.rank() % 2) / 2);
 }
 
 }  // namespace

@@ -12,8 +12,10 @@ namespace {
 TEST(Philox, KnownAnswers) {
   EXPECT_EQ(philox(0, 0, 0), (PhiloxBlock{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   const std::uint64_t ones = ~std::uint64_t{0};
-  EXPECT_EQ(philox(ones, ones, ones), (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
-  // Counter 243f6a88 85a308d3 13198a2e 03707344, key a4093822 299f31d0: the first word is the lowest.
+  EXPECT_EQ(philox(ones, ones, ones),
+            (PhiloxBlock{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  // Counter 243f6a88 85a308d3 13198a2e 03707344, key a4093822 299f31d0: the first word is the
+  // lowest.
   EXPECT_EQ(philox(0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88),
             (PhiloxBlock{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
@@ -22,7 +24,8 @@ TEST(Philox, KeysDerivedFromOneSeedDiffer) {
   std::set<std::uint64_t> keys;
   for (std::uint64_t seed = 0; seed < 4; ++seed)
     for (std::uint64_t layer = 0; layer < 64; ++layer)
-      for (std::uint64_t site = 0; site < 4; ++site) keys.insert(derive_key(derive_key(seed, layer), site));
+      for (std::uint64_t site = 0; site < 4; ++site)
+        keys.insert(derive_key(derive_key(seed, layer), site));
   EXPECT_EQ(keys.size(), 4u * 64u * 4u);
   EXPECT_NE(hash_name("blocks.0.mlp.up.weight"), hash_name("blocks.1.mlp.up.weight"));
   EXPECT_EQ(hash_name(""), 0xcbf29ce484222325ull);

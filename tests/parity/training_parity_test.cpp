@@ -1,6 +1,7 @@
 // ranks: 1 2 3 4
 // timeout: 120
-/// Sharding must not change the answer: 20 optimizer steps on every mesh of these ranks against one rank that does it all.
+/// Sharding must not change the answer: 20 optimizer steps on every mesh of these ranks against one
+/// rank that does it all.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -20,8 +21,8 @@ using namespace model;
 using testing_support::TinyBatch;
 using testing_support::Variant;
 
-constexpr std::int64_t kLength = 29;      // divides by nothing
-constexpr std::int64_t kSequences = 12;   // of a global batch: divides by 1, 2, 3, 4 data ranks
+constexpr std::int64_t kLength = 29;     // divides by nothing
+constexpr std::int64_t kSequences = 12;  // of a global batch: divides by 1, 2, 3, 4 data ranks
 constexpr int kSteps = 20;
 
 struct Outcome {
@@ -33,10 +34,12 @@ struct Outcome {
 Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps) {
   const auto context = mesh.shape().context > 1 ? make_mpi_group(mesh.context()) : nullptr;
   const auto gradient_group = make_mpi_group(mesh.world());
-  const auto layout = v.attention.mask == MaskKind::kCausal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous;
+  const auto layout =
+      v.attention.mask == MaskKind::kCausal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous;
   MemoryConfig memory;
   memory.keep = keep;
-  Transformer model(v.config, v.attention, memory, shard_sequence(kLength, layout, context.get()), cpu_backend());
+  Transformer model(v.config, v.attention, memory, shard_sequence(kLength, layout, context.get()),
+                    cpu_backend());
   model.parameters().initialize(11);
   OptimizerConfig settings;
   settings.learning_rate = 3e-3;
@@ -46,7 +49,8 @@ Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps)
   Outcome outcome;
   const std::int64_t share = kSequences / mesh.shape().data;
   for (int step = 1; step <= steps; ++step) {
-    TinyBatch data(kSequences, kLength, v.config.vocabulary, static_cast<std::uint64_t>(step % 3), v.documents);
+    TinyBatch data(kSequences, kLength, v.config.vocabulary, static_cast<std::uint64_t>(step % 3),
+                   v.documents);
     double sum = 0;
     // Two micro-batches, so that accumulation is in the comparison too.
     for (std::int64_t part = 0; part < 2; ++part) {
@@ -54,7 +58,8 @@ Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps)
       const std::int64_t count = part == 0 ? share / 2 : share - share / 2;
       if (count == 0) continue;
       const auto ready = [&](std::int64_t begin) { reducer.ready_from(begin); };
-      sum += model.train(data.slice(first, count, model.shards().mine()), 1.0f / static_cast<float>(data.valid_targets()),
+      sum += model.train(data.slice(first, count, model.shards().mine()),
+                         1.0f / static_cast<float>(data.valid_targets()),
                          part == 1 ? Transformer::GradientsReady(ready) : nullptr);
     }
     reducer.finish();
@@ -62,7 +67,8 @@ Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps)
       const View<float> g = model.parameters().gradients();
       outcome.first_gradients.assign(g.begin(), g.end());
     }
-    outcome.losses.push_back(mesh.world().all_reduce_sum(sum) / static_cast<double>(data.valid_targets()));
+    outcome.losses.push_back(mesh.world().all_reduce_sum(sum) /
+                             static_cast<double>(data.valid_targets()));
     optimizer.update(settings.learning_rate, optimizer.gradient_norm(), step);
   }
   const View<float> w = model.parameters().weights();
@@ -86,7 +92,8 @@ double relative_difference(const std::vector<float>& a, const std::vector<float>
   return std::sqrt(difference / norm);
 }
 
-/// Every scheme, with another way to keep activations; the first for all steps. One context rank needs no scheme.
+/// Every scheme, with another way to keep activations; the first for all steps. One context rank
+/// needs no scheme.
 struct SchemeCase {
   const char* name;
   AttentionSchemeKind scheme;
@@ -96,7 +103,8 @@ struct SchemeCase {
 std::vector<SchemeCase> schemes_of(const MeshShape& shape) {
   const SchemeCase ring = {"ring", AttentionSchemeKind::kRing, Keep::kAttention, kSteps};
   if (shape.context == 1) return {ring};
-  return {ring, {"allgather", AttentionSchemeKind::kAllgather, Keep::kBlock, 4},
+  return {ring,
+          {"allgather", AttentionSchemeKind::kAllgather, Keep::kBlock, 4},
           {"ulysses", AttentionSchemeKind::kUlysses, Keep::kAttention, 4}};
 }
 
@@ -116,7 +124,8 @@ TEST(TrainingParity, EveryMeshLearnsLikeOneRank) {
           worst = std::max(worst, std::abs(sharded.losses[i] / expected.losses[i] - 1));
         SCOPED_TRACE(v.name + " " + to_string(shape) + " " + c.name);
         EXPECT_ALL_RANKS(worst <= 1e-5);
-        EXPECT_ALL_RANKS(relative_difference(sharded.first_gradients, expected.first_gradients) <= 2e-6);
+        EXPECT_ALL_RANKS(relative_difference(sharded.first_gradients, expected.first_gradients) <=
+                         2e-6);
       }
     }
   }
@@ -130,8 +139,10 @@ TEST(TrainingParity, TheSameMeshTwiceIsBitForBitEqual) {
     for (const SchemeCase& c : schemes_of(shape)) {
       v.attention.scheme = c.scheme;
       SCOPED_TRACE(to_string(shape) + " " + c.name);
-      const Outcome first = train(v, mesh, Keep::kAll, c.steps), second = train(v, mesh, Keep::kBlock, c.steps);
-      EXPECT_ALL_RANKS(std::memcmp(first.weights.data(), second.weights.data(), first.weights.size() * sizeof(float)) == 0);
+      const Outcome first = train(v, mesh, Keep::kAll, c.steps),
+                    second = train(v, mesh, Keep::kBlock, c.steps);
+      EXPECT_ALL_RANKS(std::memcmp(first.weights.data(), second.weights.data(),
+                                   first.weights.size() * sizeof(float)) == 0);
       EXPECT_ALL_RANKS(first.losses == second.losses);
     }
   }

@@ -1,4 +1,5 @@
-/// The yardstick of the benchmarks: what oneDNN's sgemm reaches on 2048^3, measured in the same run with the same threads.
+/// The yardstick of the benchmarks: what oneDNN's sgemm reaches on 2048^3, measured in the same run
+/// with the same threads.
 #pragma once
 
 #include <dnnl.h>
@@ -18,7 +19,9 @@ inline double sgemm_peak(int repeats = 5, std::int64_t n = 2048) {
     const auto begin = std::chrono::steady_clock::now();
     dnnl_sgemm('N', 'N', n, n, n, 1.0f, a.data(), n, b.data(), n, 0.0f, c.data(), n);
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-    if (i > 0) best = std::max(best, 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) / seconds.count());
+    if (i > 0)
+      best = std::max(best, 2.0 * static_cast<double>(n) * static_cast<double>(n) *
+                                static_cast<double>(n) / seconds.count());
   }
   return best;
 }

@@ -11,7 +11,8 @@
 
 namespace longspan::testing_support {
 
-ProcessResult run_process(const std::vector<std::string>& arguments, const std::string& interrupt_when, int signal) {
+ProcessResult run_process(const std::vector<std::string>& arguments,
+                          const std::string& interrupt_when, int signal) {
   int out[2], err[2];
   if (::pipe(out) != 0 || ::pipe(err) != 0) throw std::runtime_error("pipe failed");
   const pid_t child = ::fork();
@@ -55,13 +56,17 @@ ProcessResult run_process(const std::vector<std::string>& arguments, const std::
   return result;
 }
 
-std::string longspan_path() { return LONGSPAN_BINARY_DIR "/longspan"; }
+std::string longspan_path() {
+  return LONGSPAN_BINARY_DIR "/longspan";
+}
 
 ProcessResult longspan(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), longspan_path());
   return run_process(arguments);
 }
 
-int count_lines(const std::string& text) { return static_cast<int>(std::count(text.begin(), text.end(), '\n')); }
+int count_lines(const std::string& text) {
+  return static_cast<int>(std::count(text.begin(), text.end(), '\n'));
+}
 
 }  // namespace longspan::testing_support

@@ -7,13 +7,14 @@
 namespace longspan::testing_support {
 
 struct ProcessResult {
-  int status = -1;       ///< exit status; 128 + signal if it was killed
+  int status = -1;  ///< exit status; 128 + signal if it was killed
   std::string out, err;
 };
 
-/// Runs `arguments` (arguments[0] is looked up in PATH) and waits. When `interrupt_when` is not empty, `signal` is sent to the process
-/// once that text has appeared on its stdout.
-ProcessResult run_process(const std::vector<std::string>& arguments, const std::string& interrupt_when = "", int signal = 0);
+/// Runs `arguments` (arguments[0] is looked up in PATH) and waits. When `interrupt_when` is not
+/// empty, `signal` is sent to the process once that text has appeared on its stdout.
+ProcessResult run_process(const std::vector<std::string>& arguments,
+                          const std::string& interrupt_when = "", int signal = 0);
 
 /// The program just built, with these arguments.
 ProcessResult longspan(std::vector<std::string> arguments);

@@ -11,7 +11,8 @@ namespace longspan::testing_support {
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "longspan-test-XXXXXX").string();
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "longspan-test-XXXXXX").string();
     path_ = ::mkdtemp(pattern.data());
   }
   ~TemporaryDirectory() {

@@ -18,12 +18,16 @@ struct Variant {
 /// GPT-2-shaped, Llama-shaped, and the options in between.
 std::vector<Variant> variants();
 
-/// A global micro-batch of random tokens, the same on every rank, and the part of it that a shard holds.
+/// A global micro-batch of random tokens, the same on every rank, and the part of it that a shard
+/// holds.
 class TinyBatch {
  public:
-  TinyBatch(std::int64_t sequences, std::int64_t length, std::int64_t vocabulary, std::uint64_t seed, bool documents = false);
-  /// The tokens at `positions` of the sequences [first, first + count); valid while this object lives.
-  model::MicroBatch slice(std::int64_t first, std::int64_t count, const std::vector<std::int32_t>& positions);
+  TinyBatch(std::int64_t sequences, std::int64_t length, std::int64_t vocabulary,
+            std::uint64_t seed, bool documents = false);
+  /// The tokens at `positions` of the sequences [first, first + count); valid while this object
+  /// lives.
+  model::MicroBatch slice(std::int64_t first, std::int64_t count,
+                          const std::vector<std::int32_t>& positions);
   std::int64_t valid_targets() const { return valid_; }
   std::int64_t length() const { return length_; }
 

@@ -1,8 +1,8 @@
 #include "model/kernels/cpu/gemm.hpp"
 
 #include <dnnl.h>
-#include <dnnl.hpp>
 #include <omp.h>
+#include <dnnl.hpp>
 
 #include <algorithm>
 #include <compare>
@@ -21,11 +21,13 @@ namespace {
 
 using dnnl::memory;
 
-/// One bfloat16 product sums at most so many terms before it is added to c. Measured at [1024, 50304] x [50304, 768]:
-/// oneDNN loses half of its speed on one long sum, and the rounded operands would take as many times the memory.
+/// One bfloat16 product sums at most so many terms before it is added to c. Measured at [1024,
+/// 50304] x [50304, 768]: oneDNN loses half of its speed on one long sum, and the rounded operands
+/// would take as many times the memory.
 constexpr std::int64_t kLongestBf16Sum = 4096;
-/// Elements of one rounded operand: 32 MiB. With few rows (generation) a weight is read once and rounding it is most
-/// of the work: then a block stays in the second-level cache on its way to the product.
+/// Elements of one rounded operand: 32 MiB. With few rows (generation) a weight is read once and
+/// rounding it is most of the work: then a block stays in the second-level cache on its way to the
+/// product.
 constexpr std::int64_t kScratchElements = 1 << 24;
 constexpr std::int64_t kCachedElements = 1 << 18;
 constexpr std::int64_t kFewRows = 16;
@@ -35,7 +37,8 @@ const dnnl::engine& engine() {
   return cpu;
 }
 
-/// Everything a compiled product depends on; pointers do not matter. Operands are rounded into dense matrices.
+/// Everything a compiled product depends on; pointers do not matter. Operands are rounded into
+/// dense matrices.
 struct Key {
   std::int64_t m, n, k, ldc;
   bool trans_a, trans_b, accumulate, bias;
@@ -43,18 +46,21 @@ struct Key {
   auto operator<=>(const Key&) const = default;
 };
 
-/// A compiled product of bfloat16 matrices; `pack_b` (if any) brings b into the layout the product reads.
+/// A compiled product of bfloat16 matrices; `pack_b` (if any) brings b into the layout the product
+/// reads.
 struct Product {
   memory::desc a, b, packed_b, c, bias, scratchpad;
   dnnl::matmul product;
   dnnl::reorder pack_b;
 };
 
-memory::desc matrix(std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t stride, memory::data_type type) {
+memory::desc matrix(std::int64_t rows, std::int64_t cols, bool transposed, std::int64_t stride,
+                    memory::data_type type) {
   return {{rows, cols}, type, transposed ? memory::dims{1, stride} : memory::dims{stride, 1}};
 }
 
-/// The user's scratch: oneDNN's own belongs to the thread that compiled, and several threads may call.
+/// The user's scratch: oneDNN's own belongs to the thread that compiled, and several threads may
+/// call.
 dnnl::primitive_attr attributes(bool accumulate) {
   dnnl::primitive_attr result;
   result.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -66,26 +72,34 @@ dnnl::primitive_attr attributes(bool accumulate) {
 
 /// Nothing if oneDNN has no fast product of bfloat16 numbers on this CPU.
 std::optional<Product> compile(const Key& key) {
-  // Each set of instructions is a set of bits. Without these oneDNN emulates, slower than its fp32 product.
-  if ((dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) != dnnl_cpu_isa_avx512_core_bf16) return std::nullopt;
+  // Each set of instructions is a set of bits. Without these oneDNN emulates, slower than its fp32
+  // product.
+  if ((dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) !=
+      dnnl_cpu_isa_avx512_core_bf16)
+    return std::nullopt;
   Product p;
   p.a = matrix(key.m, key.k, key.trans_a, key.trans_a ? key.m : key.k, memory::data_type::bf16);
   p.b = matrix(key.k, key.n, key.trans_b, key.trans_b ? key.k : key.n, memory::data_type::bf16);
   p.c = matrix(key.m, key.n, false, key.ldc, memory::data_type::f32);
   if (key.bias) p.bias = {{1, key.n}, memory::data_type::f32, memory::format_tag::ab};
-  // A transposed a is copied inside the product, again for every block of b: with b packed it costs a quarter less.
+  // A transposed a is copied inside the product, again for every block of b: with b packed it costs
+  // a quarter less.
   const bool pack = key.trans_a;
-  const memory::desc b = pack ? memory::desc({key.k, key.n}, memory::data_type::bf16, memory::format_tag::any) : p.b;
+  const memory::desc b =
+      pack ? memory::desc({key.k, key.n}, memory::data_type::bf16, memory::format_tag::any) : p.b;
   try {
-    const auto description = key.bias ? dnnl::matmul::desc(p.a, b, p.bias, p.c) : dnnl::matmul::desc(p.a, b, p.c);
+    const auto description =
+        key.bias ? dnnl::matmul::desc(p.a, b, p.bias, p.c) : dnnl::matmul::desc(p.a, b, p.c);
     const dnnl::matmul::primitive_desc compiled(description, attributes(key.accumulate), engine());
     if (std::string_view(compiled.impl_info_str()).starts_with("ref")) return std::nullopt;
     p.packed_b = compiled.weights_desc();
     p.scratchpad = compiled.scratchpad_desc();
     p.product = dnnl::matmul(compiled);
     if (p.packed_b != p.b) {
-      const dnnl::reorder::primitive_desc packing(engine(), p.b, engine(), p.packed_b, attributes(false));
-      if (packing.scratchpad_desc().get_size() > p.scratchpad.get_size()) p.scratchpad = packing.scratchpad_desc();
+      const dnnl::reorder::primitive_desc packing(engine(), p.b, engine(), p.packed_b,
+                                                  attributes(false));
+      if (packing.scratchpad_desc().get_size() > p.scratchpad.get_size())
+        p.scratchpad = packing.scratchpad_desc();
       p.pack_b = dnnl::reorder(packing);
     }
     return p;
@@ -94,7 +108,8 @@ std::optional<Product> compile(const Key& key) {
   }
 }
 
-/// The most recently used products. A training step needs some tens; generation adds some per prompt length.
+/// The most recently used products. A training step needs some tens; generation adds some per
+/// prompt length.
 class ProductCache {
  public:
   std::optional<Product> get(const Key& key) {
@@ -125,15 +140,16 @@ class ProductCache {
 
 std::optional<Product> compiled_product(const GemmArgs& args) {
   static ProductCache& cache = *new ProductCache;  // never destroyed: oneDNN may be gone by then
-  return cache.get({args.m, args.n, args.k, args.ldc, args.trans_a, args.trans_b, args.accumulate, args.bias != nullptr,
-                    omp_get_max_threads()});
+  return cache.get({args.m, args.n, args.k, args.ldc, args.trans_a, args.trans_b, args.accumulate,
+                    args.bias != nullptr, omp_get_max_threads()});
 }
 
 memory bind(const memory::desc& desc, const void* data) {
   return memory(desc, engine(), const_cast<void*>(data));  // oneDNN knows no const
 }
 
-void execute(const Product& p, const GemmArgs& args, const std::uint16_t* a, const std::uint16_t* b) {
+void execute(const Product& p, const GemmArgs& args, const std::uint16_t* a,
+             const std::uint16_t* b) {
   dnnl::stream stream(engine());
   const Buffer<std::byte> scratch(cpu_device(), static_cast<std::int64_t>(p.scratchpad.get_size()));
   const memory scratch_memory = bind(p.scratchpad, scratch.data());
@@ -156,7 +172,8 @@ void execute(const Product& p, const GemmArgs& args, const std::uint16_t* a, con
 
 /// c = (accumulate ? c : 0) + bias: what a product is then added to.
 void start_from_bias(const GemmArgs& args) {
-  constexpr std::int64_t kParallelElements = 1 << 15;  // below, starting threads costs more than they save
+  constexpr std::int64_t kParallelElements =
+      1 << 15;  // below, starting threads costs more than they save
 #pragma omp parallel for schedule(static) if (args.m * args.n >= kParallelElements)
   for (std::int64_t i = 0; i < args.m; ++i) {
     float* c = args.c + i * args.ldc;
@@ -165,23 +182,28 @@ void start_from_bias(const GemmArgs& args) {
   }
 }
 
-/// dnnl_sgemm and not a matmul primitive: as fast or faster for every product of a training step, and twice as fast
-/// where the primitive is worst ([3072, 768] += [tokens, 3072]^T x [tokens, 768]), even with the bias written first.
+/// dnnl_sgemm and not a matmul primitive: as fast or faster for every product of a training step,
+/// and twice as fast where the primitive is worst ([3072, 768] += [tokens, 3072]^T x [tokens,
+/// 768]), even with the bias written first.
 void gemm_fp32(const GemmArgs& args) {
   if (args.bias != nullptr) start_from_bias(args);
   const float beta = args.accumulate || args.bias != nullptr ? 1.0f : 0.0f;
   const dnnl::status status =
-      dnnl::sgemm(args.trans_a ? 'T' : 'N', args.trans_b ? 'T' : 'N', args.m, args.n, args.k, 1.0f, args.a, args.lda,
-                  args.b, args.ldb, beta, args.c, args.ldc);
+      dnnl::sgemm(args.trans_a ? 'T' : 'N', args.trans_b ? 'T' : 'N', args.m, args.n, args.k, 1.0f,
+                  args.a, args.lda, args.b, args.ldb, beta, args.c, args.ldc);
   if (status != dnnl::status::success)
-    fail("oneDNN cannot multiply [{}, {}] by [{}, {}] (status {}): the memory may be used up, try shorter sequences",
-         args.m, args.k, args.k, args.n, static_cast<int>(status));
+    fail(
+        "oneDNN cannot multiply [{}, {}] by [{}, {}] (status {}): the memory may be used up, try "
+        "shorter sequences",
+        args.m, args.k, args.k, args.n, static_cast<int>(status));
 }
 
 /// At most kLongestBf16Sum terms and kScratchElements elements.
 void gemm_bf16_block(const GemmArgs& args) {
-  const std::int64_t a_rows = args.trans_a ? args.k : args.m, a_cols = args.trans_a ? args.m : args.k;
-  const std::int64_t b_rows = args.trans_b ? args.n : args.k, b_cols = args.trans_b ? args.k : args.n;
+  const std::int64_t a_rows = args.trans_a ? args.k : args.m,
+                     a_cols = args.trans_a ? args.m : args.k;
+  const std::int64_t b_rows = args.trans_b ? args.n : args.k,
+                     b_cols = args.trans_b ? args.k : args.n;
   if (const auto product = compiled_product(args)) {
     const Buffer<std::uint16_t> a(cpu_device(), a_rows, a_cols), b(cpu_device(), b_rows, b_cols);
     convert_to_bf16(args.a, a_rows, a_cols, args.lda, a.data());
@@ -205,12 +227,15 @@ std::int64_t block_length(std::int64_t total, std::int64_t largest) {
   return ((total + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit;
 }
 
-/// In blocks, so that the rounded operands stay small however long the sequence and large the vocabulary.
+/// In blocks, so that the rounded operands stay small however long the sequence and large the
+/// vocabulary.
 void gemm_bf16(const GemmArgs& args) {
   const std::int64_t length_k = block_length(args.k, kLongestBf16Sum);
   const std::int64_t elements = args.m < kFewRows ? kCachedElements : kScratchElements;
-  const std::int64_t length_m = block_length(args.m, std::max<std::int64_t>(elements / length_k, 1));
-  const std::int64_t length_n = block_length(args.n, std::max<std::int64_t>(elements / length_k, 1));
+  const std::int64_t length_m =
+      block_length(args.m, std::max<std::int64_t>(elements / length_k, 1));
+  const std::int64_t length_n =
+      block_length(args.n, std::max<std::int64_t>(elements / length_k, 1));
   for (std::int64_t i = 0; i < args.m; i += length_m)
     for (std::int64_t j = 0; j < args.n; j += length_n)
       for (std::int64_t p = 0; p < args.k; p += length_k) {
