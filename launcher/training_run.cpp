@@ -126,14 +126,14 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
       backend_(model::cpu_backend()) {
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
-  config_.mesh = {shape.data, shape.context};
+  config_.mesh = {shape.data, shape.context, shape.tensor};
   if (config_.train.global_batch == 0)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
   check_same_everywhere(config_, dataset_, world);
   accumulation_ = accumulation_of(config_, shape);
 
   if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
-  gradient_group_ = make_mpi_group(mesh_.world());
+  gradient_group_ = make_mpi_group(mesh_.replicas());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
   SequenceShards shards = shard_sequence(
       config_.data.sequence_length, causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous,
@@ -257,7 +257,7 @@ std::string TrainingRun::save() {
   facts.dataset_uuid = dataset_.facts().uuid;
   facts.tokenizer = dataset_.facts().tokenizer;
   facts.data = mesh_.shape().data, facts.context = mesh_.shape().context,
-  facts.world_size = world.size();
+  facts.tensor = mesh_.shape().tensor, facts.world_size = world.size();
   facts.config = to_ini(config_);
   facts.program_version = version_line();
   facts.loss_history = progress_.losses;

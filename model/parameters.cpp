@@ -9,8 +9,20 @@
 namespace longspan::model {
 
 ParameterStore::Id ParameterStore::add(std::string name, Shape shape, Initial initial, bool decay) {
+  Parameter parameter;
+  parameter.name = std::move(name);
+  parameter.shape = std::move(shape);
+  parameter.initial = initial;
+  parameter.decay = decay;
+  return add(std::move(parameter));
+}
+
+ParameterStore::Id ParameterStore::add(Parameter parameter) {
   assert(weights_.empty());
-  parameters_.push_back({std::move(name), std::move(shape), initial, decay, count_});
+  if (parameter.global_shape.empty()) parameter.global_shape = parameter.shape;
+  if (parameter.block_offset.empty()) parameter.block_offset = Shape(parameter.shape.size(), 0);
+  parameter.offset = count_;
+  parameters_.push_back(std::move(parameter));
   count_ += parameters_.back().count();
   return parameters_.size() - 1;
 }
@@ -31,9 +43,16 @@ void ParameterStore::initialize(std::uint64_t seed) {
       continue;
     }
     const std::uint64_t key = derive_key(seed, hash_name(p.name));
+    // Element i of a block is element (row + block row) * columns + column of the whole tensor.
+    const std::int64_t columns = p.shape.back(), all_columns = p.global_shape.back();
+    const std::int64_t first_row = p.shape.size() > 1 ? p.block_offset.front() : 0;
+    const std::int64_t first_column = p.block_offset.back();
 #pragma omp parallel for schedule(static)
-    for (std::int64_t i = 0; i < count; ++i)
-      w[i] = p.initial.standard_deviation * normal_at(key, static_cast<std::uint64_t>(i));
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t whole =
+          (first_row + i / columns) * all_columns + first_column + i % columns;
+      w[i] = p.initial.standard_deviation * normal_at(key, static_cast<std::uint64_t>(whole));
+    }
   }
 }
 
@@ -56,7 +75,7 @@ std::vector<ShardedArray> ParameterStore::arrays(const std::string& prefix,
                                                  View<float> flat) const {
   std::vector<ShardedArray> result;
   for (const Parameter& p : parameters_)
-    result.push_back({prefix + p.name, DType::kF32, p.shape, Shape(p.shape.size(), 0), p.shape,
+    result.push_back({prefix + p.name, DType::kF32, p.global_shape, p.block_offset, p.shape,
                       flat.data() + p.offset});
   return result;
 }

@@ -19,12 +19,18 @@ struct Initial {
   float constant = 0.0f;
 };
 
+/// One tensor, or the block of it that this rank holds when the tensor axis shares the weights.
 struct Parameter {
   std::string name;
-  Shape shape;
+  Shape shape;  ///< of this rank's block
   Initial initial;
   bool decay = false;       ///< weight decay applies: matrices yes, norms and biases no
   std::int64_t offset = 0;  ///< first element in the flat buffers
+  Shape global_shape;       ///< of the whole tensor; empty when added: `shape`
+  Shape block_offset;       ///< where the block begins in it; empty when added: zeros
+  /// Tensor ranks that hold this same block, consecutive ones: their gradients are parts of one
+  /// sum.
+  int replicas = 1;
   std::int64_t count() const { return element_count(shape); }
 };
 
@@ -34,10 +40,11 @@ class ParameterStore {
 
   /// Declares a parameter; only before allocate().
   Id add(std::string name, Shape shape, Initial initial, bool decay);
+  Id add(Parameter parameter);  ///< its offset in the flat buffers is set here
   /// Makes the buffers: weights uninitialised, gradients zero.
   void allocate(Device& device);
-  /// Sets every weight from (seed, name of the parameter, index of the element) alone: the same on
-  /// every mesh.
+  /// Sets every weight from (seed, name of the parameter, index of the element in the whole tensor)
+  /// alone: the same on every mesh.
   void initialize(std::uint64_t seed);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }

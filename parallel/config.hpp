@@ -5,7 +5,8 @@ namespace longspan {
 
 struct MeshConfig {
   int data = 0;     ///< ranks that share the batch; 0 = whatever the other axes leave
-  int context = 1;  ///< ranks that share one sequence
+  int context = 1;  ///< ranks that share one sequence; 0 as above
+  int tensor = 1;   ///< ranks that share the weights of every layer; 0 as above
 };
 
 }  // namespace longspan

@@ -15,6 +15,10 @@ TEST(Mesh, WorksOutWhatIsZero) {
   EXPECT_EQ(resolve_mesh({0, 3}, 6).data, 2);
   EXPECT_EQ(resolve_mesh({2, 0}, 6).context, 3);
   EXPECT_EQ(resolve_mesh({0, 0}, 6).data, 6);
+  EXPECT_EQ(resolve_mesh({0, 3, 2}, 12).data, 2);
+  EXPECT_EQ(resolve_mesh({2, 0, 3}, 12).context, 2);
+  EXPECT_EQ(resolve_mesh({2, 2, 0}, 12).tensor, 3);
+  EXPECT_EQ(to_string(resolve_mesh({2, 2, 0}, 12)), "mesh.data=2 mesh.context=2 mesh.tensor=3");
 }
 
 TEST(Mesh, AnImpossibleOneSaysTheEquationAndTwoThatFit) {
@@ -23,10 +27,11 @@ TEST(Mesh, AnImpossibleOneSaysTheEquationAndTwoThatFit) {
     FAIL();
   } catch (const Error& e) {
     EXPECT_EQ(e.status(), ExitStatus::kUsage);
-    EXPECT_STREQ(e.what(),
-                 "mesh.data=2 * mesh.context=4 does not make 6 ranks: set mesh.data=6 "
-                 "mesh.context=1 (for speed) or "
-                 "mesh.data=1 mesh.context=6 (for long sequences), or start 8 ranks");
+    EXPECT_STREQ(
+        e.what(),
+        "mesh.data=2 * mesh.context=4 * mesh.tensor=1 does not make 6 ranks: set mesh.data=6 "
+        "mesh.context=1 (for speed) or "
+        "mesh.data=1 mesh.context=6 (for long sequences), or start 8 ranks");
   }
   EXPECT_THROW(resolve_mesh({0, 4}, 6), Error);
 }
