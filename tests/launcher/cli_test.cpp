@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <sstream>
 
 #include "launcher/run_directory.hpp"
@@ -111,6 +112,17 @@ TEST_F(Cli, TrainsAloneUnderMpirunAndByLaunchWithTheSameLosses) {
   const auto one = losses_of(metrics("alone"));
   ASSERT_EQ(one.size(), 8u);
   EXPECT_LT(one.back(), one.front());
+
+  // mfu is what the header says: model FLOPs of a step, per second, over the peak.
+  std::smatch flops, peak;
+  ASSERT_TRUE(std::regex_search(a.out, flops, std::regex("([0-9.e+]+) GFLOP \\(model FLOPs")));
+  ASSERT_TRUE(std::regex_search(a.out, peak, std::regex("peak: ([0-9.]+) GFLOP/s")));
+  std::istringstream lines(read(metrics("alone")));
+  for (std::string line; std::getline(lines, line);) {
+    const auto j = nlohmann::json::parse(line);
+    const double expected = std::stod(flops[1]) / double(j["step_seconds"]) / std::stod(peak[1]);
+    EXPECT_NEAR(double(j["mfu"]) / expected, 1.0, 0.02) << line;
+  }
 
   std::vector<std::string> plain = {
       "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", longspan_path(), "train"};
