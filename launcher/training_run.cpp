@@ -135,9 +135,9 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
   gradient_group_ = make_mpi_group(mesh_.world());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
-  SequenceShards shards = shard_sequence(
-      config_.data.sequence_length, causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous,
-      context_group_.get());
+  SequenceShards shards =
+      shard_sequence(config_.data.sequence_length, layout_for(causal, config_.attention.window),
+                     context_group_.get());
 
   plan_.positions_T = shards.mine();
   plan_.sequence_length = config_.data.sequence_length;

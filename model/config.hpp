@@ -13,7 +13,7 @@ enum class NormKind { kLayerNorm, kRmsNorm };
 enum class PositionKind { kRope, kLearned, kSinusoidal, kNone };
 enum class Precision { kFp32, kBf16 };
 enum class MaskKind { kCausal, kFull };
-enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses };
+enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses, kHybrid };
 enum class Keep { kAll, kAttention, kBlock };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 

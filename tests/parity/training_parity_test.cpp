@@ -34,8 +34,7 @@ struct Outcome {
 Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps) {
   const auto context = mesh.shape().context > 1 ? make_mpi_group(mesh.context()) : nullptr;
   const auto gradient_group = make_mpi_group(mesh.world());
-  const auto layout =
-      v.attention.mask == MaskKind::kCausal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous;
+  const auto layout = layout_for(v.attention.mask == MaskKind::kCausal, v.attention.window);
   MemoryConfig memory;
   memory.keep = keep;
   Transformer model(v.config, v.attention, memory, shard_sequence(kLength, layout, context.get()),
