@@ -41,7 +41,7 @@ struct AttentionConfig {
   MaskKind mask = MaskKind::kCausal;
   std::int64_t window = 0;  ///< tokens a query sees, itself included; 0 = all
   AttentionSchemeKind scheme =
-      AttentionSchemeKind::kAuto;  ///< how ranks share a sequence; auto = ring
+      AttentionSchemeKind::kAuto;  ///< how ranks share a sequence (attention_choice.hpp)
 };
 
 struct MemoryConfig {
