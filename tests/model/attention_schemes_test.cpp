@@ -371,6 +371,36 @@ TEST(AttentionSchemes, TrafficIsThatOfSectionFourWhereRanksDivideEverything) {
   }
 }
 
+// Section 5: max/mean of the visible pairs is 1.00 with zigzag, in the whole and in every step of
+// the ring; contiguous it is 2 - 1/P.
+TEST(AttentionSchemes, ZigzagBalancesTheVisiblePairs) {
+  const auto balance = [](std::int64_t length, int ranks, SequenceLayout layout, int step) {
+    double largest = 0, sum = 0;
+    for (int r = 0; r < ranks; ++r) {
+      const auto queries = sequence_positions(length, r, ranks, layout);
+      const auto keys = step < 0
+                            ? sequence_positions(length, 0, 1, layout)
+                            : sequence_positions(length, (r + ranks - step) % ranks, ranks, layout);
+      AttentionShape shape;
+      shape.batch = 1;
+      shape.queries = static_cast<std::int64_t>(queries.size());
+      shape.keys = static_cast<std::int64_t>(keys.size());
+      shape.query_positions = queries.data(), shape.key_positions = keys.data();
+      const auto pairs = static_cast<double>(visible_pairs(shape));
+      largest = std::max(largest, pairs), sum += pairs;
+    }
+    return largest * ranks / sum;
+  };
+  for (const int ranks : {2, 3, 4, 7}) {
+    const std::int64_t length = 168 * ranks;
+    for (int step = -1; step < ranks; ++step)
+      EXPECT_EQ(balance(length, ranks, SequenceLayout::kZigzag, step), 1.0) << ranks << " " << step;
+    EXPECT_NEAR(balance(length, ranks, SequenceLayout::kContiguous, -1), 2.0 - 1.0 / ranks, 0.005);
+    // Lengths that do not divide: padding costs less than one in a hundred.
+    EXPECT_NEAR(balance(16384, ranks, SequenceLayout::kZigzag, -1), 1.0, 0.005);
+  }
+}
+
 // Pair by pair: a row travels to a rank if and only if a query there sees it.
 TEST(AttentionSchemes, OnlyRowsThatAQuerySeesTravelThroughAWindow) {
   for (const bool causal : {true, false})
