@@ -9,8 +9,8 @@
 namespace longspan::launcher {
 
 /// Whole sequences of random queries, keys, values and gradients, the same on every rank. With
-/// config.precision = bf16 they are rounded on their way into attention, as model/block.cpp does,
-/// and not for the oracle.
+/// config.precision = bf16 q, k and v are rounded on their way into attention, as model/block.cpp
+/// does, and for the oracle, apart from the program's own rounding.
 struct AttentionProblem {
   model::ModelConfig config;
   model::AttentionConfig attention;

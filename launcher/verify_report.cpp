@@ -18,7 +18,8 @@ std::string error_text(double error) {
 
 std::string cell(double value) {
   if (!std::isfinite(value)) return "inf";
-  return value < 1000 ? fmt::format("{:.2f}", value) : fmt::format("{:.0e}", value);
+  if (value < 1000) return fmt::format("{:.2f}", value);
+  return value < 1e5 ? fmt::format("{:.0f}", value) : fmt::format("{:.0e}", value);
 }
 
 struct NamedErrors {
@@ -88,12 +89,12 @@ struct Worst {
   }
 };
 
-/// `unit`: of the errors. Side by side, numbers without exponents are compared at a glance.
-std::string attention_table(const std::vector<AttentionRow>& rows, model::Precision precision,
-                            double unit, bool colour) {
+/// Errors in millionths: side by side, numbers without exponents are compared at a glance.
+std::string attention_table(const std::vector<AttentionRow>& rows, bool colour) {
   constexpr auto kLeft = Table::Align::kLeft;
   Table table({{"ranks"},
                {"scheme", kLeft},
+               {"", kLeft},
                {"mask", kLeft},
                {"cases"},
                {"output"},
@@ -105,17 +106,19 @@ std::string attention_table(const std::vector<AttentionRow>& rows, model::Precis
                {"keep", kLeft},
                {"twice", kLeft},
                {"", kLeft}});
-  const auto in_units = [unit](double error) { return cell(error / unit); };
-  const AttentionBounds& bounds = bounds_of(precision);
-  const std::string bound = in_units(bounds.relative);
-  table.add({"", "", "at most", "", bound, bound, bound, bound, in_units(bounds.lse),
-             cell(bounds.times_one_rank), bits_text(true), bits_text(true)});
+  const auto in_millionths = [](double error) { return cell(error * 1e6); };
+  for (const auto precision : {model::Precision::kFp32, model::Precision::kBf16}) {
+    const AttentionBounds& bounds = bounds_of(precision);
+    const std::string bound = in_millionths(bounds.relative);
+    table.add({"", "", std::string(name_of(precision)), "at most", "", bound, bound, bound, bound,
+               in_millionths(bounds.lse), cell(bounds.times_one_rank), bits_text(true),
+               bits_text(true)});
+  }
   using Key = std::vector<std::string>;
   std::vector<std::pair<Key, Worst>> groups;
   for (const AttentionRow& row : rows) {
-    if (row.what.precision != precision) continue;
     const Key key = {std::to_string(row.what.ranks), row.what.ranks == 1 ? "" : row.what.scheme,
-                     std::string(name_of(row.what.mask))};
+                     std::string(name_of(row.what.precision)), std::string(name_of(row.what.mask))};
     if (groups.empty() || groups.back().first != key) groups.emplace_back(key, Worst());
     groups.back().second.add(row);
   }
@@ -124,14 +127,18 @@ std::string attention_table(const std::vector<AttentionRow>& rows, model::Precis
     auto cells = shown.cells(key);
     cells.push_back(std::to_string(worst.cases));
     const AttentionErrors& e = worst.errors;
-    for (const double error : {e.output, e.dq, e.dk, e.dv, e.lse}) cells.push_back(in_units(error));
-    cells.push_back(key[0] == "1" ? "" : cell(worst.times_one_rank));
+    for (const double error : {e.output, e.dq, e.dk, e.dv, e.lse})
+      cells.push_back(in_millionths(error));
+    // 0: all below the rounding step.
+    cells.push_back(key[0] == "1"                  ? ""
+                    : worst.times_one_rank < 0.005 ? "flat"
+                                                   : cell(worst.times_one_rank));
     cells.emplace_back(bits_text(e.keeps_agree));
     cells.emplace_back(bits_text(e.same_again));
     cells.push_back(verdict(worst.ok, colour));
     table.add(std::move(cells));
   }
-  return groups.empty() ? "" : table.text(2);
+  return table.text(2);
 }
 
 std::string training_table(const std::vector<TrainingRow>& rows, bool colour) {
@@ -243,14 +250,11 @@ std::string report_text(const VerifyReport& report, bool colour) {
   const int broken = broken_rows(report);
   const auto all = static_cast<std::int64_t>(report.attention.size() + report.training.size());
   std::string text =
-      "Attention against dense attention in double precision: the worst of all layouts, heads and\n"
-      "lengths. Relative L2 errors of output, dQ, dK, dV; ratio: largest to the error of one "
-      "rank;\n"
-      "keep: memory.keep=all, attention and block, bit for bit; twice: run again, bit for bit.\n\n"
-      "fp32, errors in millionths, of the log-sum-exp the largest absolute one:\n" +
-      attention_table(report.attention, model::Precision::kFp32, 1e-6, colour) +
-      "\nbf16, errors in thousandths, all relative L2:\n" +
-      attention_table(report.attention, model::Precision::kBf16, 1e-3, colour) +
+      "Attention against dense attention in double precision, the worst of all layouts, heads and\n"
+      "lengths. Errors in millionths: relative L2 of output, dQ, dK, dV; log-sum-exp: largest "
+      "absolute\none in fp32, relative L2 in bf16. ratio: largest to the error of one rank. keep: "
+      "memory.keep =\nall, attention and block bit for bit. twice: run again, bit for bit.\n\n" +
+      attention_table(report.attention, colour) +
       "\nTraining, 20 steps: largest relative difference of the loss to one rank (* has no "
       "bound).\n\n" +
       training_table(report.training, colour) + "\n" + broken_text(report.attention) +

@@ -8,6 +8,8 @@
 #include <functional>
 
 #include "launcher/verify.hpp"
+#include "launcher/verify_attention.hpp"
+#include "launcher/verify_training.hpp"
 #include "support/ranks.hpp"
 
 namespace longspan::launcher {
@@ -156,13 +158,14 @@ class VerifyFaults : public testing::Test {
  protected:
   AttentionRow measure(ProcessGroup& group, Backend backend,
                        SequenceLayout layout = SequenceLayout::kZigzag) const {
-    const AttentionProblem problem = attention_problem(MaskCase::kCausal, true, 61);
+    const AttentionCase what = {world.size(),      "ring",          layout,
+                                MaskCase::kCausal, HeadsCase::kGqa, Precision::kFp32,
+                                /*tokens=*/61};
+    const AttentionProblem problem = attention_problem(what);
     const auto truth = attention_truth(problem);
     const auto alone = run_attention(problem, SequenceLayout::kContiguous, nullptr, cpu_backend());
     const auto sharded = run_attention(problem, layout, &group, backend);
-    return {{world.size(), "ring", layout, MaskCase::kCausal, true, 61},
-            compare(sharded, truth),
-            compare(alone, truth)};
+    return {what, compare(sharded, problem, truth), compare(alone, problem, truth)};
   }
   TrainingRow measure(const TrainingProblem& problem, const MeshShape& shape,
                       ProcessGroup& gradients) const {
@@ -171,14 +174,14 @@ class VerifyFaults : public testing::Test {
     const auto expected =
         run_training(right, alone, Keep::kAll, *make_mpi_group(alone.world()), cpu_backend());
     const auto outcome = run_training(problem, mesh, Keep::kAttention, gradients, cpu_backend());
-    return {{shape.data, shape.context, Keep::kAttention, "llama"},
+    return {{{shape.data, shape.context, "ring"}, Keep::kAttention, "llama"},
             loss_difference(outcome, expected),
             true,
             true};
   }
   /// The status of a report in which all other rows are good.
   ExitStatus status_with(const AttentionRow& row) const {
-    return report_status({{row}, {{{1, 1, Keep::kAll, "gpt2"}, 0, true, true}}, 0});
+    return report_status({{row}, {{{{1, 1, ""}, Keep::kAll, "gpt2"}, 0, true, true}}, 0});
   }
   ExitStatus status_with(const TrainingRow& row) const {
     return report_status({{{{}, {}, {}}}, {row}, 0});
