@@ -32,6 +32,8 @@ constexpr const AttentionBounds& bounds_of(model::Precision precision) {
 }
 /// Of the loss, relative to one rank, at every step.
 constexpr double kLossBound = 1e-5;
+/// Of the gradients of the first step, relative L2 to one rank.
+constexpr double kGradientBound = 2e-6;
 
 /// Largest of the errors of output, dq, dk and dv, each over that of one rank (or rounding_step /
 /// times_one_rank if that is larger).

@@ -134,7 +134,7 @@ class RankRun {
     int sharing = 1;
     for (const VerifiedScheme& scheme : verified_schemes())
       if (scheme.kind == problem_.attention.scheme && shards_.ranks() > 1)
-        sharing = scheme.ranks_over_heads(shards_.ranks());
+        sharing = scheme.ranks_over_heads(problem_.config, shards_.ranks());
     const int first_rank = shards_.index / sharing * sharing;
     const std::int64_t heads = problem_.config.heads;
     const std::int64_t first_head = part_begin(heads, shards_.index - first_rank, sharing);
@@ -166,6 +166,10 @@ class RankRun {
 };
 
 }  // namespace
+
+SequenceShards whole_sequence(std::int64_t tokens) {
+  return shard_sequence(tokens, SequenceLayout::kContiguous, nullptr);
+}
 
 AttentionProblem attention_problem(const AttentionCase& what) {
   AttentionProblem problem;
@@ -221,9 +225,8 @@ OracleOutputs attention_truth(const AttentionProblem& problem) {
   return attention_oracle(shape, {q, k, v, problem.dout});
 }
 
-AttentionResult run_attention(const AttentionProblem& problem, SequenceLayout layout,
-                              ProcessGroup* group, Backend backend) {
-  const SequenceShards shards = shard_sequence(problem.tokens, layout, group);
+AttentionResult run_attention(const AttentionProblem& problem, const SequenceShards& shards,
+                              Backend backend) {
   RankRun mine(problem, shards, backend);
   mine.run();
   AttentionResult result;
@@ -241,7 +244,7 @@ AttentionResult run_attention(const AttentionProblem& problem, SequenceLayout la
   for (const bool* flag : flags) violations.push_back(*flag ? 0.0f : 1.0f);
   for (std::vector<float>* part :
        {&result.output, &result.dq, &result.dk, &result.dv, &result.lse, &violations})
-    group->all_reduce_sum({part->data(), static_cast<std::int64_t>(part->size())})->wait();
+    shards.group->all_reduce_sum({part->data(), static_cast<std::int64_t>(part->size())})->wait();
   for (std::size_t i = 0; i < violations.size(); ++i) *flags[i] = violations[i] == 0.0f;
   return result;
 }
@@ -273,12 +276,13 @@ std::vector<AttentionRow> measure_attention(const Communicator& world, const Ver
   std::vector<AttentionRow> rows;
   for (const AttentionCase& what : attention_cases(world.size(), scope)) {
     const AttentionProblem problem = attention_problem(what);
-    const AttentionResult result = run_attention(problem, what.layout, group.get(), backend);
+    const AttentionResult result =
+        run_attention(problem, shard_sequence(what.tokens, what.layout, group.get()), backend);
     if (world.rank() != 0) continue;
     Reference& reference = references[{what.mask, what.heads, what.tokens, what.precision}];
     if (reference.truth.output.empty()) {
       reference.truth = attention_truth(problem);
-      const auto alone = run_attention(problem, SequenceLayout::kContiguous, nullptr, backend);
+      const auto alone = run_attention(problem, whole_sequence(what.tokens), backend);
       reference.one_rank = compare(alone, problem, reference.truth);
     }
     rows.push_back({what, compare(result, problem, reference.truth), reference.one_rank});

@@ -27,11 +27,12 @@ struct AttentionResult {
 
 AttentionProblem attention_problem(const AttentionCase& what);
 model::OracleOutputs attention_truth(const AttentionProblem& problem);
-/// Forward and backward with the sequences spread over `group` (null: one rank) by
-/// problem.attention .scheme, and again the ways of memory.keep. Every rank gets the whole result.
-/// Collective over `group`, whose all_reduce_sum puts the result together: no scheme uses it.
-AttentionResult run_attention(const AttentionProblem& problem, SequenceLayout layout,
-                              ProcessGroup* group, model::Backend backend);
+SequenceShards whole_sequence(std::int64_t tokens);  ///< on one rank
+/// Forward and backward with the sequences shared as `shards` say, by problem.attention.scheme, and
+/// again the ways of memory.keep. Every rank gets the whole result. Collective over shards.group,
+/// whose all_reduce_sum puts the result together: no scheme uses it.
+AttentionResult run_attention(const AttentionProblem& problem, const SequenceShards& shards,
+                              model::Backend backend);
 AttentionErrors compare(const AttentionResult& result, const AttentionProblem& problem,
                         const model::OracleOutputs& truth);
 

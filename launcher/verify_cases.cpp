@@ -33,6 +33,13 @@ std::vector<Length> lengths_of(int ranks, const VerifyScope& scope) {
   return lengths;
 }
 
+int all_heads(const ModelConfig&, int) {
+  return 1;
+}
+int heads_over_all(const ModelConfig&, int ranks) {
+  return ranks;
+}
+
 bool is_measured(const AttentionCase& what, bool all_combinations, Extent extent) {
   using enum MaskCase;
   if (what.ranks == 1 && (what.heads == HeadsCase::kFew || what.mask == kLongWindow)) return false;
@@ -56,9 +63,9 @@ bool is_measured(const AttentionCase& what, bool all_combinations, Extent extent
 
 const std::vector<VerifiedScheme>& verified_schemes() {
   static const std::vector<VerifiedScheme> all = {
-      {"ring", AttentionSchemeKind::kRing, [](int) { return 1; }},
-      {"allgather", AttentionSchemeKind::kAllgather, [](int) { return 1; }},
-      {"ulysses", AttentionSchemeKind::kUlysses, [](int ranks) { return ranks; }},
+      {"ring", AttentionSchemeKind::kRing, all_heads},
+      {"allgather", AttentionSchemeKind::kAllgather, all_heads},
+      {"ulysses", AttentionSchemeKind::kUlysses, heads_over_all},
   };
   return all;
 }

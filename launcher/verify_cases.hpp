@@ -31,7 +31,7 @@ struct VerifiedScheme {
   model::AttentionSchemeKind kind;
   /// Of `ranks` ranks, how many neighbours share out the heads among them: 1 = every rank has all
   /// heads of its own tokens. Says where log-sum-exps lie (model::AttentionSaved).
-  int (*ranks_over_heads)(int ranks);
+  int (*ranks_over_heads)(const model::ModelConfig& config, int ranks);
 };
 const std::vector<VerifiedScheme>& verified_schemes();
 /// Throws Error if there is none of that name.
@@ -99,15 +99,16 @@ struct TrainingCase {
 };
 struct TrainingRow {
   TrainingCase what;
-  double loss_difference = 0;     ///< largest |loss / loss of one rank - 1| over the steps
-  bool same_as_keep_all = false;  ///< losses and weights, bit for bit, on every rank
-  bool same_again = false;        ///< the same run once more, likewise
+  double loss_difference = 0;      ///< largest |loss / loss of one rank - 1| over the steps
+  double gradient_difference = 0;  ///< relative L2 of the first gradients to those of one rank
+  bool same_as_keep_all = false;   ///< losses and weights, bit for bit, on every rank
+  bool same_again = false;         ///< the same run once more, likewise
 };
 
 /// The models that are trained; training_problem() says what they are.
 struct VerifiedModel {
   std::string_view name, shown;
-  bool loss_is_bounded;  ///< fp32: its losses have a bound; bf16: only its bits
+  bool has_bounds;  ///< fp32: losses and gradients have bounds; bf16: only its bits
 };
 const std::vector<VerifiedModel>& verified_models();
 const VerifiedModel& verified_model(std::string_view name);

@@ -73,6 +73,7 @@ Json to_json(const TrainingRow& row) {
                {"keep", name_of(what.keep)},
                {"model", what.model},
                {"loss_difference", number(row.loss_difference)},
+               {"gradient_difference", number(row.gradient_difference)},
                {"same_as_keep_all", row.same_as_keep_all},
                {"same_again", row.same_again}};
   add_verdict(json, row);
@@ -89,15 +90,17 @@ Json to_json(const std::vector<Row>& rows) {
 }  // namespace
 
 std::string report_json(const VerifyReport& report) {
-  const Json json = {
-      {"verdict", report_status(report) == ExitStatus::kDone ? "ok" : "BROKEN"},
-      {"broken_rows", broken_rows(report)},
-      {"bounds",
-       {{"fp32", to_json(kFp32Bounds)}, {"bf16", to_json(kBf16Bounds)}, {"loss", kLossBound}}},
-      {"attention", to_json(report.attention)},
-      {"training", to_json(report.training)},
-      {"seconds", report.seconds},
-      {"program", version_line()}};
+  const Json json = {{"verdict", report_status(report) == ExitStatus::kDone ? "ok" : "BROKEN"},
+                     {"broken_rows", broken_rows(report)},
+                     {"bounds",
+                      {{"fp32", to_json(kFp32Bounds)},
+                       {"bf16", to_json(kBf16Bounds)},
+                       {"loss", kLossBound},
+                       {"gradient", kGradientBound}}},
+                     {"attention", to_json(report.attention)},
+                     {"training", to_json(report.training)},
+                     {"seconds", report.seconds},
+                     {"program", version_line()}};
   return json.dump(2);
 }
 
@@ -120,9 +123,9 @@ VerifyReport rows_from_text(const std::string& text, int ranks, const VerifyScop
     }
     for (const TrainingCase& what : training_cases(ranks, scope)) {
       const Json& row = training.at(report.training.size());
-      report.training.push_back({what, number_from(row.at("loss_difference")),
-                                 row.at("same_as_keep_all").get<bool>(),
-                                 row.at("same_again").get<bool>()});
+      report.training.push_back(
+          {what, number_from(row.at("loss_difference")), number_from(row.at("gradient_difference")),
+           row.at("same_as_keep_all").get<bool>(), row.at("same_again").get<bool>()});
       if (to_json(report.training.back()) != row)
         fail("the row of {} is another one: {}", describe(what), row.dump());
     }

@@ -148,10 +148,12 @@ std::string training_table(const std::vector<TrainingRow>& rows, bool colour) {
                {"model", kLeft},
                {"memory.keep", kLeft},
                {"loss"},
+               {"gradient"},
                {"as keep=all", kLeft},
                {"run twice", kLeft},
                {"", kLeft}});
-  table.add({"", "", "", "at most", error_text(kLossBound), "same bits", "same bits"});
+  table.add({"", "", "", "at most", error_text(kLossBound), error_text(kGradientBound), "same bits",
+             "same bits"});
   Groups groups;
   for (const TrainingRow& row : rows) {
     const TrainingCase& what = row.what;
@@ -159,7 +161,8 @@ std::string training_table(const std::vector<TrainingRow>& rows, bool colour) {
     auto cells = groups.cells(
         {std::to_string(what.layout.ranks()), to_string(what.layout), std::string(model.shown)});
     cells.emplace_back(name_of(what.keep));
-    cells.push_back(error_text(row.loss_difference) + (model.loss_is_bounded ? "" : " *"));
+    for (const double difference : {row.loss_difference, row.gradient_difference})
+      cells.push_back(error_text(difference) + (model.has_bounds ? "" : " *"));
     cells.emplace_back(bits_text(row.same_as_keep_all));
     cells.emplace_back(bits_text(row.same_again));
     cells.push_back(verdict(broken_bounds(row).empty(), colour));
@@ -225,10 +228,13 @@ std::vector<std::string> broken_bounds(const AttentionRow& row) {
 
 std::vector<std::string> broken_bounds(const TrainingRow& row) {
   std::vector<std::string> broken;
-  const bool bounded = verified_model(row.what.model).loss_is_bounded;
-  if (bounded ? above(row.loss_difference, kLossBound) : !std::isfinite(row.loss_difference))
-    broken.push_back(
-        fmt::format("loss {} > {}", error_text(row.loss_difference), error_text(kLossBound)));
+  const bool bounded = verified_model(row.what.model).has_bounds;
+  const auto check = [&](const char* name, double difference, double bound) {
+    if (bounded ? above(difference, bound) : !std::isfinite(difference))
+      broken.push_back(fmt::format("{} {} > {}", name, error_text(difference), error_text(bound)));
+  };
+  check("loss", row.loss_difference, kLossBound);
+  check("gradient", row.gradient_difference, kGradientBound);
   if (!row.same_as_keep_all) broken.emplace_back("not the bits of memory.keep=all");
   if (!row.same_again) broken.emplace_back("the second run had other bits");
   return broken;

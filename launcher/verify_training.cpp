@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "model/adamw.hpp"
+#include "model/oracle.hpp"
 #include "parallel/data_parallel.hpp"
 #include "parallel/random.hpp"
 
@@ -68,7 +69,8 @@ bool TrainingOutcome::operator==(const TrainingOutcome& other) const {
   const auto same = [](const auto& a, const auto& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
   };
-  return same(losses, other.losses) && same(weights, other.weights);
+  return same(losses, other.losses) && same(gradient_norms, other.gradient_norms) &&
+         same(first_gradients, other.first_gradients) && same(weights, other.weights);
 }
 
 TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, Keep keep,
@@ -127,7 +129,10 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
                        [&](std::int64_t from) { reducer.ready_from(from); });
     reducer.finish();
     outcome.losses.push_back(mesh.world().all_reduce_sum(sum) / static_cast<double>(batch.valid));
-    optimizer.update(settings.learning_rate, optimizer.gradient_norm(), step);
+    const View<float> sums = model.parameters().gradients();
+    if (step == 1) outcome.first_gradients.assign(sums.begin(), sums.end());
+    outcome.gradient_norms.push_back(optimizer.gradient_norm());
+    optimizer.update(settings.learning_rate, outcome.gradient_norms.back(), step);
   }
   const View<float> weights = model.parameters().weights();
   outcome.weights.assign(weights.begin(), weights.end());
@@ -142,6 +147,11 @@ double loss_difference(const TrainingOutcome& outcome, const TrainingOutcome& ex
     largest = std::isnan(difference) ? kInfinity : std::max(largest, difference);
   }
   return largest;
+}
+
+double gradient_difference(const TrainingOutcome& outcome, const TrainingOutcome& expected) {
+  const std::vector<double> wide(expected.first_gradients.begin(), expected.first_gradients.end());
+  return relative_error(outcome.first_gradients, wide);
 }
 
 std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope) {
@@ -170,7 +180,8 @@ std::vector<TrainingRow> measure_training(const Communicator& world, const Verif
       const Mesh alone(Communicator::self(), {1, 1});
       expected = run_training(problem, alone, Keep::kAll, *make_mpi_group(alone.world()), backend);
     }
-    rows.push_back({what, loss_difference(outcome, expected), same_as_keep_all, same_again});
+    rows.push_back({what, loss_difference(outcome, expected),
+                    gradient_difference(outcome, expected), same_as_keep_all, same_again});
   }
   return rows;
 }

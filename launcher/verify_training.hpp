@@ -25,6 +25,8 @@ struct TrainingProblem {
 };
 struct TrainingOutcome {
   std::vector<double> losses;                     ///< of every step, the same on every rank
+  std::vector<double> gradient_norms;             ///< likewise, over data x context
+  std::vector<float> first_gradients;             ///< of the first step, summed over data x context
   std::vector<float> weights;                     ///< after the last
   bool operator==(const TrainingOutcome&) const;  ///< bit for bit
 };
@@ -40,6 +42,9 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, m
                              ProcessGroup& gradients, model::Backend backend);
 /// Largest |loss / expected loss - 1|; infinity if the numbers of steps differ or anything is NaN.
 double loss_difference(const TrainingOutcome& outcome, const TrainingOutcome& expected);
+/// Relative L2 of the first gradients. AdamW hardly notices a gradient that is too large by a
+/// constant factor, and the losses with it: only the gradients tell.
+double gradient_difference(const TrainingOutcome& outcome, const TrainingOutcome& expected);
 
 /// All rows of world.size() ranks; they are complete on rank 0 only. Collective over `world`.
 std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope);

@@ -32,7 +32,7 @@ VerifyReport good_report(const VerifyScope& scope) {
   for (const AttentionCase& what : attention_cases(2, scope))
     report.attention.push_back({what, errors, errors});
   for (const TrainingCase& what : training_cases(2, scope))
-    report.training.push_back({what, 4e-9, true, true});
+    report.training.push_back({what, 4e-9, 4e-7, true, true});
   return report;
 }
 
@@ -71,6 +71,7 @@ TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
     EXPECT_TRUE(row.at("same_as_keep_all"));
     EXPECT_TRUE(row.at("same_again"));
     EXPECT_LE(row.at("loss_difference"), 1e-5);
+    EXPECT_LE(row.at("gradient_difference"), 2e-6);
   }
 }
 
@@ -286,6 +287,8 @@ TEST(Verify, EveryBoundBreaksOnItsOwn) {
             training + "loss inf > 1.0e-05");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].loss_difference = 1.2e-5; }),
             training + "loss 1.2e-05 > 1.0e-05");
+  EXPECT_EQ(broken_by([](auto& r) { r.training[0].gradient_difference = 2.1e-6; }),
+            training + "gradient 2.1e-06 > 2.0e-06");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_as_keep_all = false; }),
             training + "not the bits of memory.keep=all");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_again = false; }),
