@@ -134,6 +134,36 @@ TEST_F(Cli, TrainsAloneUnderMpirunAndByLaunchWithTheSameLosses) {
   for (std::size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5);
 }
 
+TEST_F(Cli, TheChoiceOfTheAttentionSchemeIsSaidOnceAndTrainsLikeOneRank) {
+  const std::vector<std::string> window = {"--attention.window", "40"};
+  ASSERT_EQ(launch(1, tiny("scheme_alone", window)).status, 0);
+  const auto one = losses_of(metrics("scheme_alone"));
+  struct Choice {
+    const char *setting, *ranks, *says;
+  };
+  for (const Choice& c : {Choice{"auto", "2", "attention over 2 ranks: ring, because by formula"},
+                          Choice{"hybrid", "4", "attention over 4 ranks: hybrid: 2 x 2 ranks"},
+                          Choice{"hybrid", "3", "because attention.scheme=hybrid finds no divisor"},
+                          Choice{"ring", "3", ""}}) {
+    const std::string name = std::string("scheme_") + c.setting + c.ranks;
+    auto settings = tiny(name, window);
+    settings.insert(settings.end(), {"--attention.scheme", c.setting, "--mesh.context", c.ranks});
+    const auto r = launch(c.ranks[0] - '0', settings);
+    ASSERT_EQ(r.status, 0) << r.err << r.out;
+    const std::string line = "attention over";
+    const auto at = r.out.find(line);
+    EXPECT_NE(r.out.find(c.says), std::string::npos) << r.out;
+    EXPECT_EQ(at == std::string::npos, *c.says == '\0');
+    if (at != std::string::npos) {
+      EXPECT_EQ(r.out.find(line, at + 1), std::string::npos);
+    }
+    const auto losses = losses_of(metrics(name));
+    ASSERT_EQ(losses.size(), one.size());
+    for (std::size_t i = 0; i < one.size(); ++i)
+      EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5) << name << " step " << i + 1;
+  }
+}
+
 TEST_F(Cli, StoppedAndResumedEqualsUninterruptedBitForBit) {
   ASSERT_EQ(launch(2, tiny("whole")).status, 0);
   auto r = launch(2, tiny("parts", {"--train.stop-after", "3"}));
