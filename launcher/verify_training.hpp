@@ -42,8 +42,8 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, m
                              ProcessGroup& gradients, model::Backend backend);
 /// Largest |loss / expected loss - 1|; infinity if the numbers of steps differ or anything is NaN.
 double loss_difference(const TrainingOutcome& outcome, const TrainingOutcome& expected);
-/// Relative L2 of the first gradients. AdamW hardly notices a gradient that is too large by a
-/// constant factor, and the losses with it: only the gradients tell.
+/// Relative L2 of the first gradients. AdamW divides out a constant factor, all but clipping:
+/// losses tell little of it, gradients at once.
 double gradient_difference(const TrainingOutcome& outcome, const TrainingOutcome& expected);
 
 /// All rows of world.size() ranks; they are complete on rank 0 only. Collective over `world`.
