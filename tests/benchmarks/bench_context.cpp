@@ -8,7 +8,8 @@
 ///                                            [--repeats R]
 /// FLOPs are those of the visible pairs: forward 4 pairs head_size per head, backward 10. The two
 /// measurements alternate, because clocks and neighbours change; the ratio is the median of the
-/// ratios of neighbours. Results are compared with each other first.
+/// ratios of neighbours. cpu_s is the CPU time of all threads of all ranks. Results are compared
+/// with each other first.
 #include <fmt/format.h>
 #include <omp.h>
 
@@ -16,6 +17,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <ctime>
 #include <map>
 #include <optional>
 #include <random>
@@ -94,6 +96,13 @@ void meet(const Communicator& world) {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Of all threads of this process: what a step costs even while neighbours take the cores.
+double cpu_now() {
+  timespec time;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 /// The tokens of `shards` of the one sequence, and attention on them.
@@ -208,27 +217,29 @@ int run(const Options& o, const Communicator& world) {
     return 1;
   }
 
-  std::vector<double> together, alone, ratios, exposed;
+  std::vector<double> together, alone, ratios, exposed, cpu_together, cpu_alone;
   for (std::int64_t i = 0; i < o["--repeats"]; ++i) {
     omp_set_num_threads(1);
     meet(world);
-    const double waited = shared.shards().exposed_seconds(), begin = now();
+    const double waited = shared.shards().exposed_seconds(), begin = now(), cpu = cpu_now();
     shared.run();
     const double took = now() - begin;
+    cpu_together.push_back(world.all_reduce_sum(cpu_now() - cpu));
     // A step lasts until the slowest is through; every rank's waiting counts.
     together.push_back(world.all_reduce_max(took));
     exposed.push_back(world.all_reduce_sum(shared.shards().exposed_seconds() - waited) / ranks /
                       together.back());
     meet(world);
-    double seconds = 0;
+    double seconds = 0, cpu_seconds = 0;
     if (world.rank() == 0) {
       omp_set_num_threads(ranks);
-      const double start = now();
+      const double start = now(), cpu_start = cpu_now();
       whole.run();
-      seconds = now() - start;
+      seconds = now() - start, cpu_seconds = cpu_now() - cpu_start;
     }
     meet(world);
     alone.push_back(world.all_reduce_max(seconds));
+    cpu_alone.push_back(world.all_reduce_max(cpu_seconds));
     ratios.push_back(together.back() / alone.back());
   }
   if (world.rank() != 0) return 0;
@@ -247,15 +258,17 @@ int run(const Options& o, const Communicator& world) {
       "context fp32 tokens={} heads={} kv_heads={} head_size={} mask=\"{}\" pass=forward+backward "
       "GFLOP={:.1f}",
       o["--tokens"], o["--heads"], o["--kv-heads"], o["--head-size"], mask, 1e-9 * flops);
-  const auto row = [&](const std::string& how, const std::vector<double>& seconds) {
-    fmt::print("{} {} median_s={:.4f} p90_s={:.4f} GFLOP/s={:.1f}", what, how,
-               testing_support::median(seconds), p90(seconds),
+  const auto row = [&](const std::string& how, const std::vector<double>& seconds,
+                       const std::vector<double>& cpu) {
+    fmt::print("{} {} median_s={:.4f} p90_s={:.4f} cpu_s={:.4f} GFLOP/s={:.1f}", what, how,
+               testing_support::median(seconds), p90(seconds), testing_support::median(cpu),
                1e-9 * flops / testing_support::median(seconds));
   };
-  row(fmt::format("ranks=1 threads={}", ranks), alone);
+  row(fmt::format("ranks=1 threads={}", ranks), alone, cpu_alone);
   const char* const name = layout == SequenceLayout::kZigzag ? "zigzag" : "contiguous";
   fmt::print("\n");
-  row(fmt::format("ranks={} threads=1 scheme={} layout={}", ranks, o.scheme, name), together);
+  row(fmt::format("ranks={} threads=1 scheme={} layout={}", ranks, o.scheme, name), together,
+      cpu_together);
   fmt::print(" of_one_rank={:.3f} exposed={:.1f}% sent_MiB={:.2f} balance={:.2f} error={:.1e}\n",
              testing_support::median(ratios), 100 * testing_support::median(exposed), mib, chosen,
              error);
