@@ -134,7 +134,7 @@ class RankRun {
     int sharing = 1;
     for (const VerifiedScheme& scheme : verified_schemes())
       if (scheme.kind == problem_.attention.scheme && shards_.ranks() > 1)
-        sharing = scheme.ranks_over_heads(problem_.config, shards_.ranks());
+        sharing = scheme.inner(problem_.config, shards_.ranks());
     const int first_rank = shards_.index / sharing * sharing;
     const std::int64_t heads = problem_.config.heads;
     const std::int64_t first_head = part_begin(heads, shards_.index - first_rank, sharing);
@@ -173,11 +173,7 @@ SequenceShards whole_sequence(std::int64_t tokens) {
 
 AttentionProblem attention_problem(const AttentionCase& what) {
   AttentionProblem problem;
-  ModelConfig& config = problem.config;
-  config.heads = what.heads == HeadsCase::kFew ? std::max(1, what.ranks - 1) : 4;
-  config.kv_heads = what.heads == HeadsCase::kMha ? 4 : what.heads == HeadsCase::kGqa ? 2 : 1;
-  config.head_size = 16;
-  config.width = config.heads * config.head_size;
+  ModelConfig& config = problem.config = heads_config(what.heads, what.ranks);
   config.precision = what.precision;
   problem.tokens = what.tokens;
   // Short ones many times: the errors of a few numbers are luck, and so is their ratio.
@@ -276,8 +272,10 @@ std::vector<AttentionRow> measure_attention(const Communicator& world, const Ver
   std::vector<AttentionRow> rows;
   for (const AttentionCase& what : attention_cases(world.size(), scope)) {
     const AttentionProblem problem = attention_problem(what);
-    const AttentionResult result =
-        run_attention(problem, shard_sequence(what.tokens, what.layout, group.get()), backend);
+    const SequenceShards shards =
+        split_for(verified_scheme(what.scheme), problem.config,
+                  shard_sequence(what.tokens, what.layout, group.get()), world);
+    const AttentionResult result = run_attention(problem, shards, backend);
     if (world.rank() != 0) continue;
     Reference& reference = references[{what.mask, what.heads, what.tokens, what.precision}];
     if (reference.truth.output.empty()) {

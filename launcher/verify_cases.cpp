@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "model/attention_choice.hpp"
 #include "parallel/error.hpp"
 
 namespace longspan::launcher {
@@ -40,6 +43,12 @@ int heads_over_all(const ModelConfig&, int ranks) {
   return ranks;
 }
 
+int heads_over_some(const ModelConfig& config, int ranks) {
+  const AttentionGeometry geometry = {config.heads, config.kv_heads, config.head_size, {}, 1.0f};
+  const int inner = hybrid_inner(geometry, ranks, ranks);
+  return inner > 1 ? inner : 0;
+}
+
 bool is_measured(const AttentionCase& what, bool all_combinations, Extent extent) {
   using enum MaskCase;
   if (what.ranks == 1 && (what.heads == HeadsCase::kFew || what.mask == kLongWindow)) return false;
@@ -66,6 +75,7 @@ const std::vector<VerifiedScheme>& verified_schemes() {
       {"ring", AttentionSchemeKind::kRing, all_heads},
       {"allgather", AttentionSchemeKind::kAllgather, all_heads},
       {"ulysses", AttentionSchemeKind::kUlysses, heads_over_all},
+      {"hybrid", AttentionSchemeKind::kHybrid, heads_over_some},
   };
   return all;
 }
@@ -88,7 +98,8 @@ std::vector<TrainingLayout> training_layouts(int ranks) {
     if (ranks % context != 0) continue;
     if (context == 1) layouts.push_back({ranks, 1, ""});
     for (const VerifiedScheme& scheme : verified_schemes())
-      if (context > 1) layouts.push_back({ranks / context, context, std::string(scheme.name)});
+      if (context > 1 && scheme.inner(heads_config(HeadsCase::kGqa, context), context) > 0)
+        layouts.push_back({ranks / context, context, std::string(scheme.name)});
   }
   return layouts;
 }
@@ -108,6 +119,7 @@ std::vector<AttentionCase> attention_cases(int ranks, const VerifyScope& scope) 
               const AttentionCase what = {
                   ranks, std::string(scheme.name), layout, mask, heads, precision, length.tokens};
               if (ranks == 1 && layout == SequenceLayout::kZigzag) continue;
+              if (scheme.inner(heads_config(heads, ranks), ranks) == 0) continue;
               if (is_measured(what, length.all_combinations, scope.extent)) cases.push_back(what);
             }
   }
@@ -133,6 +145,22 @@ std::vector<TrainingCase> training_cases(int ranks, const VerifyScope& scope) {
       }
     }
   return cases;
+}
+
+ModelConfig heads_config(HeadsCase heads, int ranks) {
+  ModelConfig config;
+  config.heads = heads == HeadsCase::kFew ? std::max(1, ranks - 1) : 4;
+  config.kv_heads = heads == HeadsCase::kMha ? 4 : heads == HeadsCase::kGqa ? 2 : 1;
+  config.head_size = 16;
+  config.width = config.heads * config.head_size;
+  return config;
+}
+
+SequenceShards split_for(const VerifiedScheme& scheme, const ModelConfig& config,
+                         SequenceShards shards, const Communicator& context) {
+  const int inner = shards.ranks() == 1 ? 1 : scheme.inner(config, shards.ranks());
+  if (inner > 1 && inner < shards.ranks()) split_context(shards, context, inner);
+  return shards;
 }
 
 /// --- Names.

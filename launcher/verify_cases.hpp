@@ -30,8 +30,9 @@ struct VerifiedScheme {
   std::string_view name;  ///< as in attention.scheme
   model::AttentionSchemeKind kind;
   /// Of `ranks` ranks, how many neighbours share out the heads among them: 1 = every rank has all
-  /// heads of its own tokens. Says where log-sum-exps lie (model::AttentionSaved).
-  int (*ranks_over_heads)(const model::ModelConfig& config, int ranks);
+  /// heads of its own tokens; 0 = the scheme does not serve such heads on so many ranks. Says where
+  /// log-sum-exps lie (model::AttentionSaved).
+  int (*inner)(const model::ModelConfig& config, int ranks);
 };
 const std::vector<VerifiedScheme>& verified_schemes();
 /// Throws Error if there is none of that name.
@@ -56,6 +57,9 @@ std::string_view name_of(HeadsCase heads);
 std::string_view name_of(SequenceLayout layout);
 std::string_view name_of(model::Keep keep);
 std::string_view name_of(model::Precision precision);
+
+/// heads, kv_heads, head_size and width of an attention problem of `ranks` ranks.
+model::ModelConfig heads_config(HeadsCase heads, int ranks);
 
 struct AttentionCase {
   int ranks = 1;
@@ -112,6 +116,11 @@ struct VerifiedModel {
 };
 const std::vector<VerifiedModel>& verified_models();
 const VerifiedModel& verified_model(std::string_view name);
+
+/// `shards` with the inner and outer groups that schemes of two levels need: all of `context`, the
+/// communicator behind shards.group. Collective over it.
+SequenceShards split_for(const VerifiedScheme& scheme, const model::ModelConfig& config,
+                         SequenceShards shards, const Communicator& context);
 
 /// The rows of one rank count, in the order of the tables. Pure.
 std::vector<AttentionCase> attention_cases(int ranks, const VerifyScope& scope);

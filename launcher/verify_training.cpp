@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <tuple>
+#include <utility>
 
 #include "model/adamw.hpp"
 #include "model/oracle.hpp"
@@ -78,8 +79,11 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
   const auto context = mesh.shape().context > 1 ? make_mpi_group(mesh.context()) : nullptr;
   MemoryConfig memory;
   memory.keep = keep;
-  Transformer model(problem.config, problem.attention, memory,
-                    shard_sequence(problem.tokens, problem.layout, context.get()), backend);
+  SequenceShards shards = shard_sequence(problem.tokens, problem.layout, context.get());
+  for (const VerifiedScheme& scheme : verified_schemes())
+    if (scheme.kind == problem.attention.scheme)
+      shards = split_for(scheme, problem.config, std::move(shards), mesh.context());
+  Transformer model(problem.config, problem.attention, memory, std::move(shards), backend);
   model.parameters().initialize(kKey);
   OptimizerConfig settings;
   settings.learning_rate = 3e-3;
