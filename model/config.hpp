@@ -14,7 +14,8 @@ enum class PositionKind { kRope, kLearned, kSinusoidal, kNone };
 enum class Precision { kFp32, kBf16 };
 enum class MaskKind { kCausal, kFull };
 enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses };
-enum class Keep { kAll, kAttention, kBlock };
+/// What a layer keeps for backward; auto is a setting only, worked out before a model is built.
+enum class Keep { kAll, kAttention, kBlock, kAuto };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 
 struct ModelConfig {

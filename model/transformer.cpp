@@ -9,9 +9,10 @@
 namespace longspan::model {
 
 Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention,
-                         const MemoryConfig& memory, SequenceShards shards, Backend backend)
+                         const MemoryConfig& memory, SequenceShards shards, Backend backend,
+                         ActivationPlan plan)
     : config_(config),
-      memory_(memory),
+      plan_(plan.keep_L.empty() ? uniform_plan(memory.keep, config.layers) : std::move(plan)),
       shards_(std::move(shards)),
       backend_(backend),
       embedding_(store_, config, backend) {
@@ -65,8 +66,8 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   const std::int64_t rows = pass.rows(), width = config_.width;
   const std::size_t layers = blocks_.size();
 
-  // Forward: x[i] is the input of block i. With memory.keep = all, saved[i] keeps everything
-  // backward needs.
+  // Forward: x[i] is the input of block i, saved[i] what else backward needs and
+  // the plan keeps.
   std::vector<Buffer<float>> x_ND(layers + 1);
   std::vector<Block::Saved> saved(layers);
   x_ND[0] = Buffer<float>(backend_.device, rows, width);
@@ -74,7 +75,7 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   for (std::size_t i = 0; i < layers; ++i) {
     x_ND[i + 1] = Buffer<float>(backend_.device, rows, width);
     blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], pass, rotary_.get());
-    saved[i].trim(memory_.keep);
+    saved[i].trim(plan_.keep_L[i]);
   }
   Norm::Saved final_saved;
   Buffer<float> normed_ND(backend_.device, rows, width);
@@ -95,7 +96,7 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   x_ND[layers].clear();
   if (ready && !config_.tie_embeddings) ready(store_.offset(first_final_parameter_));
   for (std::size_t i = layers; i-- > 0;) {
-    blocks_[i].recompute(x_ND[i], saved[i], memory_.keep, pass, rotary_.get());
+    blocks_[i].recompute(x_ND[i], saved[i], plan_.keep_L[i], pass, rotary_.get());
     blocks_[i].backward(x_ND[i], saved[i], dx_ND, pass, rotary_.get());
     x_ND[i].clear();
     if (ready) ready(store_.offset(blocks_[i].first_parameter()));

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "model/activation_plan.hpp"
 #include "model/block.hpp"
 #include "model/embedding.hpp"
 #include "model/loss.hpp"
@@ -22,9 +23,11 @@ class Transformer {
   using GradientsReady = std::function<void(std::int64_t begin)>;
 
   /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank
-  /// holds; its group outlives the model.
+  /// holds; its group outlives the model. Without a plan every layer follows memory.keep, which
+  /// then is not auto.
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
-              const MemoryConfig& memory, SequenceShards shards, Backend backend);
+              const MemoryConfig& memory, SequenceShards shards, Backend backend,
+              ActivationPlan plan = {});
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
@@ -59,7 +62,7 @@ class Transformer {
       const std::function<bool(const std::string&, View<const float>)>& visit);
 
   ModelConfig config_;
-  MemoryConfig memory_;
+  ActivationPlan plan_;
   SequenceShards shards_;
   Backend backend_;
   ParameterStore store_;
