@@ -43,10 +43,11 @@ inline constexpr std::array<Choice<model::AttentionSchemeKind>, 4> kScheme = {
      {"ring", model::AttentionSchemeKind::kRing},
      {"allgather", model::AttentionSchemeKind::kAllgather},
      {"ulysses", model::AttentionSchemeKind::kUlysses}}};
-inline constexpr std::array<Choice<model::Keep>, 3> kKeep = {
+inline constexpr std::array<Choice<model::Keep>, 4> kKeep = {
     {{"all", model::Keep::kAll},
      {"attention", model::Keep::kAttention},
-     {"block", model::Keep::kBlock}}};
+     {"block", model::Keep::kBlock},
+     {"auto", model::Keep::kAuto}}};
 inline constexpr std::array<Choice<model::ScheduleKind>, 3> kSchedule = {
     {{"cosine", model::ScheduleKind::kCosine},
      {"linear", model::ScheduleKind::kLinear},

@@ -178,6 +178,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
       static_cast<double>(memory.states) / 1048576,
       static_cast<double>(memory.activations) / 1048576,
       static_cast<double>(memory.transient) / 1048576);
+  if (!run.memory_reason().empty()) log::info("{}", run.memory_reason());
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)

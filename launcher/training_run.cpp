@@ -159,9 +159,11 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
           config_.data.sequence_length + 1);
   });
 
+  const MemoryLimit limit = memory_limit(config_.memory.budget, world);
+  agree(world, [&] { memory_plan_ = plan_memory(config_, shards.tokens(), shape.context, limit); });
   agree(world, [&] {
     model_ = std::make_unique<model::Transformer>(config_.model, config_.attention, config_.memory,
-                                                  std::move(shards), backend_);
+                                                  std::move(shards), backend_, memory_plan_.plan);
     optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), config_.optimizer, backend_);
   });
   reducer_ = std::make_unique<GradientReducer>(*gradient_group_, model_->parameters().gradients());
@@ -176,7 +178,7 @@ double TrainingRun::step_flops() const {
 model::MemoryEstimate TrainingRun::memory_estimate() const {
   return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
                                 model_->shards().tokens(), config_.attention.scheme,
-                                mesh_.shape().context);
+                                mesh_.shape().context, memory_plan_.plan);
 }
 
 double TrainingRun::communication_seconds() const {

@@ -11,6 +11,7 @@
 #include "io/checkpoint.hpp"
 #include "io/loader.hpp"
 #include "io/token_dataset.hpp"
+#include "launcher/memory_plan.hpp"
 #include "launcher/run_config.hpp"
 #include "model/adamw.hpp"
 #include "model/flops.hpp"
@@ -47,6 +48,8 @@ class TrainingRun {
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
+  /// What memory.keep=auto chose and why, one line; empty otherwise.
+  const std::string& memory_reason() const { return memory_plan_.reason; }
   /// Seconds this rank has waited for bulk communication, and for data, since the run was built.
   double communication_seconds() const;
   double data_seconds() const { return loader_->wait_seconds(); }
@@ -83,6 +86,7 @@ class TrainingRun {
   std::unique_ptr<io::Loader> loader_;
   io::LoaderPlan plan_;
   int accumulation_ = 1;
+  MemoryPlan memory_plan_;
   Progress progress_;
 };
 

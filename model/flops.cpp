@@ -19,8 +19,8 @@ struct SchemeMemory {
   std::int64_t at_work = 0;  ///< the most beside it in one layer's backward
 };
 
-SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory,
-                           AttentionSchemeKind scheme, std::int64_t context) {
+SchemeMemory scheme_memory(const ModelConfig& m, Keep keep, AttentionSchemeKind scheme,
+                           std::int64_t context) {
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   if (context == 1) return {};
   // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
@@ -43,7 +43,7 @@ SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory,
   const std::int64_t output_gradients = query + m.head_size * most_heads * context;
   // qkv travels again if what forward exchanged is gone.
   return {exchanged - query - 2 * kv,
-          output_gradients + exchange + (memory.keep == Keep::kAttention ? exchange : 0)};
+          output_gradients + exchange + (keep == Keep::kAttention ? exchange : 0)};
 }
 
 }  // namespace
@@ -79,9 +79,30 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
-MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
-                               std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context) {
+std::int64_t state_memory(const ModelConfig& m) {
+  return 16 * parameter_count(m);
+}
+
+std::int64_t table_memory(const ModelConfig& m, std::int64_t sequences, std::int64_t tokens,
+                          int context) {
+  const std::int64_t statistics = m.norm == NormKind::kLayerNorm ? 2 : 1;
+  // Sines and cosines of this rank's positions, or a row of the width for all positions.
+  const std::int64_t positions = m.position == PositionKind::kRope ? tokens * m.head_size
+                                 : m.position == PositionKind::kSinusoidal
+                                     ? tokens * context * m.width
+                                     : 0;
+  return 4 * (positions + sequences * tokens * statistics);
+}
+
+std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, std::int64_t rows) {
+  const std::int64_t chunk =
+      std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
+  // The last layer's output, its norm and the norm's gradient.
+  return 4 * (rows * 3 * m.width + chunk * (m.vocabulary + 1));
+}
+
+LayerMemory layer_memory(const ModelConfig& m, Keep keep, std::int64_t sequences,
+                         std::int64_t tokens, AttentionSchemeKind scheme, int context) {
   const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size,
                      kv = m.kv_heads * m.head_size;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
@@ -89,15 +110,15 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output,
   // log-sum-exp.
   const std::int64_t input = d, attention = query + m.heads;
-  const SchemeMemory sharing = scheme_memory(m, memory, scheme, context);
+  const SchemeMemory sharing = scheme_memory(m, keep, scheme, context);
   const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width +
-                             (memory.keep == Keep::kAttention ? 0 : sharing.kept);
-  const std::int64_t kept = memory.keep == Keep::kAll         ? input + inner + attention
-                            : memory.keep == Keep::kAttention ? input + attention
-                                                              : input;
-  const std::int64_t recomputed = memory.keep == Keep::kAll         ? 0
-                                  : memory.keep == Keep::kAttention ? inner
-                                                                    : inner + attention;
+                             (keep == Keep::kAttention ? 0 : sharing.kept);
+  const std::int64_t kept = keep == Keep::kAll         ? input + inner + attention
+                            : keep == Keep::kAttention ? input + attention
+                                                       : input;
+  const std::int64_t recomputed = keep == Keep::kAll         ? 0
+                                  : keep == Keep::kAttention ? inner
+                                                             : inner + attention;
   // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
   // of its steps: the MLP's product gradient beside everything recomputed, or attention's gradients
   // once the MLP's buffers are gone.
@@ -107,15 +128,32 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const std::int64_t attention_step =
       recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + sharing.at_work;
   const std::int64_t backward = 2 * d + drops + std::max(mlp_step, attention_step);
-  // Forward of the last layer: its output beside everything it made.
-  const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed);
-  const std::int64_t chunk =
-      std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
-  const std::int64_t loss = rows * 3 * d + chunk * m.vocabulary;
+  // The sum over all rows that is a bias' gradient goes by at most 128 blocks of 16 rows or more.
+  const std::int64_t bias_sums = m.bias ? std::min<std::int64_t>(128, (rows + 15) / 16) * d : 0;
+  // Forward: its output beside everything it made.
+  const std::int64_t forward = d + recomputed;
+  return {4 * rows * kept, 4 * rows * (keep == Keep::kAttention ? input + attention : input),
+          4 * rows * std::max(backward, forward) + 4 * bias_sums};
+}
+
+MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
+                               std::int64_t sequences, std::int64_t tokens,
+                               AttentionSchemeKind scheme, int context,
+                               const ActivationPlan& plan) {
+  const ActivationPlan& used = plan.keep_L.empty() ? uniform_plan(memory.keep, m.layers) : plan;
+  ActivationChain chain;
   MemoryEstimate estimate;
-  estimate.states = 16 * parameter_count(m);
-  estimate.activations = 4 * rows * m.layers * kept;
-  estimate.transient = 4 * std::max({rows * backward, rows * forward, loss});
+  for (const Keep keep : used.keep_L) {
+    const LayerMemory layer = layer_memory(m, keep, sequences, tokens, scheme, context);
+    const std::int64_t moved = memory.offload == Offload::kFile ? layer.movable : 0;
+    chain.options_L.push_back({{keep, layer.kept - moved, moved, layer.at_work, 0}});
+    estimate.activations += layer.kept - moved;
+  }
+  chain.state_bytes = table_memory(m, sequences, tokens, context);
+  chain.loss_bytes = loss_memory(m, memory, sequences * tokens);
+  estimate.states = state_memory(m);
+  estimate.transient =
+      peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0)) - estimate.activations;
   return estimate;
 }
 
