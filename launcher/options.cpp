@@ -136,6 +136,12 @@ class Registry {
         "budget", m.budget, "bytes",
         "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "
         "(or of its control group's limit) / the ranks on it, otherwise no limit");
+    bind("offload", m.offload, "",
+         "file: block inputs, and with memory.keep=attention attention outputs too, wait in a file "
+         "between forward and backward, written and read behind the compute");
+    bind("offload-directory", m.offload_directory, "path",
+         "where each rank makes its file, which has no name and goes with the process: a fast disk "
+         "of the node itself, not /tmp where that is memory; empty = the run directory");
   }
   void section(const char* name, TrainConfig& t) {
     section_ = name;

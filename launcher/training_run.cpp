@@ -243,6 +243,23 @@ std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
                                : world.broadcast(culprit, static_cast<int>(first));
 }
 
+void TrainingRun::open_offload() {
+  if (config_.memory.offload == model::Offload::kNone) return;
+  agree(mesh_.world(), [&] {
+    std::string directory = config_.memory.offload_directory;
+    if (directory.empty()) {
+      directory = config_.directory();
+      std::error_code told_below;
+      std::filesystem::create_directories(directory, told_below);  // other nodes may not share it
+    }
+    offload_ = std::make_unique<SpillFile>(
+        directory, model::offloaded_bytes(config_.model, config_.memory, config_.train.micro_batch,
+                                          model_->shards().tokens(), config_.attention.scheme,
+                                          mesh_.shape().context, memory_plan_.plan));
+    model_->offload_to(*offload_);
+  });
+}
+
 std::vector<ShardedArray> TrainingRun::arrays() const {
   auto arrays = model_->parameters().arrays("model/", model_->parameters().weights());
   for (auto& array : optimizer_->arrays()) arrays.push_back(std::move(array));
@@ -296,6 +313,7 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
 
 std::string TrainingRun::restore() {
   const Communicator& world = mesh_.world();
+  open_offload();
   std::string path;
   agree(world, [&] {
     const std::string& resume = config_.checkpoint.resume;

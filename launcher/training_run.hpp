@@ -67,10 +67,12 @@ class TrainingRun {
   /// throws AgreedError.
   std::string save();
   /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run
-  /// starts from its initial weights. Starts the loader. Collective.
+  /// starts from its initial weights. Opens the file of memory.offload and starts the loader.
+  /// Collective.
   std::string restore();
 
  private:
+  void open_offload();
   std::vector<ShardedArray> arrays() const;
   void check_fits(const io::CheckpointFacts& facts, const std::string& path) const;
 
@@ -80,6 +82,7 @@ class TrainingRun {
   int threads_;
   std::unique_ptr<ProcessGroup> context_group_, gradient_group_;
   model::Backend backend_;
+  std::unique_ptr<SpillFile> offload_;
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<model::AdamW> optimizer_;
   std::unique_ptr<GradientReducer> reducer_;

@@ -29,8 +29,8 @@ struct LayerOption {
   std::int64_t kept_bytes = 0;   ///< in memory from the layer's forward to its backward
   std::int64_t moved_bytes = 0;  ///< in memory while this layer or its successor is at work, else
                                  ///< in a file (memory.offload); the last layer's never move
-  std::int64_t work_bytes = 0;  ///< the most beside these while the layer itself is at work
-  double extra_seconds = 0;     ///< to compute again what was not kept
+  std::int64_t work_bytes = 0;   ///< the most beside these while the layer itself is at work
+  double extra_seconds = 0;      ///< to compute again what was not kept
 };
 
 /// Layers in forward order, each with what it may do, and what is there whatever they do.

@@ -136,6 +136,16 @@ LayerMemory layer_memory(const ModelConfig& m, Keep keep, std::int64_t sequences
           4 * rows * std::max(backward, forward) + 4 * bias_sums};
 }
 
+std::int64_t offloaded_bytes(const ModelConfig& m, const MemoryConfig& memory,
+                             std::int64_t sequences, std::int64_t tokens,
+                             AttentionSchemeKind scheme, int context, const ActivationPlan& plan) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i + 1 < plan.keep_L.size(); ++i)  // the last layer's stay
+    if (memory.offload == Offload::kFile)
+      bytes += layer_memory(m, plan.keep_L[i], sequences, tokens, scheme, context).movable;
+  return bytes;
+}
+
 MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
                                AttentionSchemeKind scheme, int context,

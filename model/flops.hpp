@@ -42,6 +42,11 @@ struct LayerMemory {
 LayerMemory layer_memory(const ModelConfig& model, Keep keep, std::int64_t sequences,
                          std::int64_t tokens, AttentionSchemeKind scheme, int context);
 
+/// Bytes that memory.offload=file has in its file at the most; 0 without. `plan` as below.
+std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memory,
+                             std::int64_t sequences, std::int64_t tokens,
+                             AttentionSchemeKind scheme, int context, const ActivationPlan& plan);
+
 /// Bytes of weights, gradients and two optimizer moments.
 std::int64_t state_memory(const ModelConfig& model);
 

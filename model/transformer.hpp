@@ -13,6 +13,7 @@
 #include "model/block.hpp"
 #include "model/embedding.hpp"
 #include "model/loss.hpp"
+#include "parallel/spill_file.hpp"
 
 namespace longspan::model {
 
@@ -28,6 +29,11 @@ class Transformer {
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
               const MemoryConfig& memory, SequenceShards shards, Backend backend,
               ActivationPlan plan = {});
+
+  /// From now on block inputs, and where attention is kept its output and log-sum-exp, wait in
+  /// `file` between forward and backward (memory.offload=file); all but the last layer's, which
+  /// are needed at once. The same bits. `file` outlives the model; its errors come out of train().
+  void offload_to(SpillFile& file) { offload_ = &file; }
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
@@ -63,6 +69,7 @@ class Transformer {
 
   ModelConfig config_;
   ActivationPlan plan_;
+  SpillFile* offload_ = nullptr;
   SequenceShards shards_;
   Backend backend_;
   ParameterStore store_;

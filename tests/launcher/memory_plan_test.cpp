@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "launcher/options.hpp"
 #include "model/flops.hpp"
@@ -148,6 +150,77 @@ TEST_F(MemoryPlanRuns, AnImpossibleBudgetIsOneErrorOfAllRanksBeforeTheRunStarts)
   EXPECT_NE(r.err.find("memory.budget=1048576: no mix of keep modes fits, the smallest"),
             std::string::npos)
       << r.err;
+}
+
+std::string numbers_of(const std::string& metrics) {
+  std::ifstream file(metrics);
+  std::string all;
+  for (std::string line; std::getline(file, line);) {
+    const auto j = nlohmann::json::parse(line);
+    all += j["loss"].dump() + " " + j["grad_norm"].dump() + "\n";
+  }
+  return all;
+}
+
+TEST_F(MemoryPlanRuns, OffloadTrainsTheSameWithLessMemory) {
+  std::vector<double> allocated;
+  for (const char* offload : {"none", "file"}) {
+    const auto r = train(offload, {"--memory.keep", "attention", "--memory.offload", offload,
+                                   "--model.layers", "12"});
+    ASSERT_EQ(r.status, 0) << r.err;
+    allocated.push_back(std::stod(r.out.substr(r.out.find(" MiB predicted, ") + 16)));
+  }
+  const std::string expected = numbers_of(folder_.file("none/metrics.jsonl"));
+  EXPECT_EQ(testing_support::count_lines(expected), 2);
+  EXPECT_EQ(numbers_of(folder_.file("file/metrics.jsonl")), expected);
+  // Ten of twelve layers' inputs, attention outputs and log-sum-exps: 1024 tokens of 130 floats.
+  EXPECT_LT(allocated[1], allocated[0] - 9 * 1024 * 130 * 4 / 1048576.0);
+  EXPECT_NE(numbers_of(folder_.file("file/metrics.jsonl")), "");
+}
+
+TEST_F(MemoryPlanRuns, AnOffloadDirectoryThatIsNotThereIsOneErrorOfAllRanks) {
+  const auto r = train("gone", {"--memory.offload", "file", "--memory.offload-directory",
+                                folder_.file("no such disk")});
+  EXPECT_EQ(r.status, 1) << r.err;
+  EXPECT_EQ(testing_support::count_lines(r.err), 1) << r.err;
+  EXPECT_NE(
+      r.err.find("memory.offload=file: cannot make a file in " + folder_.file("no such disk")),
+      std::string::npos)
+      << r.err;
+}
+
+TEST_F(MemoryPlanRuns, AFullDiskIsOneLineAndEndsEveryRank) {
+  // Files may grow to 600 KiB: enough for the log and the first layers, not for all; the check at
+  // the start is left out where a file system cannot reserve, so both ways end the same.
+  const auto r = testing_support::run_process({"bash",
+                                               "-c",
+                                               "trap '' XFSZ; ulimit -f 600; exec \"$0\" \"$@\"",
+                                               testing_support::longspan_path(),
+                                               "launch",
+                                               "--ranks",
+                                               "2",
+                                               "--config",
+                                               LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
+                                               "--mesh.context",
+                                               "2",
+                                               "--run.threads",
+                                               "1",
+                                               "--data.path",
+                                               folder_.file("d.h5"),
+                                               "--run.directory",
+                                               folder_.file("full"),
+                                               "--data.sequence-length",
+                                               "8k",
+                                               "--model.layers",
+                                               "4",
+                                               "--train.steps",
+                                               "2",
+                                               "--train.global-batch",
+                                               "1",
+                                               "--memory.offload",
+                                               "file"});
+  EXPECT_EQ(r.status, 1) << r.err;
+  EXPECT_NE(r.err.find("memory.offload=file: no room for "), std::string::npos) << r.err;
 }
 
 }  // namespace

@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <map>
 #include <random>
 
 #include "model/adamw.hpp"
 #include "model/flops.hpp"
+#include "support/temporary_directory.hpp"
 #include "support/tiny_model.hpp"
 
 namespace longspan::model {
@@ -185,6 +187,9 @@ std::int64_t measured_peak(const testing_support::Variant& v, const MemoryConfig
                     shard_sequence(length, SequenceLayout::kContiguous, nullptr), cpu_backend(),
                     plan);
   model.parameters().initialize(1);
+  const testing_support::TemporaryDirectory folder;
+  SpillFile file(folder.path(), 0);
+  if (memory.offload == Offload::kFile) model.offload_to(file);
   AdamW optimizer(model.parameters(), {}, cpu_backend());
   testing_support::TinyBatch data(2, length, v.config.vocabulary, 1);
   const MicroBatch batch = data.slice(0, 2, model.shards().mine());
@@ -220,6 +225,53 @@ TEST(ActivationPlan, TrainsWithinItsBudgetAndNearItsPrediction) {
       EXPECT_LE(measured, budget);
     }
   }
+}
+
+TEST(ActivationPlan, OffloadNeedsTheMemoryThatIsPredicted) {
+  constexpr std::int64_t kLength = 512;
+  testing_support::Variant v = testing_support::variants()[1];
+  v.config.layers = 12, v.config.mlp_width = 16, v.config.max_positions = kLength;
+  MemoryConfig memory;
+  memory.keep = Keep::kAuto, memory.loss_chunk = 64;
+  std::map<std::pair<Offload, Keep>, std::int64_t> peaks;
+  for (const Offload offload : {Offload::kNone, Offload::kFile})
+    for (const Keep keep : {Keep::kAll, Keep::kAttention, Keep::kBlock}) {
+      memory.offload = offload;
+      const ActivationPlan plan = uniform_plan(keep, v.config.layers);
+      const auto predicted =
+          memory_estimate(v.config, memory, 2, kLength, v.attention.scheme, 1, plan).total();
+      const auto measured = measured_peak(v, memory, kLength, plan);
+      peaks[{offload, keep}] = measured;
+      SCOPED_TRACE(std::to_string(static_cast<int>(offload)) + " " + to_string(plan));
+      EXPECT_LE(measured, predicted);
+      EXPECT_NEAR(static_cast<double>(measured) / static_cast<double>(predicted), 1, 0.1);
+      const ActivationChain chain =
+          activation_chain(v.config, v.attention, memory, {keep}, 2, kLength, kLength, 1);
+      EXPECT_EQ(peak_bytes(chain, std::vector<std::size_t>(12, 0)), predicted);
+    }
+  // Of twelve layers two stay: the one at work and the one on its way.
+  const std::int64_t rows_bytes = 2 * kLength * 4;
+  const std::int64_t input = v.config.width,
+                     attention = v.config.heads * v.config.head_size + v.config.heads;
+  const auto saved = [&](Keep keep) {
+    return static_cast<double>(peaks[{Offload::kNone, keep}] - peaks[{Offload::kFile, keep}]) /
+           static_cast<double>(rows_bytes);
+  };
+  EXPECT_GE(saved(Keep::kBlock), 9.9 * static_cast<double>(input));
+  EXPECT_GE(saved(Keep::kAttention), 9.9 * static_cast<double>(input + attention));
+  EXPECT_GE(saved(Keep::kAll), 9.9 * static_cast<double>(input));
+
+  // With a budget that nothing meets in memory, auto finds a plan that moves.
+  memory.offload = Offload::kNone;
+  const std::vector<Keep> modes = {Keep::kAll, Keep::kAttention, Keep::kBlock};
+  const auto chain_with = [&](Offload offload) {
+    memory.offload = offload;
+    return activation_chain(v.config, v.attention, memory, modes, 2, kLength, kLength, 1);
+  };
+  const std::int64_t budget = smallest_budget(chain_with(Offload::kNone)) - 1;
+  const auto chosen = cheapest_plan(chain_with(Offload::kFile), budget);
+  ASSERT_TRUE(chosen);
+  EXPECT_LE(measured_peak(v, memory, kLength, chosen->plan), budget) << to_string(chosen->plan);
 }
 
 }  // namespace
