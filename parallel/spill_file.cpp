@@ -45,18 +45,21 @@ SpillFile::SpillFile(const std::string& directory, std::int64_t bytes)
         "directory of a local disk that can be written",
         directory_, std::strerror(errno));
   unlink(name.c_str());
-  // Not posix_fallocate(): where the file system cannot reserve, that writes every block.
-  if (bytes > 0 && fallocate(file_, 0, 0, bytes) != 0 && is_full(errno)) {
-    const int error = errno;
-    close(file_);
-    fail_full(directory_, bytes, error);
-  }
-  // Signals are for the threads that the program knows.
+  // Signals are for the threads that the program knows. That goes for SIGXFSZ too, which the
+  // system sends to a thread that makes a file longer than `ulimit -f` allows: here the call fails.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread([this] { work(); });
+  int error = 0;
+  // Not posix_fallocate(): where the file system cannot reserve, that writes every block.
+  std::thread([&] {
+    if (bytes > 0 && fallocate(file_, 0, 0, bytes) != 0) error = errno;
+  }).join();
+  if (!is_full(error)) thread_ = std::thread([this] { work(); });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (!is_full(error)) return;
+  close(file_);
+  fail_full(directory_, bytes, error);
 }
 
 SpillFile::~SpillFile() {

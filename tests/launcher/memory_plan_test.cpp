@@ -189,12 +189,12 @@ TEST_F(MemoryPlanRuns, AnOffloadDirectoryThatIsNotThereIsOneErrorOfAllRanks) {
       << r.err;
 }
 
-TEST_F(MemoryPlanRuns, AFullDiskIsOneLineAndEndsEveryRank) {
-  // Files may grow to 600 KiB: enough for the log and the first layers, not for all; the check at
-  // the start is left out where a file system cannot reserve, so both ways end the same.
+TEST_F(MemoryPlanRuns, AFullDiskIsOneLineOfAllRanks) {
+  // Files may grow to 24 MB, enough for everything but 30 MB of block inputs a rank. The window
+  // keeps it quick where the file system cannot reserve and the run has to find out.
   const auto r = testing_support::run_process({"bash",
                                                "-c",
-                                               "trap '' XFSZ; ulimit -f 600; exec \"$0\" \"$@\"",
+                                               "ulimit -f 24000; exec \"$0\" \"$@\"",
                                                testing_support::longspan_path(),
                                                "launch",
                                                "--ranks",
@@ -210,17 +210,23 @@ TEST_F(MemoryPlanRuns, AFullDiskIsOneLineAndEndsEveryRank) {
                                                "--run.directory",
                                                folder_.file("full"),
                                                "--data.sequence-length",
-                                               "8k",
+                                               "16k",
+                                               "--attention.window",
+                                               "64",
                                                "--model.layers",
-                                               "4",
+                                               "16",
                                                "--train.steps",
                                                "2",
                                                "--train.global-batch",
                                                "1",
+                                               "--memory.keep",
+                                               "block",
                                                "--memory.offload",
                                                "file"});
   EXPECT_EQ(r.status, 1) << r.err;
+  EXPECT_EQ(testing_support::count_lines(r.err), 1) << r.err;
   EXPECT_NE(r.err.find("memory.offload=file: no room for "), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find(folder_.file("full")), std::string::npos) << r.err;
 }
 
 }  // namespace

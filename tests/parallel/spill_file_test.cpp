@@ -7,7 +7,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <filesystem>
 
 #include "parallel/error.hpp"
@@ -135,6 +134,16 @@ TEST(SpillFile, FindsADiskTooSmallBeforeTheWorkBegins) {
             std::string::npos)
       << text;
   EXPECT_NE(text.find("are free): set memory.offload-directory"), std::string::npos) << text;
+  // The limit of the shell, which else ends the process.
+  rlimit before = {};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const rlimit small = {16384, before.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &small);
+  const std::string limited = message_of([&] { SpillFile(folder.path(), 100000); });
+  setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_NE(limited.find("no room for 100000 bytes in " + folder.path() + " (File too large; "),
+            std::string::npos)
+      << limited;
 }
 
 TEST(SpillFile, AFullDiskIsOneErrorAndNoHang) {
@@ -143,7 +152,6 @@ TEST(SpillFile, AFullDiskIsOneErrorAndNoHang) {
   // A file may not grow beyond 16 KiB: write() then fails as on a full disk.
   rlimit before = {};
   getrlimit(RLIMIT_FSIZE, &before);
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   const rlimit small = {16384, before.rlim_max};
   setrlimit(RLIMIT_FSIZE, &small);
   const std::string text = message_of([&] {
@@ -151,7 +159,6 @@ TEST(SpillFile, AFullDiskIsOneErrorAndNoHang) {
   });
   const std::string again = message_of([&] { file.pop(); });
   setrlimit(RLIMIT_FSIZE, &before);
-  std::signal(SIGXFSZ, handler);
   EXPECT_NE(text.find("no room for 180000 bytes in " + folder.path()), std::string::npos) << text;
   EXPECT_EQ(again, text) << "the failure is not forgotten";
   file.clear();
