@@ -34,17 +34,17 @@ model::ActivationChain chain_of(const RunConfig& c, model::Offload offload,
 
 const std::vector<Keep> kModes = {Keep::kAll, Keep::kAttention, Keep::kBlock};
 
-/// "; memory.offload=file would do with memory.budget=20M, ...": what needs less than `limit`.
-std::string ways_out(const RunConfig& c, std::int64_t tokens, int context) {
+/// What would need less than `least`, the smallest budget of all mixes.
+std::string ways_out(const RunConfig& c, std::int64_t tokens, int context, std::int64_t least) {
   std::string text = ": more mesh.context ranks";
   if (c.train.micro_batch > 1)
     text += fmt::format(" or train.micro-batch below {}", c.train.micro_batch);
-  if (c.memory.offload == model::Offload::kNone && c.model.layers > 2)
-    text += fmt::format(
-        " need less, and memory.offload=file with memory.keep=auto would do with {}",
-        budget_text(smallest_budget(chain_of(c, model::Offload::kFile, kModes, tokens, context))));
-  else
-    text += " need less";
+  text += " need less";
+  if (c.memory.offload == model::Offload::kFile) return text;
+  const std::string moved =
+      budget_text(smallest_budget(chain_of(c, model::Offload::kFile, kModes, tokens, context)));
+  if (moved != budget_text(least))
+    text += fmt::format(", and memory.offload=file would do with {}", moved);
   return text;
 }
 
@@ -110,18 +110,15 @@ MemoryPlan plan_memory(const RunConfig& c, std::int64_t tokens, int context,
   const std::string allowed = c.memory.budget > 0 ? fmt::format("memory.budget={}", c.memory.budget)
                                                   : fmt::format("memory.keep=auto: {} ({})",
                                                                 mib(limit.bytes), limit.source);
-  if (!chosen && is_auto)
-    fail_usage("{}: no mix of keep modes fits, the smallest memory.budget that would do is {}{}",
-               allowed, budget_text(smallest_budget(chain)), ways_out(c, tokens, context));
   if (!chosen) {
     const auto mixed = chain_of(c, c.memory.offload, kModes, tokens, context);
-    const std::int64_t needed = smallest_budget(chain), least = smallest_budget(mixed);
-    fail_usage("{}: this memory.keep needs {}; {}", allowed, budget_text(needed),
-               least <= limit.bytes
-                   ? "memory.keep=auto finds a mix that fits"
-                   : fmt::format("the smallest memory.budget that memory.keep=auto can do with is "
-                                 "{}{}",
-                                 budget_text(least), ways_out(c, tokens, context)));
+    const std::int64_t least = smallest_budget(mixed);
+    const std::string smallest =
+        fmt::format("no mix of keep modes fits, the smallest memory.budget that would do is {}{}",
+                    budget_text(least), ways_out(c, tokens, context, least));
+    if (is_auto) fail_usage("{}: {}", allowed, smallest);
+    fail_usage("{}: this memory.keep needs {}; {}", allowed, budget_text(smallest_budget(chain)),
+               least <= limit.bytes ? "memory.keep=auto finds a mix that fits" : smallest);
   }
   if (!is_auto) return {chosen->plan, ""};
   const std::string why =

@@ -74,9 +74,26 @@ TEST(MemoryPlan, ABudgetThatNothingMeetsNamesTheSmallestThatWould) {
   ASSERT_NE(text.find(before), std::string::npos) << text;
   EXPECT_EQ(text.find("memory.budget=3145728: "), 0u) << text;
   EXPECT_NE(text.find("more mesh.context ranks"), std::string::npos) << text;
+  EXPECT_EQ(text.find("train.micro-batch"), std::string::npos) << text;
   const std::int64_t named = std::stoll(text.substr(text.find(before) + before.size())) * 1048576;
   EXPECT_EQ(refusal(c, {named, "memory.budget"}), "");
   EXPECT_NE(refusal(c, {named - 1048576, "memory.budget"}), "");
+}
+
+TEST(MemoryPlan, WhatWouldHelpIsTrue) {
+  RunConfig c = config({"--memory.keep", "auto", "--data.sequence-length", "4k", "--model.layers",
+                        "40", "--memory.budget", "10m"});
+  const std::string text = refusal(c, {c.memory.budget, "memory.budget"});
+  const std::string before = "and memory.offload=file would do with ";
+  ASSERT_NE(text.find(before), std::string::npos) << text;
+  const std::int64_t named = std::stoll(text.substr(text.find(before) + before.size())) * 1048576;
+  EXPECT_NE(refusal(c, {named, "memory.budget"}), "");
+  c.memory.offload = model::Offload::kFile;
+  EXPECT_EQ(refusal(c, {named, "memory.budget"}), "");
+  EXPECT_NE(refusal(c, {named - 1048576, "memory.budget"}), "");
+  c.train.micro_batch = 2;
+  EXPECT_NE(refusal(c, {named, "memory.budget"}).find(" or train.micro-batch below 2 need less"),
+            std::string::npos);
 }
 
 TEST(MemoryPlan, AFixedModeBeyondTheBudgetIsRefusedAndPointsToAuto) {
