@@ -171,7 +171,6 @@ void SpillFile::transfer(const Job& job) {
       done += moved;
     }
     at += bytes;
-    if (job.write) buffer.clear();
   }
   if (job.write) job.entry->buffers.clear();
 }
