@@ -180,6 +180,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
       static_cast<double>(memory.transient) / 1048576);
   if (!run.scheme().why.empty())
     log::info("attention over {} ranks: {}", c.mesh.context, run.scheme().why);
+  if (!run.memory_reason().empty()) log::info("{}", run.memory_reason());
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)

@@ -185,9 +185,13 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
           config_.data.sequence_length + 1);
   });
 
+  share_ = {plan_.micro_batch,          shards.tokens(), shape.context, scheme_.scheme,
+            mask_of(config_.attention), scheme_.inner};
+  const MemoryLimit limit = memory_limit(config_.memory.budget, world);
+  agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
   agree(world, [&] {
     model_ = std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
-                                                  std::move(shards), backend_);
+                                                  std::move(shards), backend_, memory_plan_.plan);
     optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), config_.optimizer, backend_);
   });
   reducer_ = std::make_unique<GradientReducer>(*gradient_group_, model_->parameters().gradients());
@@ -200,9 +204,7 @@ double TrainingRun::step_flops() const {
 }
 
 model::MemoryEstimate TrainingRun::memory_estimate() const {
-  return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
-                                model_->shards().tokens(), scheme_.scheme, mesh_.shape().context,
-                                mask_of(config_.attention), scheme_.inner);
+  return model::memory_estimate(config_.model, config_.memory, share_, memory_plan_.plan);
 }
 
 double TrainingRun::communication_seconds() const {
@@ -266,6 +268,22 @@ std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
                                : world.broadcast(culprit, static_cast<int>(first));
 }
 
+void TrainingRun::open_offload() {
+  if (config_.memory.offload == model::Offload::kNone) return;
+  agree(mesh_.world(), [&] {
+    std::string directory = config_.memory.offload_directory;
+    if (directory.empty()) {
+      directory = config_.directory();
+      std::error_code told_below;
+      std::filesystem::create_directories(directory, told_below);  // other nodes may not share it
+    }
+    offload_ = std::make_unique<SpillFile>(
+        directory,
+        model::offloaded_bytes(config_.model, config_.memory, share_, memory_plan_.plan));
+    model_->offload_to(*offload_);
+  });
+}
+
 std::vector<ShardedArray> TrainingRun::arrays() const {
   auto arrays = model_->parameters().arrays("model/", model_->parameters().weights());
   for (auto& array : optimizer_->arrays()) arrays.push_back(std::move(array));
@@ -319,6 +337,7 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
 
 std::string TrainingRun::restore() {
   const Communicator& world = mesh_.world();
+  open_offload();
   std::string path;
   agree(world, [&] {
     const std::string& resume = config_.checkpoint.resume;

@@ -43,38 +43,39 @@ std::int64_t rows_of_ring(const AttentionMask& mask, std::int64_t tokens, int ra
   return most;
 }
 
-SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory,
-                           AttentionSchemeKind scheme, std::int64_t tokens, int context,
-                           const AttentionMask& mask, int inner) {
+SchemeMemory scheme_memory(const ModelConfig& m, Keep keep, const RankShare& share) {
+  const int context = share.context;
+  const std::int64_t tokens = share.tokens;
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   if (context == 1) return {};
   // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
-  if (scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
-  const bool hybrid = scheme == AttentionSchemeKind::kHybrid;
-  if (!hybrid && scheme != AttentionSchemeKind::kUlysses)
-    return {0, 2 * kv * rows_of_ring(mask, tokens, context) / tokens};
+  if (share.scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
+  const bool hybrid = share.scheme == AttentionSchemeKind::kHybrid;
+  if (!hybrid && share.scheme != AttentionSchemeKind::kUlysses)
+    return {0, 2 * kv * rows_of_ring(share.mask, tokens, context) / tokens};
   // A rank's share of the heads over all tokens of those it shares them with: the largest share
   // counts. All shares on this rank's tokens: their sum, more than all heads where a key/value head
   // is in several.
-  const int ranks = hybrid ? inner : context;
+  const int ranks = hybrid ? share.inner : context;
   std::int64_t most_heads = 0, most_keys = 0, most = 0, sum = 0;
   for (int r = 0; r < ranks; ++r) {
-    const HeadShare share = head_share({m.heads, m.kv_heads, m.head_size, mask, 1.0f}, r, ranks);
-    most_heads = std::max(most_heads, share.count);
-    most_keys = std::max(most_keys, share.kv_count);
-    most = std::max(most, share.count + 2 * share.kv_count);
-    sum += share.count + 2 * share.kv_count;
+    const HeadShare heads =
+        head_share({m.heads, m.kv_heads, m.head_size, share.mask, 1.0f}, r, ranks);
+    most_heads = std::max(most_heads, heads.count);
+    most_keys = std::max(most_keys, heads.kv_count);
+    most = std::max(most, heads.count + 2 * heads.kv_count);
+    sum += heads.count + 2 * heads.kv_count;
   }
   const std::int64_t exchanged = m.head_size * most * ranks,
                      exchange = exchanged + m.head_size * sum;
   const std::int64_t output_gradients = m.head_size * most_heads * ranks;
-  const bool again = memory.keep == Keep::kAttention;
+  const bool again = keep == Keep::kAttention;
   // qkv travels again if what forward exchanged is gone. Hybrid has given back what it sent before
   // the ring begins.
   const std::int64_t at_work =
       hybrid ? output_gradients + exchange + (again ? exchanged : 0) +
                    2 * m.head_size * most_keys *
-                       rows_of_ring(mask, ranks * tokens, context / ranks) / tokens
+                       rows_of_ring(share.mask, ranks * tokens, context / ranks) / tokens
              : query + output_gradients + exchange + (again ? exchange : 0);
   return {exchanged - query - 2 * kv, at_work};
 }
@@ -112,26 +113,44 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
-MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
-                               std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context, AttentionMask mask,
-                               int inner_ranks) {
-  const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size,
+std::int64_t state_memory(const ModelConfig& m) {
+  return 16 * parameter_count(m);
+}
+
+std::int64_t table_memory(const ModelConfig& m, const RankShare& share) {
+  const std::int64_t statistics = m.norm == NormKind::kLayerNorm ? 2 : 1;
+  // Sines and cosines of this rank's positions, or a row of the width for all positions.
+  const std::int64_t positions = m.position == PositionKind::kRope ? share.tokens * m.head_size
+                                 : m.position == PositionKind::kSinusoidal
+                                     ? share.tokens * share.context * m.width
+                                     : 0;
+  return 4 * (positions + share.rows() * statistics);
+}
+
+std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, std::int64_t rows) {
+  const std::int64_t chunk =
+      std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
+  // The last layer's output, its norm and the norm's gradient.
+  return 4 * (rows * 3 * m.width + chunk * (m.vocabulary + 1));
+}
+
+LayerMemory layer_memory(const ModelConfig& m, Keep keep, const RankShare& share) {
+  const std::int64_t rows = share.rows(), d = m.width, query = m.heads * m.head_size,
                      kv = m.kv_heads * m.head_size;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
   const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
   // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output,
   // log-sum-exp.
   const std::int64_t input = d, attention = query + m.heads;
-  const SchemeMemory sharing = scheme_memory(m, memory, scheme, tokens, context, mask, inner_ranks);
+  const SchemeMemory sharing = scheme_memory(m, keep, share);
   const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width +
-                             (memory.keep == Keep::kAttention ? 0 : sharing.kept);
-  const std::int64_t kept = memory.keep == Keep::kAll         ? input + inner + attention
-                            : memory.keep == Keep::kAttention ? input + attention
-                                                              : input;
-  const std::int64_t recomputed = memory.keep == Keep::kAll         ? 0
-                                  : memory.keep == Keep::kAttention ? inner
-                                                                    : inner + attention;
+                             (keep == Keep::kAttention ? 0 : sharing.kept);
+  const std::int64_t kept = keep == Keep::kAll         ? input + inner + attention
+                            : keep == Keep::kAttention ? input + attention
+                                                       : input;
+  const std::int64_t recomputed = keep == Keep::kAll         ? 0
+                                  : keep == Keep::kAttention ? inner
+                                                             : inner + attention;
   // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
   // of its steps: the MLP's product gradient beside everything recomputed, or attention's gradients
   // once the MLP's buffers are gone.
@@ -141,15 +160,38 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const std::int64_t attention_step =
       recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + sharing.at_work;
   const std::int64_t backward = 2 * d + drops + std::max(mlp_step, attention_step);
-  // Forward of the last layer: its output beside everything it made.
-  const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed);
-  const std::int64_t chunk =
-      std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
-  const std::int64_t loss = rows * 3 * d + chunk * m.vocabulary;
+  // The sum over all rows that is a bias' gradient goes by at most 128 blocks of 16 rows or more.
+  const std::int64_t bias_sums = m.bias ? std::min<std::int64_t>(128, (rows + 15) / 16) * d : 0;
+  // Forward: its output beside everything it made.
+  const std::int64_t forward = d + recomputed;
+  return {4 * rows * kept, 4 * rows * (keep == Keep::kAttention ? input + attention : input),
+          4 * rows * std::max(backward, forward) + 4 * bias_sums};
+}
+
+std::int64_t offloaded_bytes(const ModelConfig& m, const MemoryConfig& memory,
+                             const RankShare& share, const ActivationPlan& plan) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i + 1 < plan.keep_L.size(); ++i)  // the last layer's stay
+    if (memory.offload == Offload::kFile) bytes += layer_memory(m, plan.keep_L[i], share).movable;
+  return bytes;
+}
+
+MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
+                               const RankShare& share, const ActivationPlan& plan) {
+  const ActivationPlan& used = plan.keep_L.empty() ? uniform_plan(memory.keep, m.layers) : plan;
+  ActivationChain chain;
   MemoryEstimate estimate;
-  estimate.states = 16 * parameter_count(m);
-  estimate.activations = 4 * rows * m.layers * kept;
-  estimate.transient = 4 * std::max({rows * backward, rows * forward, loss});
+  for (const Keep keep : used.keep_L) {
+    const LayerMemory layer = layer_memory(m, keep, share);
+    const std::int64_t moved = memory.offload == Offload::kFile ? layer.movable : 0;
+    chain.options_L.push_back({{keep, layer.kept - moved, moved, layer.at_work, 0}});
+    estimate.activations += layer.kept - moved;
+  }
+  chain.state_bytes = table_memory(m, share);
+  chain.loss_bytes = loss_memory(m, memory, share.rows());
+  estimate.states = state_memory(m);
+  estimate.transient =
+      peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0)) - estimate.activations;
   return estimate;
 }
 

@@ -9,9 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "model/activation_plan.hpp"
 #include "model/block.hpp"
 #include "model/embedding.hpp"
 #include "model/loss.hpp"
+#include "parallel/spill_file.hpp"
 
 namespace longspan::model {
 
@@ -22,9 +24,16 @@ class Transformer {
   using GradientsReady = std::function<void(std::int64_t begin)>;
 
   /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank
-  /// holds; its group outlives the model.
+  /// holds; its group outlives the model. Without a plan every layer follows memory.keep, which
+  /// then is not auto.
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
-              const MemoryConfig& memory, SequenceShards shards, Backend backend);
+              const MemoryConfig& memory, SequenceShards shards, Backend backend,
+              ActivationPlan plan = {});
+
+  /// From now on block inputs, and where attention is kept its output and log-sum-exp, wait in
+  /// `file` between forward and backward (memory.offload=file); all but the last layer's, which
+  /// are needed at once. The same bits. `file` outlives the model; its errors come out of train().
+  void offload_to(SpillFile& file) { offload_ = &file; }
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
@@ -59,7 +68,8 @@ class Transformer {
       const std::function<bool(const std::string&, View<const float>)>& visit);
 
   ModelConfig config_;
-  MemoryConfig memory_;
+  ActivationPlan plan_;
+  SpillFile* offload_ = nullptr;
   SequenceShards shards_;
   Backend backend_;
   ParameterStore store_;
