@@ -28,12 +28,12 @@ RunConfig config(std::vector<std::string> more = {}) {
 
 std::int64_t need(RunConfig c, Keep keep) {
   c.memory.keep = keep;
-  return model::memory_estimate(c.model, c.memory, {1, 4096}).total();
+  return model::memory_estimate(c.model, c.memory, {c.train.micro_batch, 4096}).total();
 }
 
 std::string refusal(const RunConfig& c, const MemoryLimit& limit) {
   try {
-    plan_memory(c, {1, 4096}, limit);
+    plan_memory(c, {c.train.micro_batch, 4096}, limit);
   } catch (const Error& e) {
     EXPECT_EQ(e.status(), ExitStatus::kUsage);
     return e.what();
@@ -44,7 +44,7 @@ std::string refusal(const RunConfig& c, const MemoryLimit& limit) {
 TEST(MemoryPlan, AutoFillsTheBudgetAndSaysWhy) {
   const RunConfig c = config({"--memory.keep", "auto", "--data.sequence-length", "4k"});
   const std::int64_t budget = (need(c, Keep::kAll) + need(c, Keep::kBlock)) / 2;
-  const MemoryPlan chosen = plan_memory(c, {1, 4096}, {budget, "memory.budget"});
+  const MemoryPlan chosen = plan_memory(c, {c.train.micro_batch, 4096}, {budget, "memory.budget"});
   const auto& keep = chosen.plan.keep_L;
   ASSERT_EQ(keep.size(), 6u);
   EXPECT_GE(std::ranges::count(keep, Keep::kAll), 2);
@@ -54,14 +54,16 @@ TEST(MemoryPlan, AutoFillsTheBudgetAndSaysWhy) {
       << chosen.reason;
   EXPECT_EQ(chosen.reason.find('\n'), std::string::npos);
 
-  const MemoryPlan roomy = plan_memory(c, {1, 4096}, {std::int64_t{1} << 40, "the node"});
+  const MemoryPlan roomy =
+      plan_memory(c, {c.train.micro_batch, 4096}, {std::int64_t{1} << 40, "the node"});
   EXPECT_EQ(roomy.plan.keep_L, std::vector<Keep>(6, Keep::kAll));
   EXPECT_NE(roomy.reason.find("nothing has to be computed again"), std::string::npos);
 }
 
 TEST(MemoryPlan, AFixedModeIsKeptAndNeedsNoReason) {
   const RunConfig c = config({"--memory.keep", "attention", "--data.sequence-length", "4k"});
-  const MemoryPlan fixed = plan_memory(c, {1, 4096}, {1, "the node"});  // no budget: no limit
+  const MemoryPlan fixed =
+      plan_memory(c, {c.train.micro_batch, 4096}, {1, "the node"});  // no budget: no limit
   EXPECT_EQ(fixed.plan.keep_L, std::vector<Keep>(6, Keep::kAttention));
   EXPECT_EQ(fixed.reason, "");
 }
