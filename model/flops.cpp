@@ -114,6 +114,12 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const std::int64_t loss = rows * 3 * d + chunk * m.vocabulary;
   MemoryEstimate estimate;
   estimate.states = 16 * parameter_count(m);
+  if (m.precision == Precision::kBf16) {
+    const std::int64_t looked_up =
+        m.vocabulary * m.width +
+        (m.position == PositionKind::kLearned ? m.max_positions * m.width : 0);
+    estimate.states += 2 * (parameter_count(m) - (m.tie_embeddings ? 0 : looked_up));
+  }
   estimate.activations = 4 * rows * m.layers * kept;
   estimate.transient = 4 * std::max({rows * backward, rows * forward, loss});
   return estimate;

@@ -25,7 +25,8 @@ double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_l
 std::int64_t parameter_count(const ModelConfig& model);
 
 struct MemoryEstimate {
-  std::int64_t states = 0;       ///< weights, gradients, two optimizer moments
+  /// Weights, gradients, two optimizer moments; with bf16 the rounded copy of the weights.
+  std::int64_t states = 0;
   std::int64_t activations = 0;  ///< what all layers keep for the backward pass
   std::int64_t transient =
       0;  ///< the most that exists besides at one time: one layer at work, or the loss

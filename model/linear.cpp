@@ -23,6 +23,7 @@ void Linear::forward(View<const float> x, View<float> y) const {
   args.m = x.rows(), args.n = outputs_, args.k = inputs_;
   args.a = x.data(), args.lda = inputs_;
   args.b = store_.weight(weight_).data(), args.ldb = inputs_, args.trans_b = true;
+  args.b_bf16 = store_.weight_bf16(weight_);
   args.c = y.data(), args.ldc = outputs_;
   args.bias = has_bias_ ? store_.weight(bias_).data() : nullptr;
   args.bf16_operands = bf16_;
@@ -35,6 +36,7 @@ void Linear::backward(View<const float> dy, View<const float> x, View<float> dx)
     args.m = dy.rows(), args.n = inputs_, args.k = outputs_;
     args.a = dy.data(), args.lda = outputs_;
     args.b = store_.weight(weight_).data(), args.ldb = inputs_;
+    args.b_bf16 = store_.weight_bf16(weight_);
     args.c = dx.data(), args.ldc = inputs_;
     args.bf16_operands = bf16_;
     backend_.kernels.gemm(args, backend_.stream);

@@ -25,7 +25,11 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
           ? embedding_.table()
           : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
   loss_.emplace(store_, output, config, memory.loss_chunk, backend);
-  store_.allocate(backend.device);
+  // Tied embeddings are a matrix of a product, too; untied ones come first and are only looked up.
+  std::optional<std::int64_t> rounded_from;
+  if (config.precision == Precision::kBf16)
+    rounded_from = config.tie_embeddings ? 0 : store_.offset(blocks_.front().first_parameter());
+  store_.allocate(backend.device, rounded_from);
   if (config.position == PositionKind::kRope)
     rotary_ =
         std::make_unique<RotaryTable>(shards_.mine(), config.head_size, config.rope_theta, backend);
@@ -36,6 +40,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
 }
 
 PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) const {
+  round_weights();
   PassContext pass{shards_, batch, training, {}};
   if (batch.documents_BT.empty()) return pass;
   const std::size_t count = static_cast<std::size_t>(batch.documents_BT.size());
