@@ -183,9 +183,8 @@ TEST(GemmKernel, BlocksOfALargeProductJoin) {
 }
 
 TEST(GemmKernel, OperandsRoundedBeforehandGiveTheSameProduct) {
-  const std::int64_t sizes[][3] = {{1, 67, 129},   {2, 768, 770},  {3, 2900, 700},
-                                   {5, 300, 40},   {15, 90, 768},  {64, 64, 64},
-                                   {130, 48, 515}, {40, 48, 9001}, {4200, 5, 4096}};
+  const std::int64_t sizes[][3] = {{1, 67, 129}, {2, 130, 770}, {4, 300, 40}, {15, 90, 768},
+                                   {64, 64, 64}, {13, 48, 515}, {5, 9, 9001}, {7, 420, 700}};
   for (const auto& [m, n, k] : sizes)
     for (int bits = 0; bits < 32; ++bits) {
       const Case c{m,
@@ -205,7 +204,7 @@ TEST(GemmKernel, OperandsRoundedBeforehandGiveTheSameProduct) {
         if (one_dense_block)
           EXPECT_TRUE(same_bits(expected, found)) << c.text() << " rounded " << which;
         else
-          problem.expect_right(found, m < 100 ? 1 : 101);
+          problem.expect_right(found);
       }
     }
 }

@@ -274,7 +274,8 @@ void advance(const std::uint16_t*& bits, const float*& numbers, std::int64_t ele
 /// vocabulary.
 void gemm_bf16(const GemmArgs& args) {
   const std::int64_t length_k = block_length(args.k, kLongestBf16Sum);
-  const std::int64_t elements = args.m < kFewRows ? kCachedElements : kScratchElements;
+  const bool reads_once = args.m < kFewRows && args.b_bf16 == nullptr;
+  const std::int64_t elements = reads_once ? kCachedElements : kScratchElements;
   const std::int64_t length_m =
       block_length(args.m, std::max<std::int64_t>(elements / length_k, 1));
   const std::int64_t length_n =
