@@ -131,6 +131,9 @@ class Registry {
          "(the rest is recomputed, "
          "attention is not); or each block's input alone");
     bind("loss-chunk", m.loss_chunk, "tokens", "whose logits exist at a time; 0 = work it out");
+    bind("mlp-chunk", m.mlp_chunk, "tokens",
+         "in the MLP of a layer at a time: what exists between its products does not grow with the "
+         "sequence (with keep=all it is kept); 0 = work it out");
   }
   void section(const char* name, TrainConfig& t) {
     section_ = name;

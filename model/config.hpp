@@ -47,6 +47,7 @@ struct AttentionConfig {
 struct MemoryConfig {
   Keep keep = Keep::kAll;
   std::int64_t loss_chunk = 0;  ///< tokens whose logits exist at a time; 0 = work it out
+  std::int64_t mlp_chunk = 0;   ///< tokens in the MLP of a layer at a time; 0 = work it out
 };
 
 struct OptimizerConfig {

@@ -74,8 +74,7 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
     block.output().forward(attended_NHK, branch_ND);
     backend.kernels.add(x_ND.size(), branch_ND.data(), x_ND.data(), backend.stream);
     block.mlp_norm().forward(x_ND, normed_ND, nullptr);
-    Mlp::Saved scratch;
-    block.mlp().forward(normed_ND, branch_ND, scratch);
+    block.mlp().forward(normed_ND, branch_ND, nullptr);
     backend.kernels.add(x_ND.size(), branch_ND.data(), x_ND.data(), backend.stream);
   }
   length_ += count;

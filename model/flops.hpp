@@ -34,11 +34,13 @@ struct MemoryEstimate {
 };
 
 /// Bytes on one rank that trains `sequences` sequences of which it holds `tokens` tokens each,
-/// after notes/long-sequences.md section 7 in fp32: per token and layer 6D + 2GK + H + 2F (GELU) or
-/// 3F (SwiGLU) elements with keep = all, D + HK + H with attention, D with block. `context` ranks
-/// share a sequence by `scheme` (notes section 4 for what travels): the ring has five blocks of
-/// keys, values and their gradients under way, allgather those of the whole sequence, Ulysses what
-/// it exchanges. With one rank the scheme does not matter.
+/// after notes/long-sequences.md section 7: per token and layer 6D + 2GK + H + 2F (GELU) or 3F
+/// (SwiGLU) elements with keep = all, D + HK + H with attention, D with block; 4 bytes each, but
+/// with bf16 2 where a product reads it (two norms, qkv, the MLP). The MLP of the layer at work
+/// takes room for memory.mlp-chunk tokens unless it is kept. `context` ranks share a sequence by
+/// `scheme` (notes section 4 for what travels): the ring has five blocks of keys, values and their
+/// gradients under way, allgather those of the whole sequence, Ulysses what it exchanges. With one
+/// rank the scheme does not matter.
 MemoryEstimate memory_estimate(const ModelConfig& model, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
                                AttentionSchemeKind scheme, int context);

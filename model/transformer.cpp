@@ -17,7 +17,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
       embedding_(store_, config, backend) {
   blocks_.reserve(static_cast<std::size_t>(config.layers));
   for (std::int64_t i = 0; i < config.layers; ++i)
-    blocks_.emplace_back(store_, i, config, attention, backend);
+    blocks_.emplace_back(store_, i, config, attention, memory.mlp_chunk, backend);
   first_final_parameter_ = store_.parameters().size();
   final_norm_.emplace(store_, "final_norm", config, backend);
   const auto output =
@@ -78,8 +78,7 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   embedding_.forward(x_ND[0], pass);
   for (std::size_t i = 0; i < layers; ++i) {
     x_ND[i + 1] = Buffer<float>(backend_.device, rows, width);
-    blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], pass, rotary_.get());
-    saved[i].trim(memory_.keep);
+    blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], memory_.keep, pass, rotary_.get());
   }
   Norm::Saved final_saved;
   Buffer<float> normed_ND(backend_.device, rows, width);
@@ -119,7 +118,7 @@ Buffer<float> Transformer::forward_only(
   bool go_on = visit("embedding", x_ND);
   for (std::size_t i = 0; i < blocks_.size() && go_on; ++i) {
     Block::Saved saved;
-    blocks_[i].forward(x_ND, y_ND, saved, pass, rotary_.get());
+    blocks_[i].forward(x_ND, y_ND, saved, Keep::kBlock, pass, rotary_.get());
     std::swap(x_ND, y_ND);
     go_on = visit(fmt::format("blocks.{}", i), x_ND);
   }

@@ -10,9 +10,9 @@ namespace longspan::model {
 /// lda, ldb, ldc: elements between rows as stored. c must not overlap a or b. bias may be null.
 /// bf16_operands: a and b are rounded to bfloat16 (nearest even) before the product; c stays fp32.
 /// a_bf16, b_bf16: the bits of an operand that is rounded already (Kernels::to_bf16), laid out as a
-/// or b would be; if not null they are read instead of a or b, and bf16_operands is true. The result
-/// is that of rounding here: the same bits on the CPU if rows have no gaps and the product is one
-/// block (kernels/cpu/gemm.cpp), else up to the order of its sums.
+/// or b would be; if not null they are read instead of a or b, and bf16_operands is true. The
+/// result is that of rounding here: the same bits on the CPU if rows have no gaps and the product
+/// is one block (kernels/cpu/gemm.cpp), else up to the order of its sums.
 struct GemmArgs {
   std::int64_t m = 0, n = 0, k = 0;
   const float* a = nullptr;
