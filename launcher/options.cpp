@@ -134,6 +134,9 @@ class Registry {
          "attention is not); or each block's input alone; auto: the cheapest mix of these over the "
          "layers that fits memory.budget, worked out before the run starts and printed");
     bind("loss-chunk", m.loss_chunk, "tokens", "whose logits exist at a time; 0 = work it out");
+    bind("mlp-chunk", m.mlp_chunk, "tokens",
+         "in the MLP of a layer at a time: what exists between its products does not grow with the "
+         "sequence (with keep=all it is kept); 0 = work it out");
     bind(
         "budget", m.budget, "bytes",
         "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "

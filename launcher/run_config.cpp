@@ -110,6 +110,7 @@ void check_sequence(const RunConfig& c, Problems& problems) {
   problems.at_least(kZero, "attention.window", c.attention.window);
   problems.at_least(kZero, "memory.loss-chunk", c.memory.loss_chunk);
   problems.at_least(kZero, "memory.budget", c.memory.budget);
+  problems.at_least(kZero, "memory.mlp-chunk", c.memory.mlp_chunk);
 }
 
 void check_train(const RunConfig& c, Problems& problems) {

@@ -49,6 +49,7 @@ struct AttentionConfig {
 struct MemoryConfig {
   Keep keep = Keep::kAll;
   std::int64_t loss_chunk = 0;  ///< tokens whose logits exist at a time; 0 = work it out
+  std::int64_t mlp_chunk = 0;   ///< tokens in the MLP of a layer at a time; 0 = work it out
   std::int64_t budget = 0;      ///< bytes per rank that keep=auto may use; 0 = what the rank has
   Offload offload = Offload::kNone;
   std::string offload_directory;  ///< where offload=file writes; empty = the run directory

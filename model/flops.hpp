@@ -26,9 +26,10 @@ double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_l
 
 std::int64_t parameter_count(const ModelConfig& model);
 
-/// Bytes of one layer on one rank, after notes/long-sequences.md section 7 in fp32: per token 6D +
-/// 2GK + H + 2F (GELU) or 3F (SwiGLU) elements are kept with keep = all, D + HK + H with attention,
-/// D with block.
+/// Bytes of one layer on one rank, after notes/long-sequences.md section 7: per token 6D + 2GK + H
+/// + 2F (GELU) or 3F (SwiGLU) elements are kept with keep = all, D + HK + H with attention, D with
+/// block; 4 bytes each, but with bf16 2 where a product reads it (two norms, qkv, the MLP). The MLP
+/// of the layer at work takes room for memory.mlp-chunk tokens unless it is kept.
 struct LayerMemory {
   std::int64_t kept = 0;     ///< from its forward to its backward, its input included
   std::int64_t movable = 0;  ///< of these, what memory.offload moves out: the input, and with keep
@@ -39,13 +40,15 @@ struct LayerMemory {
 /// Of what travels (notes section 4) the ring has five blocks of keys, values and their gradients
 /// under way (through a window, up to six of the rows within it), allgather those of the whole
 /// sequence, Ulysses what it exchanges, hybrid both.
-LayerMemory layer_memory(const ModelConfig& model, Keep keep, const RankShare& share);
+LayerMemory layer_memory(const ModelConfig& model, const MemoryConfig& memory, Keep keep,
+                         const RankShare& share);
 
 /// Bytes that memory.offload=file has in its file at the most; 0 without. `plan` as below.
 std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memory,
                              const RankShare& share, const ActivationPlan& plan);
 
-/// Bytes of weights, gradients and two optimizer moments.
+/// Bytes of weights, gradients, two optimizer moments, and with bf16 the rounded copy of the
+/// weights.
 std::int64_t state_memory(const ModelConfig& model);
 
 /// Bytes of what goes with the tokens and is no layer's: tables of positions, the final norm's
@@ -56,7 +59,8 @@ std::int64_t table_memory(const ModelConfig& model, const RankShare& share);
 std::int64_t loss_memory(const ModelConfig& model, const MemoryConfig& memory, std::int64_t rows);
 
 struct MemoryEstimate {
-  std::int64_t states = 0;       ///< weights, gradients, two optimizer moments
+  /// Weights, gradients, two optimizer moments; with bf16 the rounded copy of the weights.
+  std::int64_t states = 0;
   std::int64_t activations = 0;  ///< what all layers keep for the backward pass, files not counted
   std::int64_t transient = 0;    ///< what else exists at the moment of the most: one layer at work,
                                  ///< or the loss; less what layers keep that is gone by then

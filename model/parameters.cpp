@@ -27,11 +27,14 @@ ParameterStore::Id ParameterStore::add(Parameter parameter) {
   return parameters_.size() - 1;
 }
 
-void ParameterStore::allocate(Device& device) {
+void ParameterStore::allocate(Device& device, std::optional<std::int64_t> rounded_from) {
   weights_ = Buffer<float>(device, count_);
   gradients_ = Buffer<float>(device, count_);
   device.fill_zero(gradients_.data(), static_cast<std::size_t>(count_) * sizeof(float),
                    device.stream());
+  if (!rounded_from) return;
+  rounded_from_ = *rounded_from;
+  rounded_ = Buffer<std::uint16_t>(device, count_ - rounded_from_);
 }
 
 void ParameterStore::initialize(std::uint64_t seed) {
@@ -58,6 +61,17 @@ void ParameterStore::initialize(std::uint64_t seed) {
 
 View<float> ParameterStore::weight(Id id) const {
   return weights_.view().slice(parameters_[id].offset, parameters_[id].count());
+}
+
+const std::uint16_t* ParameterStore::weight_bf16(Id id) const {
+  if (rounded_.empty() || parameters_[id].offset < rounded_from_) return nullptr;
+  return rounded_.data() + (parameters_[id].offset - rounded_from_);
+}
+
+void ParameterStore::round_weights(Kernels& kernels, Stream& stream) const {
+  if (rounded_.empty()) return;
+  kernels.to_bf16(1, rounded_.size(), weights_.data() + rounded_from_, rounded_.size(),
+                  rounded_.data(), stream);
 }
 
 View<float> ParameterStore::gradient(Id id) const {

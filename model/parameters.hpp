@@ -5,9 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "model/kernels/kernels.hpp"
 #include "parallel/array.hpp"
 #include "parallel/device.hpp"
 
@@ -41,8 +43,10 @@ class ParameterStore {
   /// Declares a parameter; only before allocate().
   Id add(std::string name, Shape shape, Initial initial, bool decay);
   Id add(Parameter parameter);  ///< its offset in the flat buffers is set here
-  /// Makes the buffers: weights uninitialised, gradients zero.
-  void allocate(Device& device);
+  /// Makes the buffers: weights uninitialised, gradients zero. With `rounded_from` also one for the
+  /// bfloat16 copy of the weights from this flat element on, what products read with
+  /// model.precision=bf16.
+  void allocate(Device& device, std::optional<std::int64_t> rounded_from = {});
   /// Sets every weight from (seed, name of the parameter, index of the element in the whole tensor)
   /// alone: the same on every mesh.
   void initialize(std::uint64_t seed);
@@ -51,6 +55,12 @@ class ParameterStore {
   std::int64_t count() const { return count_; }
   std::int64_t offset(Id id) const { return parameters_[id].offset; }
   View<float> weight(Id id) const;
+  /// The weight's bfloat16 copy as of the last round_weights(); null if there is none.
+  const std::uint16_t* weight_bf16(Id id) const;
+  /// Brings the bfloat16 copy up to date, if there is one. A pass does this before it begins:
+  /// weights are written from many places (optimizer, checkpoint, tests), and no later than the
+  /// next pass does the copy know.
+  void round_weights(Kernels& kernels, Stream& stream) const;
   View<float> gradient(Id id) const;
   View<float> weights() const { return weights_.view(); }
   View<float> gradients() const { return gradients_.view(); }
@@ -65,6 +75,8 @@ class ParameterStore {
   std::vector<Parameter> parameters_;
   std::int64_t count_ = 0;
   Buffer<float> weights_, gradients_;
+  Buffer<std::uint16_t> rounded_;
+  std::int64_t rounded_from_ = 0;
 };
 
 }  // namespace longspan::model

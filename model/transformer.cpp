@@ -27,7 +27,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
       embedding_(store_, config, backend) {
   blocks_.reserve(static_cast<std::size_t>(config.layers));
   for (std::int64_t i = 0; i < config.layers; ++i)
-    blocks_.emplace_back(store_, i, config, attention, backend);
+    blocks_.emplace_back(store_, i, config, attention, memory.mlp_chunk, backend);
   first_final_parameter_ = store_.parameters().size();
   final_norm_.emplace(store_, "final_norm", config, backend);
   const auto output =
@@ -35,7 +35,11 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
           ? embedding_.table()
           : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
   loss_.emplace(store_, output, config, memory.loss_chunk, backend);
-  store_.allocate(backend.device);
+  // Tied embeddings are a matrix of a product, too; untied ones come first and are only looked up.
+  std::optional<std::int64_t> rounded_from;
+  if (config.precision == Precision::kBf16)
+    rounded_from = config.tie_embeddings ? 0 : store_.offset(blocks_.front().first_parameter());
+  store_.allocate(backend.device, rounded_from);
   if (config.position == PositionKind::kRope)
     rotary_ =
         std::make_unique<RotaryTable>(shards_.mine(), config.head_size, config.rope_theta, backend);
@@ -46,6 +50,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
 }
 
 PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) const {
+  round_weights();
   PassContext pass{shards_, batch, training, {}};
   if (batch.documents_BT.empty()) return pass;
   const std::size_t count = static_cast<std::size_t>(batch.documents_BT.size());
@@ -84,8 +89,7 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   embedding_.forward(x_ND[0], pass);
   for (std::size_t i = 0; i < layers; ++i) {
     x_ND[i + 1] = Buffer<float>(backend_.device, rows, width);
-    blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], pass, rotary_.get());
-    saved[i].trim(plan_.keep_L[i]);
+    blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], plan_.keep_L[i], pass, rotary_.get());
     if (offload_ == nullptr || i + 1 == layers) continue;
     SpillFile::Group group;
     for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
@@ -137,7 +141,7 @@ Buffer<float> Transformer::forward_only(
   bool go_on = visit("embedding", x_ND);
   for (std::size_t i = 0; i < blocks_.size() && go_on; ++i) {
     Block::Saved saved;
-    blocks_[i].forward(x_ND, y_ND, saved, pass, rotary_.get());
+    blocks_[i].forward(x_ND, y_ND, saved, Keep::kBlock, pass, rotary_.get());
     std::swap(x_ND, y_ND);
     go_on = visit(fmt::format("blocks.{}", i), x_ND);
   }

@@ -54,6 +54,10 @@ class Transformer {
   /// Collective over the context group.
   std::string first_non_finite(const MicroBatch& batch);
 
+  /// With model.precision=bf16: brings the copy of the weights that products read up to date. Every
+  /// pass above begins with it.
+  void round_weights() const { store_.round_weights(backend_.kernels, backend_.stream); }
+
   /// The parts, for decoding (decoder.hpp).
   const Embedding& embedding() const { return embedding_; }
   const std::vector<Block>& blocks() const { return blocks_; }

@@ -131,7 +131,7 @@ TEST(ActivationPlan, PricesTheModesAsTheFormulasDo) {
     EXPECT_GT(share, 0.31);
     EXPECT_LT(share, 0.35);
     for (std::size_t o = 0; o < modes.size(); ++o) {
-      const LayerMemory bytes = layer_memory(m, modes[o], {1, length / context, context});
+      const LayerMemory bytes = layer_memory(m, {}, modes[o], {1, length / context, context});
       EXPECT_EQ(options[o].kept_bytes, bytes.kept);
       EXPECT_EQ(options[o].work_bytes, bytes.at_work);
     }
