@@ -57,13 +57,11 @@ StepResult train_step(TrainingRun& run) {
   // backward goes on.
   double loss_sum = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
-    const bool last = i + 1 == run.accumulation();
-    const auto reduce = [&](std::int64_t begin) { run.reducer().ready_from(begin); };
-    loss_sum += run.transformer().train(
-        run.micro_batch(batches[static_cast<std::size_t>(i)]), gradient_scale,
-        last ? model::Transformer::GradientsReady(reduce) : nullptr);
+    run.sharding().begin_micro_batch(i + 1 == run.accumulation());
+    loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]),
+                                        gradient_scale);
   }
-  run.reducer().finish();
+  run.sharding().finish_gradients();
 
   // The same numbers on every rank from here on.
   StepResult result;

@@ -14,8 +14,8 @@
 #include "launcher/run_config.hpp"
 #include "model/adamw.hpp"
 #include "model/flops.hpp"
+#include "model/parameter_sharding.hpp"
 #include "model/transformer.hpp"
-#include "parallel/data_parallel.hpp"
 #include "parallel/mesh.hpp"
 
 namespace longspan::launcher {
@@ -38,7 +38,7 @@ class TrainingRun {
   const Mesh& mesh() const { return mesh_; }
   model::Transformer& transformer() { return *model_; }
   model::AdamW& optimizer() { return *optimizer_; }
-  GradientReducer& reducer() { return *reducer_; }
+  model::ParameterSharding& sharding() { return *sharding_; }
   io::Loader& loader() { return *loader_; }
   Progress& progress() { return progress_; }
   int accumulation() const { return accumulation_; }
@@ -68,7 +68,10 @@ class TrainingRun {
   std::string restore();
 
  private:
+  /// What this rank updates, as tensors.
   std::vector<ShardedArray> arrays() const;
+  /// Name of the parameter nearest to the loss whose gradient is not finite. Collective.
+  std::string non_finite_gradient() const;
   void check_fits(const io::CheckpointFacts& facts, const std::string& path) const;
 
   RunConfig config_;
@@ -78,8 +81,8 @@ class TrainingRun {
   std::unique_ptr<ProcessGroup> context_group_, gradient_group_;
   model::Backend backend_;
   std::unique_ptr<model::Transformer> model_;
+  std::unique_ptr<model::ParameterSharding> sharding_;
   std::unique_ptr<model::AdamW> optimizer_;
-  std::unique_ptr<GradientReducer> reducer_;
   std::unique_ptr<io::Loader> loader_;
   io::LoaderPlan plan_;
   int accumulation_ = 1;
