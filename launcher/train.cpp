@@ -176,6 +176,13 @@ void print_header(const TrainingRun& run, double peak_flops) {
       static_cast<double>(memory.states) / 1048576,
       static_cast<double>(memory.activations) / 1048576,
       static_cast<double>(memory.transient) / 1048576);
+  if (const int owners = run.mesh().replicas().size();
+      owners > 1 && c.optimizer.shard != model::OptimizerShard::kNone)
+    log::info("optimizer.shard: {} ranks share the {}", owners,
+              c.optimizer.shard == model::OptimizerShard::kStates ? "optimizer states"
+              : c.optimizer.shard == model::OptimizerShard::kGradients
+                  ? "optimizer states and gradients"
+                  : "optimizer states, gradients and weights");
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)

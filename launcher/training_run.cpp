@@ -181,7 +181,8 @@ double TrainingRun::step_flops() const {
 model::MemoryEstimate TrainingRun::memory_estimate() const {
   return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
                                 model_->shards().tokens(), config_.attention.scheme,
-                                mesh_.shape().context);
+                                mesh_.shape().context, config_.optimizer.shard,
+                                mesh_.replicas().size());
 }
 
 double TrainingRun::communication_seconds() const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model/loss.hpp"
+#include "model/sharding_memory.hpp"
 
 namespace longspan::model {
 namespace {
@@ -81,7 +82,8 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
 
 MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context) {
+                               AttentionSchemeKind scheme, int context, OptimizerShard shard,
+                               int owners) {
   const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size,
                      kv = m.kv_heads * m.head_size;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
@@ -113,9 +115,16 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
       std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
   const std::int64_t loss = rows * 3 * d + chunk * m.vocabulary;
   MemoryEstimate estimate;
-  estimate.states = 16 * parameter_count(m);
-  estimate.activations = 4 * rows * m.layers * kept;
-  estimate.transient = 4 * std::max({rows * backward, rows * forward, loss});
+  const ShardingMemory units = sharding_memory(m, shard, owners);
+  const std::int64_t all_kept = rows * m.layers * kept;
+  estimate.states = 4 * units.states;
+  estimate.activations = 4 * all_kept;
+  // Units of shared weights and gradients come on top: of the last block, of those before it (the
+  // last one's activations are gone then), and at the embedding (all are gone).
+  estimate.transient =
+      4 * std::max({rows * backward + units.last_backward,
+                    rows * (backward - kept) + units.backward, rows * forward + units.forward,
+                    loss + units.loss, rows * 2 * d + units.ends - all_kept});
   return estimate;
 }
 

@@ -37,9 +37,11 @@ struct MemoryEstimate {
 /// 3F (SwiGLU) elements with keep = all, D + HK + H with attention, D with block. `context` ranks
 /// share a sequence by `scheme` (notes section 4 for what travels): the ring has five blocks of
 /// keys, values and their gradients under way, allgather those of the whole sequence, Ulysses what
-/// it exchanges. With one rank the scheme does not matter.
+/// it exchanges. With one rank the scheme does not matter. `owners` ranks share the
+/// states as `shard` says (sharding_memory.hpp).
 MemoryEstimate memory_estimate(const ModelConfig& model, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context);
+                               AttentionSchemeKind scheme, int context,
+                               OptimizerShard shard = OptimizerShard::kNone, int owners = 1);
 
 }  // namespace longspan::model
