@@ -153,6 +153,16 @@ void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
   }
 }
 
+void print_sharing(model::OptimizerShard shard, int owners) {
+  using model::OptimizerShard;
+  if (shard == OptimizerShard::kNone) return;
+  if (owners == 1) return log::info("optimizer.shard: one rank has nothing to share");
+  log::info("optimizer.shard: {} ranks share the {}", owners,
+            shard == OptimizerShard::kStates      ? "optimizer states"
+            : shard == OptimizerShard::kGradients ? "optimizer states and gradients"
+                                                  : "optimizer states, gradients and weights");
+}
+
 void print_header(const TrainingRun& run, double peak_flops) {
   const RunConfig& c = run.config();
   const auto memory = run.memory_estimate();
@@ -176,13 +186,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
       static_cast<double>(memory.states) / 1048576,
       static_cast<double>(memory.activations) / 1048576,
       static_cast<double>(memory.transient) / 1048576);
-  if (const int owners = run.mesh().replicas().size();
-      owners > 1 && c.optimizer.shard != model::OptimizerShard::kNone)
-    log::info("optimizer.shard: {} ranks share the {}", owners,
-              c.optimizer.shard == model::OptimizerShard::kStates ? "optimizer states"
-              : c.optimizer.shard == model::OptimizerShard::kGradients
-                  ? "optimizer states and gradients"
-                  : "optimizer states, gradients and weights");
+  print_sharing(c.optimizer.shard, run.mesh().replicas().size());
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)

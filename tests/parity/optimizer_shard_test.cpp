@@ -144,7 +144,7 @@ TEST(OptimizerShard, TwoMicroBatchesLearnLikeOneRankAndTwiceTheSame) {
   const auto world = Communicator::world();
   const Mesh alone(Communicator::self(), {1, 1});
   const auto all = testing_support::variants();
-  for (const Variant& v : {all[0], all[1], all[5]}) {  // tied, untied, with documents
+  for (const Variant& v : {all[0], all[1]}) {  // tied, untied
     Training one(v, alone, OptimizerShard::kNone);
     steps(one, 20, 1);
     EXPECT_LT(one.losses.back(), one.losses.front());
@@ -263,13 +263,14 @@ TEST(OptimizerShard, ThePeakFallsAsPredicted) {
   const auto world = Communicator::world();
   auto variants = testing_support::variants();
   for (Variant v : {variants[0], variants[1]}) {  // tied, untied
-    v.config.layers = 5, v.config.width = 96, v.config.head_size = 24, v.config.mlp_width = 256;
+    v.config.layers = 5, v.config.width = 64, v.config.head_size = 16, v.config.mlp_width = 160;
     v.config.max_positions = 64;
-    for (const std::int64_t vocabulary : {100, 6000}) {
+    for (const std::int64_t vocabulary : {100, 3000}) {
       v.config.vocabulary = vocabulary;
       for (const MeshShape& shape : meshes_of(world.size())) {
         const Mesh mesh(world, shape);
         for (const Keep keep : {Keep::kAll, Keep::kBlock}) {
+          if (vocabulary > 100 && keep == Keep::kAll) continue;
           double larger = std::numeric_limits<double>::infinity();
           for (const OptimizerShard shard :
                {OptimizerShard::kNone, OptimizerShard::kStates, OptimizerShard::kGradients,
@@ -278,8 +279,8 @@ TEST(OptimizerShard, ThePeakFallsAsPredicted) {
             SCOPED_TRACE(v.name + " " + std::to_string(vocabulary) + " " + to_string(shape) + " " +
                          name_of(shard) + " keep " + std::to_string(static_cast<int>(keep)));
             const Peak peak = peak_of(v, mesh, shard, keep);
-            EXPECT_NEAR(peak.measured / peak.predicted, 1.0, 0.10);
-            // One huge unit (the table of 6000) on two ranks: what comes and goes of it outweighs
+            EXPECT_NEAR(peak.measured / peak.predicted, 1.0, 0.02);
+            // One huge unit (the table of 3000) on two ranks: what comes and goes of it outweighs
             // what is shared.
             if (vocabulary == 100) {
               EXPECT_LT(peak.measured, larger);
