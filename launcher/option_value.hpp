@@ -38,11 +38,12 @@ inline constexpr std::array<Choice<model::Precision>, 2> kPrecision = {
     {{"fp32", model::Precision::kFp32}, {"bf16", model::Precision::kBf16}}};
 inline constexpr std::array<Choice<model::MaskKind>, 2> kMask = {
     {{"causal", model::MaskKind::kCausal}, {"full", model::MaskKind::kFull}}};
-inline constexpr std::array<Choice<model::AttentionSchemeKind>, 4> kScheme = {
+inline constexpr std::array<Choice<model::AttentionSchemeKind>, 5> kScheme = {
     {{"auto", model::AttentionSchemeKind::kAuto},
      {"ring", model::AttentionSchemeKind::kRing},
      {"allgather", model::AttentionSchemeKind::kAllgather},
-     {"ulysses", model::AttentionSchemeKind::kUlysses}}};
+     {"ulysses", model::AttentionSchemeKind::kUlysses},
+     {"hybrid", model::AttentionSchemeKind::kHybrid}}};
 inline constexpr std::array<Choice<model::Keep>, 3> kKeep = {
     {{"all", model::Keep::kAll},
      {"attention", model::Keep::kAttention},

@@ -121,8 +121,10 @@ class Registry {
         "scheme", a.scheme, "",
         "how mesh.context ranks share a sequence. ring: keys and values travel behind the compute; "
         "allgather: every rank gathers all of them; ulysses: a rank attends with its share of the "
-        "heads over the whole sequence. auto = ring, which needs the least memory and keeps any "
-        "number of ranks busy with any number of heads; one context rank needs none");
+        "heads over the whole sequence; hybrid: ulysses among neighbours of a node, ring across. "
+        "auto = the one that by formula hides its communication best, ring where that is nearly "
+        "the "
+        "same; one context rank needs none");
   }
   void section(const char* name, model::MemoryConfig& m) {
     section_ = name;

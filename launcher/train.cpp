@@ -187,13 +187,15 @@ void print_header(const TrainingRun& run, double peak_flops) {
       static_cast<double>(memory.activations) / 1048576,
       static_cast<double>(memory.transient) / 1048576);
   print_sharing(c.optimizer.shard, run.mesh().replicas().size());
+  if (!run.scheme().why.empty())
+    log::info("attention over {} ranks: {}", c.mesh.context, run.scheme().why);
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)
     log::warn(
         "attention.mask=full lets every token see the one it is to predict: the loss says nothing "
         "about the data");
-  if (c.attention.scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > c.model.heads)
+  if (run.scheme().scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > c.model.heads)
     log::warn(
         "attention.scheme=ulysses shares model.heads={} among mesh.context={} ranks: {} of them "
         "idle in attention; "

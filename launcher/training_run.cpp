@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -111,6 +112,25 @@ std::string resume_from_path(const std::string& path, const std::string& newest)
       path, newest);
 }
 
+model::AttentionMask mask_of(const model::AttentionConfig& attention) {
+  return {attention.mask == model::MaskKind::kCausal, attention.window};
+}
+
+/// Collective over the mesh. Nodes may hold different numbers of the ranks that share a sequence:
+/// groups that fit all of them fit everywhere.
+model::SchemeChoice scheme_of(const RunConfig& config, const Mesh& mesh) {
+  std::int64_t per_node = 0;
+  for (const std::int64_t ranks :
+       mesh.world().all_gather(std::int64_t{mesh.context().split_by_node().size()}))
+    per_node = std::gcd(per_node, ranks);
+  const model::AttentionGeometry geometry{config.model.heads, config.model.kv_heads,
+                                          config.model.head_size, mask_of(config.attention), 1.0f};
+  return model::choose_scheme(
+      config.attention.scheme, geometry,
+      {config.train.micro_batch, config.data.sequence_length, mesh.shape().context},
+      static_cast<int>(per_node));
+}
+
 MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
   MeshShape shape;
   agree(world, [&] { shape = resolve_mesh(config.mesh, world.size()); });
@@ -135,9 +155,15 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
   gradient_group_ = make_mpi_group(mesh_.replicas());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
-  SequenceShards shards = shard_sequence(
-      config_.data.sequence_length, causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous,
-      context_group_.get());
+  SequenceShards shards =
+      shard_sequence(config_.data.sequence_length, layout_for(causal, config_.attention.window),
+                     context_group_.get());
+
+  scheme_ = scheme_of(config_, mesh_);
+  if (scheme_.scheme == model::AttentionSchemeKind::kHybrid)
+    split_context(shards, mesh_.context(), scheme_.inner);
+  model::AttentionConfig attention = config_.attention;
+  attention.scheme = scheme_.scheme;
 
   plan_.positions_T = shards.mine();
   plan_.sequence_length = config_.data.sequence_length;
@@ -163,7 +189,7 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   const model::OptimizerShard shard =
       mesh_.replicas().size() > 1 ? config_.optimizer.shard : model::OptimizerShard::kNone;
   agree(world, [&] {
-    model_ = std::make_unique<model::Transformer>(config_.model, config_.attention, config_.memory,
+    model_ = std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
                                                   std::move(shards), backend_, shard);
     sharding_ = std::make_unique<model::ParameterSharding>(
         shard, model_->parameters(), *gradient_group_, mesh_.replicas(), backend_);
@@ -180,14 +206,13 @@ double TrainingRun::step_flops() const {
 
 model::MemoryEstimate TrainingRun::memory_estimate() const {
   return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
-                                model_->shards().tokens(), config_.attention.scheme,
-                                mesh_.shape().context, config_.optimizer.shard,
+                                model_->shards().tokens(), scheme_.scheme, mesh_.shape().context,
+                                mask_of(config_.attention), scheme_.inner, config_.optimizer.shard,
                                 mesh_.replicas().size());
 }
 
 double TrainingRun::communication_seconds() const {
-  return gradient_group_->exposed_seconds() +
-         (context_group_ ? context_group_->exposed_seconds() : 0.0);
+  return gradient_group_->exposed_seconds() + model_->shards().exposed_seconds();
 }
 
 model::MicroBatch TrainingRun::micro_batch(const io::Batch& batch) const {

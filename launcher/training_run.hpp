@@ -13,6 +13,7 @@
 #include "io/token_dataset.hpp"
 #include "launcher/run_config.hpp"
 #include "model/adamw.hpp"
+#include "model/attention_choice.hpp"
 #include "model/flops.hpp"
 #include "model/parameter_sharding.hpp"
 #include "model/transformer.hpp"
@@ -43,6 +44,8 @@ class TrainingRun {
   Progress& progress() { return progress_; }
   int accumulation() const { return accumulation_; }
   int threads() const { return threads_; }
+  /// What attention.scheme has come to: the same on every rank.
+  const model::SchemeChoice& scheme() const { return scheme_; }
 
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
@@ -80,6 +83,7 @@ class TrainingRun {
   int threads_;
   std::unique_ptr<ProcessGroup> context_group_, gradient_group_;
   model::Backend backend_;
+  model::SchemeChoice scheme_;
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<model::ParameterSharding> sharding_;
   std::unique_ptr<model::AdamW> optimizer_;

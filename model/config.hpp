@@ -13,7 +13,7 @@ enum class NormKind { kLayerNorm, kRmsNorm };
 enum class PositionKind { kRope, kLearned, kSinusoidal, kNone };
 enum class Precision { kFp32, kBf16 };
 enum class MaskKind { kCausal, kFull };
-enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses };
+enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses, kHybrid };
 enum class Keep { kAll, kAttention, kBlock };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 /// What the ranks with the same part of the weights share instead of each having all of it, each
@@ -44,7 +44,7 @@ struct AttentionConfig {
   MaskKind mask = MaskKind::kCausal;
   std::int64_t window = 0;  ///< tokens a query sees, itself included; 0 = all
   AttentionSchemeKind scheme =
-      AttentionSchemeKind::kAuto;  ///< how ranks share a sequence; auto = ring
+      AttentionSchemeKind::kAuto;  ///< how ranks share a sequence (attention_choice.hpp)
 };
 
 struct MemoryConfig {

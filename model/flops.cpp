@@ -1,7 +1,10 @@
 #include "model/flops.hpp"
 
 #include <algorithm>
+#include <vector>
 
+#include "model/attention_heads.hpp"
+#include "model/attention_traffic.hpp"
 #include "model/loss.hpp"
 #include "model/sharding_memory.hpp"
 
@@ -20,31 +23,61 @@ struct SchemeMemory {
   std::int64_t at_work = 0;  ///< the most beside it in one layer's backward
 };
 
+/// Rows that the backward pass of the ring has under way at most: blocks of keys and values, of
+/// their gradients, and of both on the wire.
+std::int64_t rows_of_ring(const AttentionMask& mask, std::int64_t tokens, int ranks) {
+  if (mask.window == 0) return 5 * tokens;
+  std::int64_t most = 0;
+  for (int me = 0; me < ranks; ++me) {
+    // Incoming and outgoing rows of the exchanges, nearest first, with none before and behind.
+    std::vector<std::int64_t> in{0}, out{0};
+    for (int distance = 1; distance < ranks; ++distance) {
+      const int from = (me + ranks - distance) % ranks, to = (me + distance) % ranks;
+      in.push_back(rows_in_window(mask, ranks * tokens, tokens, from, me));
+      out.push_back(rows_in_window(mask, ranks * tokens, tokens, me, to));
+      if (in.back() + out.back() == 0) in.pop_back(), out.pop_back();
+    }
+    in.push_back(0), out.push_back(0);
+    for (std::size_t i = 1; i + 1 < in.size(); ++i)
+      most = std::max(most, 2 * in[i] + in[i + 1] + out[i + 1] + in[i - 1] + out[i - 1]);
+  }
+  return most;
+}
+
 SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory,
-                           AttentionSchemeKind scheme, std::int64_t context) {
+                           AttentionSchemeKind scheme, std::int64_t tokens, int context,
+                           const AttentionMask& mask, int inner) {
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   if (context == 1) return {};
   // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
   if (scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
-  if (scheme != AttentionSchemeKind::kUlysses) return {0, 2 * 5 * kv};
-  // A rank's share of the heads over all tokens: the largest share counts. All shares on this
-  // rank's tokens: their sum, more than all heads where a key/value head is in several.
-  std::int64_t most_heads = 0, most = 0, sum = 0;
-  for (std::int64_t r = 0; r < context; ++r) {
-    const std::int64_t first = part_begin(m.heads, r, context),
-                       end = part_begin(m.heads, r + 1, context);
-    const std::int64_t group = m.heads / m.kv_heads,
-                       keys = end > first ? (end - 1) / group + 1 - first / group : 0;
-    most_heads = std::max(most_heads, end - first);
-    most = std::max(most, end - first + 2 * keys);
-    sum += end - first + 2 * keys;
+  const bool hybrid = scheme == AttentionSchemeKind::kHybrid;
+  if (!hybrid && scheme != AttentionSchemeKind::kUlysses)
+    return {0, 2 * kv * rows_of_ring(mask, tokens, context) / tokens};
+  // A rank's share of the heads over all tokens of those it shares them with: the largest share
+  // counts. All shares on this rank's tokens: their sum, more than all heads where a key/value head
+  // is in several.
+  const int ranks = hybrid ? inner : context;
+  std::int64_t most_heads = 0, most_keys = 0, most = 0, sum = 0;
+  for (int r = 0; r < ranks; ++r) {
+    const HeadShare share = head_share({m.heads, m.kv_heads, m.head_size, mask, 1.0f}, r, ranks);
+    most_heads = std::max(most_heads, share.count);
+    most_keys = std::max(most_keys, share.kv_count);
+    most = std::max(most, share.count + 2 * share.kv_count);
+    sum += share.count + 2 * share.kv_count;
   }
-  const std::int64_t exchanged = m.head_size * most * context,
+  const std::int64_t exchanged = m.head_size * most * ranks,
                      exchange = exchanged + m.head_size * sum;
-  const std::int64_t output_gradients = query + m.head_size * most_heads * context;
-  // qkv travels again if what forward exchanged is gone.
-  return {exchanged - query - 2 * kv,
-          output_gradients + exchange + (memory.keep == Keep::kAttention ? exchange : 0)};
+  const std::int64_t output_gradients = m.head_size * most_heads * ranks;
+  const bool again = memory.keep == Keep::kAttention;
+  // qkv travels again if what forward exchanged is gone. Hybrid has given back what it sent before
+  // the ring begins.
+  const std::int64_t at_work =
+      hybrid ? output_gradients + exchange + (again ? exchanged : 0) +
+                   2 * m.head_size * most_keys *
+                       rows_of_ring(mask, ranks * tokens, context / ranks) / tokens
+             : query + output_gradients + exchange + (again ? exchange : 0);
+  return {exchanged - query - 2 * kv, at_work};
 }
 
 }  // namespace
@@ -82,8 +115,8 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
 
 MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context, OptimizerShard shard,
-                               int owners) {
+                               AttentionSchemeKind scheme, int context, AttentionMask mask,
+                               int inner_ranks, OptimizerShard shard, int owners) {
   const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size,
                      kv = m.kv_heads * m.head_size;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
@@ -91,7 +124,7 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output,
   // log-sum-exp.
   const std::int64_t input = d, attention = query + m.heads;
-  const SchemeMemory sharing = scheme_memory(m, memory, scheme, context);
+  const SchemeMemory sharing = scheme_memory(m, memory, scheme, tokens, context, mask, inner_ranks);
   const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width +
                              (memory.keep == Keep::kAttention ? 0 : sharing.kept);
   const std::int64_t kept = memory.keep == Keep::kAll         ? input + inner + attention

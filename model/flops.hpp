@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "model/config.hpp"
+#include "model/kernels/attention.hpp"
 
 namespace longspan::model {
 
@@ -36,12 +37,14 @@ struct MemoryEstimate {
 /// after notes/long-sequences.md section 7 in fp32: per token and layer 6D + 2GK + H + 2F (GELU) or
 /// 3F (SwiGLU) elements with keep = all, D + HK + H with attention, D with block. `context` ranks
 /// share a sequence by `scheme` (notes section 4 for what travels): the ring has five blocks of
-/// keys, values and their gradients under way, allgather those of the whole sequence, Ulysses what
-/// it exchanges. With one rank the scheme does not matter. `owners` ranks share the
-/// states as `shard` says (sharding_memory.hpp).
+/// keys, values and their gradients under way (through a window of `mask`, up to six of the rows
+/// within it), allgather those of the whole sequence, Ulysses what it exchanges, hybrid with
+/// `inner` ranks a group both. With one rank the scheme does not matter. `owners`
+/// ranks share the states as `shard` says (sharding_memory.hpp).
 MemoryEstimate memory_estimate(const ModelConfig& model, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context,
-                               OptimizerShard shard = OptimizerShard::kNone, int owners = 1);
+                               AttentionSchemeKind scheme, int context, AttentionMask mask = {},
+                               int inner_ranks = 1, OptimizerShard shard = OptimizerShard::kNone,
+                               int owners = 1);
 
 }  // namespace longspan::model

@@ -45,8 +45,7 @@ struct Training {
         owners(make_mpi_group(mesh.replicas())),
         model(v.config, v.attention, memory,
               shard_sequence(length,
-                             v.attention.mask == MaskKind::kCausal ? SequenceLayout::kZigzag
-                                                                   : SequenceLayout::kContiguous,
+                             layout_for(v.attention.mask == MaskKind::kCausal, v.attention.window),
                              context.get()),
               cpu_backend(), shard),
         sharding(shard, model.parameters(), *owners, mesh.replicas(), cpu_backend(), 4096),
@@ -252,9 +251,10 @@ Peak peak_of(const Variant& v, const Mesh& mesh, OptimizerShard shard, Keep keep
   cpu_device().reset_peak();
   Training training(v, mesh, shard, length, memory);
   for (int i = 1; i <= 2; ++i) training.step(i, 1, mesh.shape().data);
-  const MemoryEstimate estimate =
-      memory_estimate(v.config, memory, 1, training.model.shards().tokens(), v.attention.scheme,
-                      mesh.shape().context, shard, mesh.replicas().size());
+  const MemoryEstimate estimate = memory_estimate(
+      v.config, memory, 1, training.model.shards().tokens(), v.attention.scheme,
+      mesh.shape().context, {v.attention.mask == MaskKind::kCausal, v.attention.window}, 1, shard,
+      mesh.replicas().size());
   return {static_cast<double>(cpu_device().peak_bytes() - before),
           static_cast<double>(estimate.total())};
 }
