@@ -30,9 +30,10 @@ struct CheckpointFacts {
 };
 
 /// Writes `<directory>/step-<10 digits>/` and points `<directory>/latest` at it. `arrays` are the
-/// blocks this rank writes: over all ranks every element of every tensor exactly once, names and
-/// order equal on all ranks (a rank may hold 0 rows). Temporary folder, pwrite, fsync, rename, then
-/// `latest`: the previous checkpoint stays valid whatever happens, a full disk included (the
+/// blocks this rank writes: over all ranks every element of every tensor exactly once. A rank may
+/// bring several blocks of one tensor, under its name, but at least one, if of 0 rows; tensors and
+/// the order of their first blocks are equal on all ranks. Temporary folder, pwrite, fsync, rename,
+/// then `latest`: the previous checkpoint stays valid whatever happens, a full disk included (the
 /// temporary folder is removed and every rank throws the same AgreedError). If the step exists
 /// already it is left as it is. Collective over `comm`. Returns the path.
 std::string write_checkpoint(const std::string& directory, const std::vector<ShardedArray>& arrays,

@@ -1,6 +1,7 @@
 #include "io/checkpoint_index.hpp"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "io/checksum.hpp"
@@ -179,6 +180,10 @@ std::string shard_file_name(int rank, int world_size) {
   return fmt::format("shard-{:05}-of-{:05}.h5", rank, world_size);
 }
 
+std::string block_dataset_name(const std::string& tensor, int number) {
+  return number == 0 ? tensor : fmt::format("{}@{}", tensor, number);
+}
+
 void require_exact_cover(const std::vector<TensorEntry>& tensors) {
   for (const TensorEntry& tensor : tensors) {
     std::int64_t covered = 0;
@@ -262,9 +267,11 @@ void write_index(const std::string& path, const CheckpointIndex& index) {
   std::vector<hdf5::VirtualBlock> blocks;
   for (const TensorEntry& tensor : index.tensors) {
     blocks.clear();
+    std::map<int, int> seen;  // blocks of the tensor in each shard
     for (const auto& block : tensor.blocks)
-      blocks.push_back({index.shard_files[static_cast<std::size_t>(block.shard)], tensor.name,
-                        block.offset, block.shape});
+      blocks.push_back({index.shard_files[static_cast<std::size_t>(block.shard)],
+                        block_dataset_name(tensor.name, seen[block.shard]++), block.offset,
+                        block.shape});
     file.create_virtual(tensor.name, tensor.dtype, tensor.global_shape, blocks);
     file.set_attribute(tensor.name, "dtype", std::string(name_of(tensor.dtype)));
   }

@@ -26,6 +26,9 @@ struct CheckpointIndex {
 
 /// "shard-00003-of-00016.h5"
 std::string shard_file_name(int rank, int world_size);
+/// The dataset of a shard that holds its block number `number` of a tensor: "model/norm.weight",
+/// "model/norm.weight@1", ...
+std::string block_dataset_name(const std::string& tensor, int number);
 /// "step-0000001000"
 std::string step_folder_name(std::int64_t step);
 

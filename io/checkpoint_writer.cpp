@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <ctime>
+#include <map>
 #include <random>
-#include <set>
 #include <utility>
 
 #include "io/checkpoint.hpp"
@@ -77,22 +77,40 @@ std::string random_uuid() {
                      high & 0xffff, low >> 48, low & 0xffffffffffff);
 }
 
+/// The tensors that the blocks belong to, each once, in the order of their first blocks.
+struct Tensors {
+  std::vector<TensorEntry> entries;
+  std::vector<std::size_t> of_block;  ///< an entry for each block
+
+  explicit Tensors(const std::vector<ShardedArray>& blocks) {
+    std::map<std::string, std::size_t> known;
+    for (const ShardedArray& block : blocks) {
+      const auto [at, is_new] = known.try_emplace(block.name, entries.size());
+      if (is_new) entries.push_back({block.name, block.dtype, block.global_shape, {}});
+      of_block.push_back(at->second);
+    }
+  }
+};
+
 /// One line per tensor: name, type and global shape; equal on all ranks or the shards do not belong
 /// together.
-std::string description_of(const std::vector<ShardedArray>& arrays) {
+std::string description_of(const Tensors& tensors) {
   std::string text;
-  for (const ShardedArray& array : arrays)
-    text += fmt::format("'{}' {} {}\n", array.name, name_of(array.dtype),
-                        to_string(array.global_shape));
+  for (const TensorEntry& tensor : tensors.entries)
+    text += fmt::format("'{}' {} {}\n", tensor.name, name_of(tensor.dtype),
+                        to_string(tensor.global_shape));
   return text;
 }
 
 void require_valid(const std::vector<ShardedArray>& arrays) {
-  std::set<std::string> names;
-  for (const ShardedArray& array : arrays) {
-    if (array.name.empty() || array.name.starts_with('/') || array.name.starts_with("manifest/"))
+  const Tensors tensors(arrays);
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    const ShardedArray& array = arrays[i];
+    const TensorEntry& tensor = tensors.entries[tensors.of_block[i]];
+    if (array.name.empty() || array.name.starts_with('/') || array.name.starts_with("manifest/") ||
+        array.name.find('@') != std::string::npos)
       fail("checkpoint: '{}' cannot be the name of a tensor", array.name);
-    if (!names.insert(array.name).second)
+    if (tensor.dtype != array.dtype || tensor.global_shape != array.global_shape)
       fail("checkpoint: two tensors are called '{}'", array.name);
     const std::size_t dims = array.global_shape.size();
     bool inside = dims > 0 && array.offset.size() == dims && array.shape.size() == dims;
@@ -111,7 +129,7 @@ void require_valid(const std::vector<ShardedArray>& arrays) {
 /// Collective. Every rank must bring the same tensors; the error names the first that does not, and
 /// the first difference.
 void require_same_tensors(const std::vector<ShardedArray>& arrays, const Communicator& comm) {
-  const std::string mine = description_of(arrays);
+  const std::string mine = description_of(Tensors(arrays));
   Checksum hash;
   hash.update(mine);
   const auto digest = static_cast<std::int64_t>(hash.digest() >> 1);
@@ -141,6 +159,8 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
         "nodes share",
         parent_path(path), rank);
   ShardRecord record;
+  const Tensors tensors(arrays);
+  std::vector<const ShardedArray*> written;  // of each block of the record
   {
     const hdf5::Lock lock;
     hdf5::File file = hdf5::File::create(path, static_cast<std::int64_t>(arrays.size()) * 800);
@@ -150,22 +170,27 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
     file.set_attribute("/", "step", facts.step);
     file.set_attribute("/", "rank", std::int64_t{rank});
     file.set_attribute("/", "world_size", std::int64_t{world_size});
+    std::vector<int> blocks_of(tensors.entries.size(), 0);
     for (std::size_t i = 0; i < arrays.size(); ++i) {
       const ShardedArray& array = arrays[i];
       if (array.bytes() == 0) continue;
-      const std::uint64_t offset = file.create_contiguous(array.name, array.dtype, array.shape);
-      file.set_attribute(array.name, "dtype", std::string(name_of(array.dtype)));
-      file.set_attribute(array.name, "global_shape", array.global_shape);
-      file.set_attribute(array.name, "global_offset", array.offset);
-      record.blocks.push_back({i, offset, 0, array.offset, array.shape});
+      const std::size_t tensor = tensors.of_block[i];
+      const std::string name = block_dataset_name(array.name, blocks_of[tensor]++);
+      const std::uint64_t offset = file.create_contiguous(name, array.dtype, array.shape);
+      file.set_attribute(name, "dtype", std::string(name_of(array.dtype)));
+      file.set_attribute(name, "global_shape", array.global_shape);
+      file.set_attribute(name, "global_offset", array.offset);
+      record.blocks.push_back({tensor, offset, 0, array.offset, array.shape});
+      written.push_back(&array);
     }
     file.close();
   }
   RawFile file = RawFile::open(path, RawFile::Mode::kWrite);
   record.bytes = file.size();
   file.reserve(record.bytes);
-  for (BlockRecord& block : record.blocks) {
-    const ShardedArray& array = arrays[block.tensor];
+  for (std::size_t i = 0; i < written.size(); ++i) {
+    const ShardedArray& array = *written[i];
+    BlockRecord& block = record.blocks[i];
     const auto* bytes = static_cast<const char*>(array.data);
     constexpr std::int64_t kPiece = std::int64_t{16} << 20;
     Checksum hash;
@@ -186,8 +211,7 @@ CheckpointIndex index_of(const std::vector<ShardedArray>& arrays, const Checkpoi
                          const std::vector<std::string>& records) {
   CheckpointIndex index;
   index.facts = facts;
-  for (const ShardedArray& array : arrays)
-    index.tensors.push_back({array.name, array.dtype, array.global_shape, {}});
+  index.tensors = Tensors(arrays).entries;
   for (std::size_t shard = 0; shard < records.size(); ++shard) {
     index.shard_files.push_back(
         shard_file_name(static_cast<int>(shard), static_cast<int>(records.size())));

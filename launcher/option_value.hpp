@@ -55,6 +55,11 @@ inline constexpr std::array<Choice<model::ScheduleKind>, 3> kSchedule = {
     {{"cosine", model::ScheduleKind::kCosine},
      {"linear", model::ScheduleKind::kLinear},
      {"constant", model::ScheduleKind::kConstant}}};
+inline constexpr std::array<Choice<model::OptimizerShard>, 4> kOptimizerShard = {
+    {{"none", model::OptimizerShard::kNone},
+     {"states", model::OptimizerShard::kStates},
+     {"gradients", model::OptimizerShard::kGradients},
+     {"parameters", model::OptimizerShard::kParameters}}};
 inline constexpr std::array<Choice<io::Pack>, 2> kPack = {
     {{"none", io::Pack::kNone}, {"documents", io::Pack::kDocuments}}};
 
@@ -87,6 +92,9 @@ inline std::span<const Choice<model::Offload>> choices(model::Offload) {
 }
 inline std::span<const Choice<model::ScheduleKind>> choices(model::ScheduleKind) {
   return kSchedule;
+}
+inline std::span<const Choice<model::OptimizerShard>> choices(model::OptimizerShard) {
+  return kOptimizerShard;
 }
 inline std::span<const Choice<io::Pack>> choices(io::Pack) {
   return kPack;

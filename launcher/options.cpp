@@ -174,6 +174,10 @@ class Registry {
     bind("beta1", o.beta1, "", "decay of the first moment");
     bind("beta2", o.beta2, "", "decay of the second moment");
     bind("epsilon", o.epsilon, "", "added to the root of the second moment");
+    bind("shard", o.shard, "",
+         "what the mesh.data * mesh.context ranks share instead of each having all of it. states: "
+         "AdamW's moments; gradients: those and the gradients; parameters: all of it and the "
+         "weights, which are gathered a block at a time, forward and backward (ZeRO 1, 2, 3)");
   }
   void section(const char* name, io::CheckpointConfig& c) {
     section_ = name;

@@ -57,13 +57,11 @@ StepResult train_step(TrainingRun& run) {
   // backward goes on.
   double loss_sum = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
-    const bool last = i + 1 == run.accumulation();
-    const auto reduce = [&](std::int64_t begin) { run.reducer().ready_from(begin); };
-    loss_sum += run.transformer().train(
-        run.micro_batch(batches[static_cast<std::size_t>(i)]), gradient_scale,
-        last ? model::Transformer::GradientsReady(reduce) : nullptr);
+    run.sharding().begin_micro_batch(i + 1 == run.accumulation());
+    loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]),
+                                        gradient_scale);
   }
-  run.reducer().finish();
+  run.sharding().finish_gradients();
 
   // The same numbers on every rank from here on.
   StepResult result;
@@ -155,6 +153,16 @@ void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
   }
 }
 
+void print_sharing(model::OptimizerShard shard, int owners) {
+  using model::OptimizerShard;
+  if (shard == OptimizerShard::kNone) return;
+  if (owners == 1) return log::info("optimizer.shard: one rank has nothing to share");
+  log::info("optimizer.shard: {} ranks share the {}", owners,
+            shard == OptimizerShard::kStates      ? "optimizer states"
+            : shard == OptimizerShard::kGradients ? "optimizer states and gradients"
+                                                  : "optimizer states, gradients and weights");
+}
+
 void print_header(const TrainingRun& run, double peak_flops) {
   const RunConfig& c = run.config();
   const auto memory = run.memory_estimate();
@@ -178,6 +186,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
       static_cast<double>(memory.states) / 1048576,
       static_cast<double>(memory.activations) / 1048576,
       static_cast<double>(memory.transient) / 1048576);
+  print_sharing(c.optimizer.shard, run.mesh().replicas().size());
   if (!run.scheme().why.empty())
     log::info("attention over {} ranks: {}", c.mesh.context, run.scheme().why);
   if (!run.memory_reason().empty()) log::info("{}", run.memory_reason());

@@ -185,16 +185,28 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
           config_.data.sequence_length + 1);
   });
 
-  share_ = {plan_.micro_batch,          shards.tokens(), shape.context, scheme_.scheme,
-            mask_of(config_.attention), scheme_.inner};
+  // One rank has nothing to share.
+  const model::OptimizerShard shard =
+      mesh_.replicas().size() > 1 ? config_.optimizer.shard : model::OptimizerShard::kNone;
+  share_.sequences = plan_.micro_batch;
+  share_.tokens = shards.tokens();
+  share_.context = shape.context;
+  share_.scheme = scheme_.scheme;
+  share_.mask = mask_of(config_.attention);
+  share_.inner = scheme_.inner;
+  share_.shard = shard;
+  share_.owners = mesh_.replicas().size();
   const MemoryLimit limit = memory_limit(config_.memory.budget, world);
   agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
   agree(world, [&] {
-    model_ = std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
-                                                  std::move(shards), backend_, memory_plan_.plan);
-    optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), config_.optimizer, backend_);
+    model_ =
+        std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
+                                             std::move(shards), backend_, memory_plan_.plan, shard);
+    sharding_ = std::make_unique<model::ParameterSharding>(
+        shard, model_->parameters(), *gradient_group_, mesh_.replicas(), backend_);
+    optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), *sharding_, config_.optimizer,
+                                                backend_);
   });
-  reducer_ = std::make_unique<GradientReducer>(*gradient_group_, model_->parameters().gradients());
 }
 
 double TrainingRun::step_flops() const {
@@ -253,19 +265,33 @@ std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
     const std::string found = model_->first_non_finite(micro_batch(batch));
     if (culprit.empty()) culprit = found;
   }
-  const auto& store = model_->parameters();
-  for (std::size_t id = store.parameters().size(); id-- > 0 && culprit.empty();) {
-    const View<float> gradient = store.gradient(id);
-    if (!std::isfinite(
-            backend_.kernels.sum_of_squares(gradient.size(), gradient.data(), backend_.stream)))
-      culprit = "gradient of " + store.parameters()[id].name;
-  }
   // The lowest rank that saw something speaks for all.
   const Communicator& world = mesh_.world();
   const std::int64_t first =
       world.all_reduce_min(std::int64_t{culprit.empty() ? world.size() : world.rank()});
-  return first == world.size() ? "nothing bad was found when the step was repeated"
-                               : world.broadcast(culprit, static_cast<int>(first));
+  if (first < world.size()) return world.broadcast(culprit, static_cast<int>(first));
+  const std::string gradient = non_finite_gradient();
+  return gradient.empty() ? "nothing bad was found when the step was repeated"
+                          : "gradient of " + gradient;
+}
+
+std::string TrainingRun::non_finite_gradient() const {
+  const auto& parameters = model_->parameters().parameters();
+  const auto bad = [&](const model::Parameter& p) {
+    return std::any_of(
+        sharding_->owned().begin(), sharding_->owned().end(), [&](const model::OwnedRange& mine) {
+          const std::int64_t from = std::max(p.offset, mine.range.begin),
+                             to = std::min(p.offset + p.count(), mine.range.end());
+          return from < to &&
+                 !std::isfinite(backend_.kernels.sum_of_squares(
+                     to - from, mine.gradient + (from - mine.range.begin), backend_.stream));
+        });
+  };
+  // The last parameter is the first that backward meets. Its parts have different owners.
+  std::int64_t id = static_cast<std::int64_t>(parameters.size()) - 1;
+  while (id >= 0 && !bad(parameters[static_cast<std::size_t>(id)])) --id;
+  id = mesh_.world().all_reduce_max(id);
+  return id < 0 ? "" : parameters[static_cast<std::size_t>(id)].name;
 }
 
 void TrainingRun::open_offload() {
@@ -285,7 +311,10 @@ void TrainingRun::open_offload() {
 }
 
 std::vector<ShardedArray> TrainingRun::arrays() const {
-  auto arrays = model_->parameters().arrays("model/", model_->parameters().weights());
+  std::vector<model::FlatPiece> weights;
+  for (const model::OwnedRange& mine : sharding_->owned())
+    weights.push_back({mine.range, mine.weight});
+  auto arrays = model_->parameters().arrays("model/", weights);
   for (auto& array : optimizer_->arrays()) arrays.push_back(std::move(array));
   return arrays;
 }
@@ -304,10 +333,10 @@ std::string TrainingRun::save() {
   facts.config = to_ini(config_);
   facts.program_version = version_line();
   facts.loss_history = progress_.losses;
-  // All ranks hold the same tensors: each writes its share of the rows.
-  std::vector<ShardedArray> mine;
-  for (const ShardedArray& array : arrays())
-    mine.push_back(rows_of_replica(array, world.rank(), world.size()));
+  // Where all ranks own the same tensors, each writes its share of the rows.
+  std::vector<ShardedArray> mine = arrays();
+  if (sharding_->whole())
+    for (ShardedArray& array : mine) array = rows_of_replica(array, world.rank(), world.size());
   const std::string directory = config_.directory() + "/checkpoints";
   const std::string path = io::write_checkpoint(directory, mine, facts, world);
   agree(world, [&] {
@@ -372,7 +401,10 @@ std::string TrainingRun::restore() {
       for (const ShardedArray& array : arrays()) reader.read(array);
       progress_ = {facts.step, facts.tokens_seen, facts.next_sample, facts.loss_history};
     });
-  if (path.empty()) model_->parameters().initialize(config_.run.seed);
+  if (path.empty())
+    sharding_->initialize(config_.run.seed);
+  else
+    sharding_->updated();
   agree(world, [&] {
     loader_ = std::make_unique<io::Loader>(dataset_, io::Split::kTrain, config_.run.seed, true,
                                            plan_, progress_.next_sample);

@@ -16,8 +16,8 @@
 #include "model/adamw.hpp"
 #include "model/attention_choice.hpp"
 #include "model/flops.hpp"
+#include "model/parameter_sharding.hpp"
 #include "model/transformer.hpp"
-#include "parallel/data_parallel.hpp"
 #include "parallel/mesh.hpp"
 
 namespace longspan::launcher {
@@ -40,7 +40,7 @@ class TrainingRun {
   const Mesh& mesh() const { return mesh_; }
   model::Transformer& transformer() { return *model_; }
   model::AdamW& optimizer() { return *optimizer_; }
-  GradientReducer& reducer() { return *reducer_; }
+  model::ParameterSharding& sharding() { return *sharding_; }
   io::Loader& loader() { return *loader_; }
   Progress& progress() { return progress_; }
   int accumulation() const { return accumulation_; }
@@ -76,7 +76,10 @@ class TrainingRun {
 
  private:
   void open_offload();
+  /// What this rank updates, as tensors.
   std::vector<ShardedArray> arrays() const;
+  /// Name of the parameter nearest to the loss whose gradient is not finite. Collective.
+  std::string non_finite_gradient() const;
   void check_fits(const io::CheckpointFacts& facts, const std::string& path) const;
 
   RunConfig config_;
@@ -89,8 +92,8 @@ class TrainingRun {
   model::RankShare share_;
   std::unique_ptr<SpillFile> offload_;
   std::unique_ptr<model::Transformer> model_;
+  std::unique_ptr<model::ParameterSharding> sharding_;
   std::unique_ptr<model::AdamW> optimizer_;
-  std::unique_ptr<GradientReducer> reducer_;
   std::unique_ptr<io::Loader> loader_;
   io::LoaderPlan plan_;
   int accumulation_ = 1;

@@ -10,7 +10,7 @@
 
 #include "model/adamw.hpp"
 #include "model/oracle.hpp"
-#include "parallel/data_parallel.hpp"
+#include "model/parameter_sharding.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::launcher {
@@ -84,17 +84,17 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
     if (scheme.kind == problem.attention.scheme)
       shards = split_for(scheme, problem.config, std::move(shards), mesh.context());
   Transformer model(problem.config, problem.attention, memory, std::move(shards), backend);
-  model.parameters().initialize(kKey);
   OptimizerConfig settings;
   settings.learning_rate = 3e-3;
-  AdamW optimizer(model.parameters(), settings, backend);
   // Small buckets, so that there is more than one.
-  GradientReducer reducer(gradients, model.parameters().gradients(), 4096);
+  ParameterSharding sharding(settings.shard, model.parameters(), gradients, mesh.world(), backend,
+                             4096);
+  sharding.initialize(kKey);
+  AdamW optimizer(model.parameters(), sharding, settings, backend);
 
   // The tokens of this rank in the sequences [first, first + count), then forward and backward.
   const auto micro_batch = [&](const TrainingProblem::Batch& from, std::int64_t first,
-                               std::int64_t count, std::uint64_t step,
-                               const Transformer::GradientsReady& ready) {
+                               std::int64_t count, std::uint64_t step, bool last) {
     std::vector<std::int32_t> inputs, targets, documents;
     std::vector<std::int64_t> numbers;
     for (std::int64_t b = first; b < first + count; ++b) {
@@ -115,7 +115,8 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
     batch.documents_BT = view(documents);
     batch.sequence_numbers_B = {numbers.data(), count};
     batch.dropout_key = derive_key(kKey, step);
-    return model.train(batch, 1.0f / static_cast<float>(from.valid), ready);
+    sharding.begin_micro_batch(last);
+    return model.train(batch, 1.0f / static_cast<float>(from.valid));
   };
 
   TrainingOutcome outcome;
@@ -128,10 +129,9 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
     const auto key = static_cast<std::uint64_t>(step);
     const std::int64_t middle = begin + (end - begin) / 2;
     double sum = 0;
-    if (middle > begin) sum += micro_batch(batch, begin, middle - begin, key, nullptr);
-    sum += micro_batch(batch, middle, end - middle, key,
-                       [&](std::int64_t from) { reducer.ready_from(from); });
-    reducer.finish();
+    if (middle > begin) sum += micro_batch(batch, begin, middle - begin, key, false);
+    sum += micro_batch(batch, middle, end - middle, key, true);
+    sharding.finish_gradients();
     outcome.losses.push_back(mesh.world().all_reduce_sum(sum) / static_cast<double>(batch.valid));
     const View<float> sums = model.parameters().gradients();
     if (step == 1) outcome.first_gradients.assign(sums.begin(), sums.end());

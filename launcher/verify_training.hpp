@@ -1,5 +1,5 @@
 /// Small models that learn for a few steps on a mesh, against one rank: through Transformer,
-/// GradientReducer and AdamW, as train.cpp calls them.
+/// ParameterSharding and AdamW, as train.cpp calls them.
 #pragma once
 
 #include "launcher/verify_cases.hpp"

@@ -192,9 +192,14 @@ ActivationChain activation_chain(const ModelConfig& model, const AttentionConfig
     options.push_back({keep, bytes.kept - moved, moved, bytes.at_work,
                        recompute_seconds(model, attention, keep, length, share, rates)});
   }
+  const UnitMemory units = unit_memory(model, share);
+  std::vector<LayerOption> last = options;
+  for (LayerOption& option : options) option.work_bytes += units.block;
+  for (LayerOption& option : last) option.work_bytes += units.last_block;
   chain.options_L.assign(static_cast<std::size_t>(model.layers), options);
-  chain.state_bytes = state_memory(model) + table_memory(model, share);
-  chain.loss_bytes = loss_memory(model, memory, share.rows());
+  chain.options_L.back() = last;
+  chain.state_bytes = state_memory(model, share) + table_memory(model, share);
+  chain.loss_bytes = loss_memory(model, memory, share.rows()) + units.loss;
   const StepFlops flops = model_flops(model, attention, share.sequences, length);
   chain.step_seconds =
       (flops.linear / rates.linear_flops + flops.attention / rates.attention_flops) / share.context;

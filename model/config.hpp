@@ -18,6 +18,9 @@ enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses, kHybrid };
 enum class Keep { kAll, kAttention, kBlock, kAuto };
 enum class Offload { kNone, kFile };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
+/// What the ranks with the same part of the weights share instead of each having all of it, each
+/// including the one before: nothing, optimizer states, gradients, weights (ZeRO 1, 2, 3).
+enum class OptimizerShard { kNone, kStates, kGradients, kParameters };
 
 struct ModelConfig {
   std::int64_t layers = 4;
@@ -65,6 +68,7 @@ struct OptimizerConfig {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-8;
+  OptimizerShard shard = OptimizerShard::kNone;
 };
 
 }  // namespace longspan::model

@@ -7,7 +7,7 @@
 
 namespace longspan::model {
 
-Decoder::Decoder(const Transformer& model, const AttentionConfig& attention, std::int64_t capacity)
+Decoder::Decoder(Transformer& model, const AttentionConfig& attention, std::int64_t capacity)
     : model_(model),
       mask_{true, attention.window},
       capacity_(capacity),
@@ -17,7 +17,7 @@ Decoder::Decoder(const Transformer& model, const AttentionConfig& attention, std
     fail_usage(
         "attention.mask=full: the model sees the future and cannot generate; train with "
         "attention.mask=causal");
-  model.round_weights();
+  model.hold_weights();
   std::iota(positions_.begin(), positions_.end(), 0);
   for (std::int64_t i = 0; i < config.layers; ++i)
     cache_.emplace_back(model.backend().device, capacity, 2 * config.kv_heads * config.head_size);

@@ -12,7 +12,7 @@ class Decoder {
  public:
   /// Room for `capacity` tokens. The model holds whole sequences (no context group), is causal, and
   /// its weights do not change while the decoder lives.
-  Decoder(const Transformer& model, const AttentionConfig& attention, std::int64_t capacity);
+  Decoder(Transformer& model, const AttentionConfig& attention, std::int64_t capacity);
 
   /// Appends the tokens and returns the logits after the last of them, [V]. Throws Error (usage)
   /// beyond the capacity. Does not communicate.

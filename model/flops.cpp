@@ -7,6 +7,7 @@
 #include "model/attention_traffic.hpp"
 #include "model/loss.hpp"
 #include "model/mlp.hpp"
+#include "model/sharding_memory.hpp"
 
 namespace longspan::model {
 namespace {
@@ -125,13 +126,23 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
-std::int64_t state_memory(const ModelConfig& m) {
-  const std::int64_t states = 16 * parameter_count(m);
-  if (m.precision != Precision::kBf16) return states;
+std::int64_t state_memory(const ModelConfig& m, const RankShare& share) {
+  const std::int64_t states = 4 * sharding_memory(m, share.shard, share.owners).states;
+  if (m.precision != Precision::kBf16 || share.shard == OptimizerShard::kParameters) return states;
   const std::int64_t looked_up =
       m.vocabulary * m.width +
       (m.position == PositionKind::kLearned ? m.max_positions * m.width : 0);
   return states + 2 * (parameter_count(m) - (m.tie_embeddings ? 0 : looked_up));
+}
+
+UnitMemory unit_memory(const ModelConfig& m, const RankShare& share) {
+  const ShardingMemory units = sharding_memory(m, share.shard, share.owners);
+  const bool copies = m.precision == Precision::kBf16 && share.shard == OptimizerShard::kParameters;
+  // With bf16 a unit's rounded copy goes with it: at most of two blocks, or of one and the output.
+  const std::int64_t copied = copies ? 2 * units.forward : 0;
+  return {4 * std::max(units.backward, units.forward) + copied,
+          4 * std::max(units.last_backward, units.forward) + copied, 4 * units.loss + copied,
+          4 * units.ends + copied};
 }
 
 std::int64_t table_memory(const ModelConfig& m, const RankShare& share) {
@@ -233,17 +244,22 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const ActivationPlan& used = plan.keep_L.empty() ? uniform_plan(memory.keep, m.layers) : plan;
   ActivationChain chain;
   MemoryEstimate estimate;
+  const UnitMemory units = unit_memory(m, share);
   for (const Keep keep : used.keep_L) {
     const LayerMemory layer = layer_memory(m, memory, keep, share);
     const std::int64_t moved = memory.offload == Offload::kFile ? layer.movable : 0;
-    chain.options_L.push_back({{keep, layer.kept - moved, moved, layer.at_work, 0}});
+    const bool last = chain.options_L.size() + 1 == used.keep_L.size();
+    chain.options_L.push_back({{keep, layer.kept - moved, moved,
+                                layer.at_work + (last ? units.last_block : units.block), 0}});
     estimate.activations += layer.kept - moved;
   }
   chain.state_bytes = table_memory(m, share);
-  chain.loss_bytes = loss_memory(m, memory, share.rows());
-  estimate.states = state_memory(m);
-  estimate.transient =
-      peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0)) - estimate.activations;
+  chain.loss_bytes = loss_memory(m, memory, share.rows()) + units.loss;
+  estimate.states = state_memory(m, share);
+  const std::int64_t peak = peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0));
+  // At the embedding no activations are left, but units may be.
+  const std::int64_t ends = chain.state_bytes + 8 * share.rows() * m.width + units.ends;
+  estimate.transient = std::max(peak, ends) - estimate.activations;
   return estimate;
 }
 

@@ -49,7 +49,17 @@ std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memor
 
 /// Bytes of weights, gradients, two optimizer moments, and with bf16 the rounded copy of the
 /// weights.
-std::int64_t state_memory(const ModelConfig& model);
+std::int64_t state_memory(const ModelConfig& model, const RankShare& share);
+
+/// Bytes of whole units of weights and gradients that exist at moments of a step when the ranks
+/// share these (sharding_memory.hpp); all 0 when they do not.
+struct UnitMemory {
+  std::int64_t block = 0;       ///< while a block is at work, but
+  std::int64_t last_block = 0;  ///< while the last one is
+  std::int64_t loss = 0;
+  std::int64_t ends = 0;  ///< at the embedding's gradient
+};
+UnitMemory unit_memory(const ModelConfig& model, const RankShare& share);
 
 /// Bytes of what goes with the tokens and is no layer's: tables of positions, the final norm's
 /// statistics.

@@ -16,6 +16,8 @@ struct RankShare {
   AttentionSchemeKind scheme = AttentionSchemeKind::kRing;  ///< how; with one rank it is no matter
   AttentionMask mask = {};                                  ///< what travels follows its window
   int inner = 1;  ///< hybrid: ranks of a group that exchanges heads
+  OptimizerShard shard = OptimizerShard::kNone;
+  int owners = 1;  ///< ranks that share what `shard` says
 
   std::int64_t rows() const { return sequences * tokens; }
 };

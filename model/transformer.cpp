@@ -19,27 +19,29 @@ std::vector<Buffer<float>*> movable(Buffer<float>& x_ND, Block::Saved& saved, Ke
 
 Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention,
                          const MemoryConfig& memory, SequenceShards shards, Backend backend,
-                         ActivationPlan plan)
+                         ActivationPlan plan, OptimizerShard shard)
     : config_(config),
       plan_(plan.keep_L.empty() ? uniform_plan(memory.keep, config.layers) : std::move(plan)),
       shards_(std::move(shards)),
       backend_(backend),
       embedding_(store_, config, backend) {
   blocks_.reserve(static_cast<std::size_t>(config.layers));
-  for (std::int64_t i = 0; i < config.layers; ++i)
+  // Units of the parameters: 0 the embedding, i + 1 block i, then what follows the blocks.
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    store_.begin_unit();
     blocks_.emplace_back(store_, i, config, attention, memory.mlp_chunk, backend);
-  first_final_parameter_ = store_.parameters().size();
+  }
+  store_.begin_unit();
   final_norm_.emplace(store_, "final_norm", config, backend);
   const auto output =
       config.tie_embeddings
           ? embedding_.table()
           : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
   loss_.emplace(store_, output, config, memory.loss_chunk, backend);
-  // Tied embeddings are a matrix of a product, too; untied ones come first and are only looked up.
-  std::optional<std::int64_t> rounded_from;
+  store_.allocate(backend.device, shard);
+  // Tied embeddings are a matrix of a product, too; untied ones are only looked up.
   if (config.precision == Precision::kBf16)
-    rounded_from = config.tie_embeddings ? 0 : store_.offset(blocks_.front().first_parameter());
-  store_.allocate(backend.device, rounded_from);
+    store_.keep_rounded(config.tie_embeddings ? 0 : 1, backend);
   if (config.position == PositionKind::kRope)
     rotary_ =
         std::make_unique<RotaryTable>(shards_.mine(), config.head_size, config.rope_theta, backend);
@@ -49,8 +51,8 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
   embedding_.prepare(last_position + 1);
 }
 
-PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) const {
-  round_weights();
+PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) {
+  store_.begin_pass();
   PassContext pass{shards_, batch, training, {}};
   if (batch.documents_BT.empty()) return pass;
   const std::size_t count = static_cast<std::size_t>(batch.documents_BT.size());
@@ -74,8 +76,22 @@ PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) cons
   return pass;
 }
 
-double Transformer::train(const MicroBatch& batch, float gradient_scale,
-                          const GradientsReady& ready) {
+void Transformer::hold_weights() {
+  store_.begin_pass();
+  for (int unit = 0; unit <= last_unit(); ++unit) store_.need_weights(unit);
+}
+
+void Transformer::need_output_weights() {
+  store_.need_weights(last_unit(), config_.tie_embeddings ? 0 : -1);
+  if (config_.tie_embeddings) store_.need_weights(0);
+}
+
+void Transformer::done_output_weights() {
+  store_.done_weights(last_unit());
+  if (config_.tie_embeddings) store_.done_weights(0);
+}
+
+double Transformer::train(const MicroBatch& batch, float gradient_scale) {
   const PassContext pass = begin_pass(batch, true);
   const std::int64_t rows = pass.rows(), width = config_.width;
   const std::size_t layers = blocks_.size();
@@ -86,21 +102,30 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   std::vector<Block::Saved> saved(layers);
   if (offload_ != nullptr) offload_->clear();
   x_ND[0] = Buffer<float>(backend_.device, rows, width);
+  store_.need_weights(0, 1);
   embedding_.forward(x_ND[0], pass);
+  store_.done_weights(0);
   for (std::size_t i = 0; i < layers; ++i) {
+    const int unit = static_cast<int>(i) + 1;
+    store_.need_weights(unit, unit + 1);
     x_ND[i + 1] = Buffer<float>(backend_.device, rows, width);
     blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], plan_.keep_L[i], pass, rotary_.get());
-    if (offload_ == nullptr || i + 1 == layers) continue;
+    if (i + 1 == layers) continue;  // its backward comes next
+    store_.done_weights(unit);
+    if (offload_ == nullptr) continue;
     SpillFile::Group group;
     for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
       group.push_back(std::move(*buffer));
     offload_->push(std::move(group));
   }
+  need_output_weights();
   Norm::Saved final_saved;
   Buffer<float> normed_ND(backend_.device, rows, width);
   final_norm_->forward(x_ND[layers], normed_ND, &final_saved);
 
   // Loss, and at once the gradient of the final norm's output.
+  store_.need_gradients(last_unit());
+  if (config_.tie_embeddings) store_.need_gradients(0);
   Buffer<float> dnormed_ND(backend_.device, rows, width);
   const double loss =
       loss_->forward_backward(normed_ND, batch.targets_BT, gradient_scale, dnormed_ND);
@@ -113,8 +138,12 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   final_norm_->backward(dnormed_ND, x_ND[layers], final_saved, dx_ND);
   dnormed_ND.clear();
   x_ND[layers].clear();
-  if (ready && !config_.tie_embeddings) ready(store_.offset(first_final_parameter_));
+  done_output_weights();
+  store_.gradients_final(last_unit());
   for (std::size_t i = layers; i-- > 0;) {
+    const int unit = static_cast<int>(i) + 1;
+    store_.need_weights(unit, unit > 1 ? unit - 1 : -1);
+    store_.need_gradients(unit);
     if (offload_ != nullptr && i + 1 < layers) {
       SpillFile::Group group = offload_->pop();
       std::size_t at = 0;
@@ -125,46 +154,53 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
     blocks_[i].recompute(x_ND[i], saved[i], plan_.keep_L[i], pass, rotary_.get());
     blocks_[i].backward(x_ND[i], saved[i], dx_ND, pass, rotary_.get());
     x_ND[i].clear();
-    if (ready) ready(store_.offset(blocks_[i].first_parameter()));
+    store_.done_weights(unit);
+    store_.gradients_final(unit);
   }
+  store_.need_gradients(0);
   embedding_.backward(dx_ND, pass);
-  if (ready) ready(0);
+  store_.gradients_final(0);
   return loss;
 }
 
 Buffer<float> Transformer::forward_only(
     const PassContext& pass,
-    const std::function<bool(const std::string&, View<const float>)>& visit) {
+    const std::function<void(const std::string&, View<const float>)>& visit) {
   Buffer<float> x_ND(backend_.device, pass.rows(), config_.width),
       y_ND(backend_.device, pass.rows(), config_.width);
+  store_.need_weights(0, 1);
   embedding_.forward(x_ND, pass);
-  bool go_on = visit("embedding", x_ND);
-  for (std::size_t i = 0; i < blocks_.size() && go_on; ++i) {
+  store_.done_weights(0);
+  visit("embedding", x_ND);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const int unit = static_cast<int>(i) + 1;
+    store_.need_weights(unit, unit + 1);
     Block::Saved saved;
     blocks_[i].forward(x_ND, y_ND, saved, Keep::kBlock, pass, rotary_.get());
+    store_.done_weights(unit);
     std::swap(x_ND, y_ND);
-    go_on = visit(fmt::format("blocks.{}", i), x_ND);
+    visit(fmt::format("blocks.{}", i), x_ND);
   }
-  if (go_on) {
-    final_norm_->forward(x_ND, y_ND, nullptr);
-    visit("final_norm", y_ND);
-  }
+  need_output_weights();
+  final_norm_->forward(x_ND, y_ND, nullptr);
+  visit("final_norm", y_ND);
   return y_ND;
 }
 
 double Transformer::evaluate(const MicroBatch& batch) {
   const PassContext pass = begin_pass(batch, false);
-  const Buffer<float> normed_ND =
-      forward_only(pass, [](const std::string&, View<const float>) { return true; });
-  return loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {});
+  const Buffer<float> normed_ND = forward_only(pass, [](const std::string&, View<const float>) {});
+  const double loss = loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {});
+  done_output_weights();
+  return loss;
 }
 
 Buffer<float> Transformer::logits(const MicroBatch& batch) {
   const PassContext pass = begin_pass(batch, false);
-  const Buffer<float> normed_ND =
-      forward_only(pass, [](const std::string&, View<const float>) { return true; });
+  const Buffer<float> normed_ND = forward_only(pass, [](const std::string&, View<const float>) {});
   Buffer<float> result(backend_.device, pass.rows(), config_.vocabulary);
   loss_->logits(normed_ND, result);
+  done_output_weights();
   return result;
 }
 
@@ -174,18 +210,23 @@ std::string Transformer::first_non_finite(const MicroBatch& batch) {
         backend_.kernels.sum_of_squares(values.size(), values.data(), backend_.stream));
   };
   std::string culprit;
-  for (ParameterStore::Id id = 0; id < store_.parameters().size() && culprit.empty(); ++id)
-    if (!finite(store_.weight(id))) culprit = "weight " + store_.parameters()[id].name;
+  // Every rank goes through all units and all layers even after it found something: the others may
+  // still be waiting for its part.
+  for (int unit = 0; unit <= last_unit(); ++unit) {
+    store_.need_weights(unit, unit < last_unit() ? unit + 1 : -1);
+    for (ParameterStore::Id id = 0; id < store_.parameters().size() && culprit.empty(); ++id)
+      if (store_.parameters()[id].unit == unit && !finite(store_.weight(id)))
+        culprit = "weight " + store_.parameters()[id].name;
+    store_.done_weights(unit);
+  }
   const PassContext pass = begin_pass(batch, true);
-  // Every rank runs all layers even after it found something: the others may still be in the ring.
   const Buffer<float> normed_ND =
       forward_only(pass, [&](const std::string& layer, View<const float> output) {
         if (culprit.empty() && !finite(output)) culprit = "output of " + layer;
-        return true;
       });
-  if (culprit.empty() &&
-      !std::isfinite(loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {})))
-    culprit = "loss";
+  const double loss = loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {});
+  done_output_weights();
+  if (culprit.empty() && !std::isfinite(loss)) culprit = "loss";
   return culprit;
 }
 

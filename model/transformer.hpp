@@ -19,16 +19,13 @@ namespace longspan::model {
 
 class Transformer {
  public:
-  /// Called during backward with the first flat gradient element that is final from there to the
-  /// end.
-  using GradientsReady = std::function<void(std::int64_t begin)>;
-
   /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank
   /// holds; its group outlives the model. Without a plan every layer follows memory.keep, which
-  /// then is not auto.
+  /// then is not auto. `shard`: which of weights and gradients are not made here, because a
+  /// ParameterSharding will bring them.
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
               const MemoryConfig& memory, SequenceShards shards, Backend backend,
-              ActivationPlan plan = {});
+              ActivationPlan plan = {}, OptimizerShard shard = OptimizerShard::kNone);
 
   /// From now on block inputs, and where attention is kept its output and log-sum-exp, wait in
   /// `file` between forward and backward (memory.offload=file); all but the last layer's, which
@@ -41,9 +38,10 @@ class Transformer {
   const SequenceShards& shards() const { return shards_; }
 
   /// One micro-batch forward and backward. Returns the sum of the token losses on this rank; adds
-  /// gradient_scale times the gradient of that sum to the gradients. Collective over the context
-  /// group.
-  double train(const MicroBatch& batch, float gradient_scale, const GradientsReady& ready = {});
+  /// gradient_scale times the gradient of that sum to the gradients, and tells the keeper of the
+  /// parameters (parameters.hpp) what it uses and which gradients are final. Collective over the
+  /// context group and, like all that follows, whatever the keeper is collective over.
+  double train(const MicroBatch& batch, float gradient_scale);
   /// Sum of the token losses without dropout and gradients. Collective over the context group.
   double evaluate(const MicroBatch& batch);
   /// Logits of every token of this rank, [N, V]: for tests and short inputs. Collective over the
@@ -54,9 +52,9 @@ class Transformer {
   /// Collective over the context group.
   std::string first_non_finite(const MicroBatch& batch);
 
-  /// With model.precision=bf16: brings the copy of the weights that products read up to date. Every
-  /// pass above begins with it.
-  void round_weights() const { store_.round_weights(backend_.kernels, backend_.stream); }
+  /// Everything that products read is current on return: for decoding, which calls layers by
+  /// itself.
+  void hold_weights();
 
   /// The parts, for decoding (decoder.hpp).
   const Embedding& embedding() const { return embedding_; }
@@ -66,10 +64,15 @@ class Transformer {
   Backend backend() const { return backend_; }
 
  private:
-  PassContext begin_pass(const MicroBatch& batch, bool training) const;
+  PassContext begin_pass(const MicroBatch& batch, bool training);
+  /// Weights of the output: the last unit and, with tied embeddings, the first.
+  void need_output_weights();
+  void done_output_weights();
+  int last_unit() const { return static_cast<int>(blocks_.size()) + 1; }
+  /// Output of the final norm; the weights of the output are held on return.
   Buffer<float> forward_only(
       const PassContext& pass,
-      const std::function<bool(const std::string&, View<const float>)>& visit);
+      const std::function<void(const std::string&, View<const float>)>& visit);
 
   ModelConfig config_;
   ActivationPlan plan_;
@@ -81,7 +84,6 @@ class Transformer {
   std::vector<Block> blocks_;
   std::optional<Norm> final_norm_;
   std::optional<VocabularyLoss> loss_;
-  ParameterStore::Id first_final_parameter_ = 0;
   std::unique_ptr<RotaryTable> rotary_;
 };
 

@@ -25,6 +25,9 @@ using Clock = std::chrono::steady_clock;
 
 /// MPI counts are ints: longer messages travel in pieces of this many floats.
 constexpr std::int64_t kPieceFloats = std::int64_t{1} << 28;
+/// What arrives to be summed is held in memory: long vectors are summed in slices of this many
+/// floats.
+constexpr std::int64_t kSliceFloats = std::int64_t{1} << 22;
 
 /// Non-blocking messages with progress: MPI moves data only inside its calls, so the communication
 /// thread tests and naps. A nap of 50 us hides all of a transfer at the cost of a few per cent of a
@@ -268,6 +271,43 @@ class MpiGroup : public ProcessGroup {
       }
       e.messages().wait_all();
       e.sum_in_rank_order(parts.data() + e.rank() * count, mine.data(), count);
+    });
+  }
+
+  PendingPtr reduce_scatter_parts(View<float> data) override {
+    return start([data](Engine& e) {
+      const int ranks = e.size(), me = e.rank();
+      const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
+      const std::int64_t longest = (data.size() + ranks - 1) / ranks;
+      const std::int64_t slice = std::max<std::int64_t>(1, kSliceFloats / ranks);
+      for (std::int64_t at = 0; at < longest; at += slice) {
+        const auto length = [&](int r) {
+          return std::clamp<std::int64_t>(begin(r + 1) - begin(r) - at, 0, slice);
+        };
+        const std::int64_t mine = length(me);
+        e.incoming().resize(static_cast<std::size_t>(mine * (ranks - 1)));
+        for (int step = 1; step < ranks; ++step) {
+          const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
+          e.messages().receive(e.incoming().data() + e.slot(from) * mine, mine, from);
+          e.messages().send(data.data() + begin(to) + at, length(to), to);
+        }
+        e.messages().wait_all();
+        e.sum_in_rank_order(data.data() + begin(me) + at, data.data() + begin(me) + at, mine);
+      }
+    });
+  }
+
+  PendingPtr all_gather_parts(View<float> data) override {
+    return start([data](Engine& e) {
+      const int ranks = e.size(), me = e.rank();
+      const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
+      const auto length = [&](int r) { return begin(r + 1) - begin(r); };
+      for (int step = 1; step < ranks; ++step) {
+        const int from = (me - step + ranks) % ranks, to = (me + step) % ranks;
+        e.messages().receive(data.data() + begin(from), length(from), from);
+        e.messages().send(data.data() + begin(me), length(me), to);
+      }
+      e.messages().wait_all();
     });
   }
 

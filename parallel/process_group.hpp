@@ -37,6 +37,12 @@ class ProcessGroup {
   /// mine = sum over ranks of their parts[rank()], in rank order; parts has size() * mine.size()
   /// elements.
   virtual PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) = 0;
+  /// The same in place, for any length: part r of `data`, elements [part_begin(n, r, size()),
+  /// part_begin(n, r + 1, size())) of its n, becomes on rank r the sum over all ranks, in rank
+  /// order; the other parts stay as they are.
+  virtual PendingPtr reduce_scatter_parts(View<float> data) = 0;
+  /// Part r of `data`, split in the same way, becomes what rank r has there.
+  virtual PendingPtr all_gather_parts(View<float> data) = 0;
   /// Sends `outgoing` to rank `to` and fills `incoming` from rank `from`, both at once.
   virtual PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming,
                                   int from) = 0;

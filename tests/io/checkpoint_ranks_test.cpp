@@ -91,6 +91,57 @@ TEST_F(CheckpointRanks, ColumnBlocksAreReadAsRows) {
   EXPECT_ALL_RANKS(reads_back(reader, matrix[0], {20 + world_.rank(), 0}, {7, 40}));
 }
 
+/// Elements [begin, end) of a matrix that is cut without regard to its rows, as blocks: part of a
+/// row, whole rows, part of a row.
+std::vector<TestTensor> flat_part(const TestTensor& matrix, std::int64_t begin, std::int64_t end) {
+  const std::int64_t columns = matrix.global_shape[1];
+  std::vector<TestTensor> blocks;
+  for (std::int64_t at = begin; at < end;) {
+    const std::int64_t row = at / columns, column = at % columns;
+    const bool whole = column == 0 && end - at >= columns;
+    const std::int64_t rows = whole ? (end - at) / columns : 1;
+    const std::int64_t count = whole ? columns : std::min(columns - column, end - at);
+    blocks.push_back(matrix);
+    blocks.back().take({row, column}, {rows, count});
+    blocks.back().array.data = blocks.back().local.data();
+    at += rows * count;
+  }
+  if (blocks.empty()) {
+    blocks.push_back(matrix);
+    blocks.back().take({0, 0}, {0, columns});
+  }
+  return blocks;
+}
+
+TEST_F(CheckpointRanks, SeveralBlocksOfATensorFromOneRank) {
+  const TestTensor matrix = test_tensors()[0];  // 61 x 40
+  const std::int64_t count = 61 * 40, me = world_.rank(), ranks = world_.size();
+  // Two runs a rank, none of which begins with a row; the last rank's second is empty.
+  auto mine = flat_part(matrix, part_begin(count / 2 + 7, me, ranks),
+                        part_begin(count / 2 + 7, me + 1, ranks));
+  const std::int64_t rest = count - count / 2 - 7, owners = std::max<std::int64_t>(1, ranks - 1);
+  if (me < owners)
+    for (auto& block : flat_part(matrix, count - rest + part_begin(rest, me, owners),
+                                 count - rest + part_begin(rest, me + 1, owners)))
+      mine.push_back(std::move(block));
+  std::vector<ShardedArray> arrays;
+  for (TestTensor& block : mine) {
+    block.array.data = block.local.data();
+    arrays.push_back(block.array);
+  }
+  const std::string path = write_checkpoint(directory_, arrays, test_facts(1), world_);
+  CheckpointReader reader(path);
+  TestTensor wanted = matrix;
+  EXPECT_ALL_RANKS(reads_back(reader, wanted, {0, 0}, {61, 40}));
+  EXPECT_ALL_RANKS(reads_back(reader, wanted, {30, 3}, {2, 37}));
+  EXPECT_ALL_RANKS(reader.verify().empty());
+  // The index finds each block under its own name in the shard.
+  const hdf5::File index = hdf5::File::open(path + "/index.h5");
+  const std::vector<float> whole = index.read_f32(matrix.name);
+  EXPECT_ALL_RANKS(whole.size() * sizeof(float) == matrix.global.size() &&
+                   std::memcmp(whole.data(), matrix.global.data(), matrix.global.size()) == 0);
+}
+
 TEST_F(CheckpointRanks, LargeBlocksAreReadInPieces) {
   // Above the sizes below which a block is always hashed and runs are gathered: all ways to read
   // are used.

@@ -64,7 +64,8 @@ RunConfig unusual() {
   c.attention = {model::MaskKind::kFull, 77, model::AttentionSchemeKind::kUlysses};
   c.memory = {model::Keep::kAuto, 33, 44, 3 << 20, model::Offload::kFile, "/local disk"};
   c.train = {7, 2, 24, 3, 5, 9, 4};
-  c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear, 11, 0.0, 0.7, 0.1, 0.2, 3e-9};
+  c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear,     11, 0.0, 0.7, 0.1,
+                 0.2,       3e-9,   model::OptimizerShard::kGradients};
   c.checkpoint = {6, 0, "never"};
   c.log.every = 10;
   return c;
@@ -96,7 +97,8 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "optimizer.minimum-learning-rate "
             "optimizer.schedule optimizer.warmup-steps optimizer.weight-decay optimizer.clip "
             "optimizer.beta1 optimizer.beta2 "
-            "optimizer.epsilon checkpoint.every checkpoint.keep checkpoint.resume log.every ");
+            "optimizer.epsilon optimizer.shard checkpoint.every checkpoint.keep checkpoint.resume "
+            "log.every ");
 }
 
 TEST_F(Options, EveryFieldHasAnOptionOfItsOwn) {

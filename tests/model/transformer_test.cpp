@@ -223,13 +223,28 @@ TEST_P(TransformerVariants, GradientsBecomeReadyFromTheEndAndStayAsTheyAre) {
   const MicroBatch batch = data.slice(0, 2, model->shards().mine());
   const View<float> gradients = model->parameters().gradients();
   std::vector<float> seen(static_cast<std::size_t>(gradients.size()));
-  std::int64_t from = gradients.size();
-  model->train(batch, 1.0f, [&](std::int64_t begin) {
-    EXPECT_LE(begin, from);
-    std::copy(gradients.begin() + begin, gradients.begin() + from, seen.begin() + begin);
-    from = begin;
-  });
-  EXPECT_EQ(from, 0);
+  /// Copies each unit's gradients when they are said to be final.
+  struct Copies : UnitKeeper {
+    const ParameterStore& store;
+    std::vector<float>& seen;
+    std::int64_t from;
+    Copies(const ParameterStore& s, std::vector<float>& into)
+        : store(s), seen(into), from(s.count()) {}
+    void need_weights(int, int) override {}
+    void done_weights(int) override {}
+    void need_gradients(int) override {}
+    void gradients_final(int unit) override {
+      const FlatRange range = store.units()[static_cast<std::size_t>(unit)];
+      EXPECT_EQ(range.end(), from);
+      std::copy_n(store.gradients().begin() + range.begin, range.count,
+                  seen.begin() + static_cast<std::ptrdiff_t>(range.begin));
+      from = range.begin;
+    }
+  } copies(model->parameters(), seen);
+  model->parameters().set_keeper(&copies);
+  model->train(batch, 1.0f);
+  model->parameters().set_keeper(nullptr);
+  EXPECT_EQ(copies.from, 0);
   EXPECT_EQ(std::memcmp(seen.data(), gradients.data(), seen.size() * sizeof(float)), 0)
       << "a gradient changed after it was ready";
 }

@@ -142,6 +142,27 @@ TEST(ProcessGroup, SeveralOperationsAtOnceFinishInAnyOrderOfWaits) {
   EXPECT_ALL_RANKS(right);
 }
 
+TEST(ProcessGroup, PartsOfAnyLengthAreReducedAndGatheredInPlace) {
+  const auto world = Communicator::world();
+  const auto group = make_mpi_group(world);
+  const int me = world.rank(), ranks = world.size();
+  // Fewer elements than ranks, none at all, and more than are summed at a time.
+  for (std::int64_t count : {0, 1, 2, 5, 1003, (1 << 22) + 5}) {
+    const auto expected = sum_of_all(ranks, count);
+    auto mine = values_of(me, count);
+    const auto before = mine;
+    group->reduce_scatter_parts(view(mine))->wait();
+    const auto begin = static_cast<std::ptrdiff_t>(part_begin(count, me, ranks)),
+               end = static_cast<std::ptrdiff_t>(part_begin(count, me + 1, ranks));
+    EXPECT_ALL_RANKS(
+        std::equal(mine.begin() + begin, mine.begin() + end, expected.begin() + begin));
+    EXPECT_ALL_RANKS(std::equal(mine.begin(), mine.begin() + begin, before.begin()) &&
+                     std::equal(mine.begin() + end, mine.end(), before.begin() + end));
+    group->all_gather_parts(view(mine))->wait();
+    EXPECT_ALL_RANKS(mine == expected);
+  }
+}
+
 TEST(GradientReducer, BucketsDoNotDependOnWhenGradientsBecomeReady) {
   const auto world = Communicator::world();
   const auto group = make_mpi_group(world);

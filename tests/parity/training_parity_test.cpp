@@ -40,11 +40,12 @@ Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps)
   SequenceShards shards = shard_sequence(kLength, layout, context.get());
   if (v.attention.scheme == AttentionSchemeKind::kHybrid) split_context(shards, mesh.context(), 2);
   Transformer model(v.config, v.attention, memory, std::move(shards), cpu_backend());
-  model.parameters().initialize(11);
   OptimizerConfig settings;
   settings.learning_rate = 3e-3;
-  AdamW optimizer(model.parameters(), settings, cpu_backend());
-  GradientReducer reducer(*gradient_group, model.parameters().gradients(), 4096);
+  ParameterSharding sharding(settings.shard, model.parameters(), *gradient_group, mesh.world(),
+                             cpu_backend(), 4096);
+  sharding.initialize(11);
+  AdamW optimizer(model.parameters(), sharding, settings, cpu_backend());
 
   Outcome outcome;
   const std::int64_t share = kSequences / mesh.shape().data;
@@ -57,12 +58,11 @@ Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps)
       const std::int64_t first = mesh.data_index() * share + part * (share / 2);
       const std::int64_t count = part == 0 ? share / 2 : share - share / 2;
       if (count == 0) continue;
-      const auto ready = [&](std::int64_t begin) { reducer.ready_from(begin); };
+      sharding.begin_micro_batch(part == 1);
       sum += model.train(data.slice(first, count, model.shards().mine()),
-                         1.0f / static_cast<float>(data.valid_targets()),
-                         part == 1 ? Transformer::GradientsReady(ready) : nullptr);
+                         1.0f / static_cast<float>(data.valid_targets()));
     }
-    reducer.finish();
+    sharding.finish_gradients();
     if (step == 1) {
       const View<float> g = model.parameters().gradients();
       outcome.first_gradients.assign(g.begin(), g.end());

@@ -37,6 +37,10 @@ class FaultyGroup : public ProcessGroup {
   PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) override {
     return real_->reduce_scatter_sum(parts, mine);
   }
+  PendingPtr reduce_scatter_parts(View<float> data) override {
+    return real_->reduce_scatter_parts(data);
+  }
+  PendingPtr all_gather_parts(View<float> data) override { return real_->all_gather_parts(data); }
   PendingPtr send_receive(View<const float> out, int to, View<float> in, int from) override {
     return real_->send_receive(out, to, in, from);
   }
