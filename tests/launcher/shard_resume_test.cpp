@@ -1,3 +1,4 @@
+// label: slow
 // timeout: 120
 /// optimizer.shard from the outside: saved under one mode and number of ranks, continued under any
 /// other.
