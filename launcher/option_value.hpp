@@ -44,10 +44,13 @@ inline constexpr std::array<Choice<model::AttentionSchemeKind>, 5> kScheme = {
      {"allgather", model::AttentionSchemeKind::kAllgather},
      {"ulysses", model::AttentionSchemeKind::kUlysses},
      {"hybrid", model::AttentionSchemeKind::kHybrid}}};
-inline constexpr std::array<Choice<model::Keep>, 3> kKeep = {
+inline constexpr std::array<Choice<model::Keep>, 4> kKeep = {
     {{"all", model::Keep::kAll},
      {"attention", model::Keep::kAttention},
-     {"block", model::Keep::kBlock}}};
+     {"block", model::Keep::kBlock},
+     {"auto", model::Keep::kAuto}}};
+inline constexpr std::array<Choice<model::Offload>, 2> kOffload = {
+    {{"none", model::Offload::kNone}, {"file", model::Offload::kFile}}};
 inline constexpr std::array<Choice<model::ScheduleKind>, 3> kSchedule = {
     {{"cosine", model::ScheduleKind::kCosine},
      {"linear", model::ScheduleKind::kLinear},
@@ -83,6 +86,9 @@ inline std::span<const Choice<model::AttentionSchemeKind>> choices(model::Attent
 }
 inline std::span<const Choice<model::Keep>> choices(model::Keep) {
   return kKeep;
+}
+inline std::span<const Choice<model::Offload>> choices(model::Offload) {
+  return kOffload;
 }
 inline std::span<const Choice<model::ScheduleKind>> choices(model::ScheduleKind) {
   return kSchedule;

@@ -131,8 +131,22 @@ class Registry {
     bind("keep", m.keep, "",
          "what the backward pass finds: all activations; each block's input and attention output "
          "(the rest is recomputed, "
-         "attention is not); or each block's input alone");
+         "attention is not); or each block's input alone; auto: the cheapest mix of these over the "
+         "layers that fits memory.budget, worked out before the run starts and printed");
     bind("loss-chunk", m.loss_chunk, "tokens", "whose logits exist at a time; 0 = work it out");
+    bind("mlp-chunk", m.mlp_chunk, "tokens",
+         "in the MLP of a layer at a time: what exists between its products does not grow with the "
+         "sequence (with keep=all it is kept); 0 = work it out");
+    bind(
+        "budget", m.budget, "bytes",
+        "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "
+        "(or of its control group's limit) / the ranks on it, otherwise no limit");
+    bind("offload", m.offload, "",
+         "file: block inputs, and with memory.keep=attention attention outputs too, wait in a file "
+         "between forward and backward, written and read behind the compute");
+    bind("offload-directory", m.offload_directory, "path",
+         "where each rank makes its file, which has no name and goes with the process: a fast disk "
+         "of the node itself, not /tmp where that is memory; empty = the run directory");
   }
   void section(const char* name, TrainConfig& t) {
     section_ = name;

@@ -109,6 +109,8 @@ void check_sequence(const RunConfig& c, Problems& problems) {
       c.mesh.context, c.data.sequence_length);
   problems.at_least(kZero, "attention.window", c.attention.window);
   problems.at_least(kZero, "memory.loss-chunk", c.memory.loss_chunk);
+  problems.at_least(kZero, "memory.budget", c.memory.budget);
+  problems.at_least(kZero, "memory.mlp-chunk", c.memory.mlp_chunk);
 }
 
 void check_train(const RunConfig& c, Problems& problems) {

@@ -189,6 +189,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
   print_sharing(c.optimizer.shard, run.mesh().replicas().size());
   if (!run.scheme().why.empty())
     log::info("attention over {} ranks: {}", c.mesh.context, run.scheme().why);
+  if (!run.memory_reason().empty()) log::info("{}", run.memory_reason());
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)

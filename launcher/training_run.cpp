@@ -186,11 +186,17 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   });
 
   // One rank has nothing to share.
+  const int owners = mesh_.replicas().size();
   const model::OptimizerShard shard =
-      mesh_.replicas().size() > 1 ? config_.optimizer.shard : model::OptimizerShard::kNone;
+      owners > 1 ? config_.optimizer.shard : model::OptimizerShard::kNone;
+  share_ = {plan_.micro_batch,          shards.tokens(), shape.context, scheme_.scheme,
+            mask_of(config_.attention), scheme_.inner,   shard,         owners};
+  const MemoryLimit limit = memory_limit(config_.memory.budget, world);
+  agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
   agree(world, [&] {
-    model_ = std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
-                                                  std::move(shards), backend_, shard);
+    model_ =
+        std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
+                                             std::move(shards), backend_, memory_plan_.plan, shard);
     sharding_ = std::make_unique<model::ParameterSharding>(
         shard, model_->parameters(), *gradient_group_, mesh_.replicas(), backend_);
     optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), *sharding_, config_.optimizer,
@@ -205,10 +211,7 @@ double TrainingRun::step_flops() const {
 }
 
 model::MemoryEstimate TrainingRun::memory_estimate() const {
-  return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
-                                model_->shards().tokens(), scheme_.scheme, mesh_.shape().context,
-                                mask_of(config_.attention), scheme_.inner, config_.optimizer.shard,
-                                mesh_.replicas().size());
+  return model::memory_estimate(config_.model, config_.memory, share_, memory_plan_.plan);
 }
 
 double TrainingRun::communication_seconds() const {
@@ -286,6 +289,22 @@ std::string TrainingRun::non_finite_gradient() const {
   return id < 0 ? "" : parameters[static_cast<std::size_t>(id)].name;
 }
 
+void TrainingRun::open_offload() {
+  if (config_.memory.offload == model::Offload::kNone) return;
+  agree(mesh_.world(), [&] {
+    std::string directory = config_.memory.offload_directory;
+    if (directory.empty()) {
+      directory = config_.directory();
+      std::error_code told_below;
+      std::filesystem::create_directories(directory, told_below);  // other nodes may not share it
+    }
+    offload_ = std::make_unique<SpillFile>(
+        directory,
+        model::offloaded_bytes(config_.model, config_.memory, share_, memory_plan_.plan));
+    model_->offload_to(*offload_);
+  });
+}
+
 std::vector<ShardedArray> TrainingRun::arrays() const {
   std::vector<model::FlatPiece> weights;
   for (const model::OwnedRange& mine : sharding_->owned())
@@ -342,6 +361,7 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
 
 std::string TrainingRun::restore() {
   const Communicator& world = mesh_.world();
+  open_offload();
   std::string path;
   agree(world, [&] {
     const std::string& resume = config_.checkpoint.resume;

@@ -11,6 +11,7 @@
 #include "io/checkpoint.hpp"
 #include "io/loader.hpp"
 #include "io/token_dataset.hpp"
+#include "launcher/memory_plan.hpp"
 #include "launcher/run_config.hpp"
 #include "model/adamw.hpp"
 #include "model/attention_choice.hpp"
@@ -50,6 +51,8 @@ class TrainingRun {
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
+  /// What memory.keep=auto chose and why, one line; empty otherwise.
+  const std::string& memory_reason() const { return memory_plan_.reason; }
   /// Seconds this rank has waited for bulk communication, and for data, since the run was built.
   double communication_seconds() const;
   double data_seconds() const { return loader_->wait_seconds(); }
@@ -67,10 +70,12 @@ class TrainingRun {
   /// throws AgreedError.
   std::string save();
   /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run
-  /// starts from its initial weights. Starts the loader. Collective.
+  /// starts from its initial weights. Opens the file of memory.offload and starts the loader.
+  /// Collective.
   std::string restore();
 
  private:
+  void open_offload();
   /// What this rank updates, as tensors.
   std::vector<ShardedArray> arrays() const;
   /// Name of the parameter nearest to the loss whose gradient is not finite. Collective.
@@ -84,12 +89,15 @@ class TrainingRun {
   std::unique_ptr<ProcessGroup> context_group_, gradient_group_;
   model::Backend backend_;
   model::SchemeChoice scheme_;
+  model::RankShare share_;
+  std::unique_ptr<SpillFile> offload_;
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<model::ParameterSharding> sharding_;
   std::unique_ptr<model::AdamW> optimizer_;
   std::unique_ptr<io::Loader> loader_;
   io::LoaderPlan plan_;
   int accumulation_ = 1;
+  MemoryPlan memory_plan_;
   Progress progress_;
 };
 

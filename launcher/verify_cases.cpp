@@ -214,6 +214,8 @@ std::string_view name_of(Keep keep) {
       return "attention";
     case Keep::kBlock:
       return "block";
+    case Keep::kAuto:
+      return "auto";
   }
   return "";
 }

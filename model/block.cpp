@@ -34,6 +34,7 @@ void Block::Saved::trim(Keep keep) {
   mlp_norm = {};
   normed_ND.clear();
   qkv.clear();
+  kept_qkv.clear();
   x2_ND.clear();
   normed2_ND.clear();
   mlp = {};
@@ -42,7 +43,7 @@ void Block::Saved::trim(Keep keep) {
 }
 
 Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& config,
-             const AttentionConfig& attention, Backend backend)
+             const AttentionConfig& attention, std::int64_t mlp_chunk, Backend backend)
     : index_(index),
       config_(config),
       first_parameter_(store.parameters().size()),
@@ -53,7 +54,7 @@ Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& confi
               config.heads * config.head_size, config.bias, output_deviation(config),
               config.precision == Precision::kBf16, backend),
       mlp_norm_(store, block_name(index, "mlp_norm"), config, backend),
-      mlp_(store, block_name(index, "mlp"), config, output_deviation(config), backend),
+      mlp_(store, block_name(index, "mlp"), config, output_deviation(config), mlp_chunk, backend),
       attention_(config, attention, backend),
       backend_(backend) {}
 
@@ -65,13 +66,14 @@ Dropout Block::dropout(const PassContext& pass, int site) const {
 }
 
 void Block::project_qkv(View<const float> x_ND, Saved& saved, const RotaryTable* rotary) const {
-  saved.normed_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
-  attention_norm_.forward(x_ND, saved.normed_ND, &saved.attention_norm);
+  const bool bf16 = config_.precision == Precision::kBf16;
+  Buffer<float> normed_ND(backend_.device, x_ND.rows(), x_ND.cols());
+  attention_norm_.forward(x_ND, normed_ND, &saved.attention_norm);
+  saved.normed_ND = Activation(std::move(normed_ND), bf16, backend_);
   saved.qkv = Buffer<float>(backend_.device, x_ND.rows(), qkv_.outputs());
-  qkv_.forward(saved.normed_ND, saved.qkv);
+  qkv_.forward(saved.normed_ND.operand(), saved.qkv);
   if (rotary != nullptr) rotary->apply(saved.qkv, config_.heads + config_.kv_heads, false);
-  if (config_.precision == Precision::kBf16)
-    backend_.kernels.round_to_bf16(saved.qkv.size(), saved.qkv.data(), backend_.stream);
+  if (bf16) backend_.kernels.round_to_bf16(saved.qkv.size(), saved.qkv.data(), backend_.stream);
 }
 
 void Block::attend(Saved& saved, const PassContext& pass) const {
@@ -86,19 +88,28 @@ void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassCont
   backend_.kernels.residual_forward({x_ND.rows(), x_ND.cols(), x_ND.data(), saved.x2_ND.data(),
                                      saved.x2_ND.data(), dropout(pass, 0)},
                                     backend_.stream);
-  saved.normed2_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
-  mlp_norm_.forward(saved.x2_ND, saved.normed2_ND, &saved.mlp_norm);
+  Buffer<float> normed2_ND(backend_.device, x_ND.rows(), x_ND.cols());
+  mlp_norm_.forward(saved.x2_ND, normed2_ND, &saved.mlp_norm);
+  saved.normed2_ND =
+      Activation(std::move(normed2_ND), config_.precision == Precision::kBf16, backend_);
 }
 
-void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, const PassContext& pass,
-                    const RotaryTable* rotary) const {
+void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, Keep keep,
+                    const PassContext& pass, const RotaryTable* rotary) const {
   project_qkv(x_ND, saved, rotary);
   attend(saved, pass);
+  const bool all = keep == Keep::kAll;
+  if (all)
+    saved.kept_qkv =
+        Activation(std::move(saved.qkv), config_.precision == Precision::kBf16, backend_);
+  else
+    saved.trim(Keep::kAttention);  // attention's output is still needed
   attend_residual(x_ND, saved, pass);
-  mlp_.forward(saved.normed2_ND, y_ND, saved.mlp);
+  mlp_.forward(saved.normed2_ND.operand(), y_ND, all ? &saved.mlp : nullptr);
   backend_.kernels.residual_forward(
       {x_ND.rows(), x_ND.cols(), saved.x2_ND.data(), y_ND.data(), y_ND.data(), dropout(pass, 1)},
       backend_.stream);
+  saved.trim(keep);
 }
 
 void Block::recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass,
@@ -107,8 +118,6 @@ void Block::recompute(View<const float> x_ND, Saved& saved, Keep keep, const Pas
   project_qkv(x_ND, saved, rotary);
   if (keep == Keep::kBlock) attend(saved, pass);
   attend_residual(x_ND, saved, pass);
-  // The block's output is not needed again: only what the activation leaves behind.
-  mlp_.activate(saved.normed2_ND, saved.mlp);
 }
 
 void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
@@ -126,7 +135,7 @@ void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
     return masked_ND;
   };
 
-  mlp_.backward(through_dropout(1), saved.normed2_ND, saved.mlp, dbranch_ND);
+  mlp_.backward(through_dropout(1), saved.normed2_ND.operand(), saved.mlp, dbranch_ND);
   saved.mlp = {};
   mlp_norm_.backward(dbranch_ND, saved.x2_ND, saved.mlp_norm, dx_ND);
   saved.normed2_ND.clear();
@@ -134,13 +143,14 @@ void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
 
   Buffer<float> dattention_NHK(device, rows, config_.heads * config_.head_size);
   output_.backward(through_dropout(0), saved.attention.output_NHK, dattention_NHK);
+  if (!saved.kept_qkv.empty()) saved.qkv = saved.kept_qkv.take(backend_);
   Buffer<float> dqkv(device, rows, qkv_.outputs());
   attention_.backward(dattention_NHK, saved.qkv, saved.attention, dqkv, pass);
   dattention_NHK.clear();
   saved.qkv.clear();
   saved.attention = {};
   if (rotary != nullptr) rotary->apply(dqkv, config_.heads + config_.kv_heads, true);
-  qkv_.backward(dqkv, saved.normed_ND, dbranch_ND);
+  qkv_.backward(dqkv, saved.normed_ND.operand(), dbranch_ND);
   attention_norm_.backward(dbranch_ND, x_ND, saved.attention_norm, dx_ND);
   saved = {};
 }

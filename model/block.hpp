@@ -12,23 +12,29 @@ namespace longspan::model {
 class Block {
  public:
   /// What forward leaves for backward, per token and in elements: norm 2D, qkv (H + 2G)K, attention
-  /// D + H, x2 D, MLP 2F (GELU) or 3F (SwiGLU). trim() drops what `keep` does not keep; recompute()
-  /// brings it back, the same bits.
+  /// D + H, x2 D, MLP 2F (GELU) or 3F (SwiGLU). With bf16 what products read, and qkv, takes 2
+  /// bytes an element, the rest 4.
   struct Saved {
     Norm::Saved attention_norm, mlp_norm;
-    Buffer<float> normed_ND, qkv, x2_ND, normed2_ND;
+    Activation normed_ND, normed2_ND;
+    Buffer<float> qkv, x2_ND;
+    Activation kept_qkv;  ///< qkv between forward and backward
     Attention::Saved attention;
     Mlp::Saved mlp;
+    /// Drops what `keep` does not keep.
     void trim(Keep keep);
   };
+  /// `mlp_chunk`: MemoryConfig::mlp_chunk.
   Block(ParameterStore& store, std::int64_t index, const ModelConfig& config,
-        const AttentionConfig& attention, Backend backend);
+        const AttentionConfig& attention, std::int64_t mlp_chunk, Backend backend);
 
-  /// `rotary` is null unless positions are rotary. Collective over the context group.
-  void forward(View<const float> x_ND, View<float> y_ND, Saved& saved, const PassContext& pass,
-               const RotaryTable* rotary) const;
-  /// Fills in what trim() dropped. With Keep::kAttention nothing communicates; with Keep::kBlock
-  /// attention runs again: collective.
+  /// Leaves in `saved` what `keep` keeps; recompute() brings back the rest, the same bits. `rotary`
+  /// is null unless positions are rotary. Collective over the context group.
+  void forward(View<const float> x_ND, View<float> y_ND, Saved& saved, Keep keep,
+               const PassContext& pass, const RotaryTable* rotary) const;
+  /// Fills in what forward did not leave, but the MLP's, which its backward computes chunk by
+  /// chunk. With Keep::kAttention nothing communicates; with Keep::kBlock attention runs again:
+  /// collective.
   void recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass,
                  const RotaryTable* rotary) const;
   /// dx_ND holds dy on entry and dx on return; parameter gradients accumulate. Consumes `saved`.

@@ -14,7 +14,9 @@ enum class PositionKind { kRope, kLearned, kSinusoidal, kNone };
 enum class Precision { kFp32, kBf16 };
 enum class MaskKind { kCausal, kFull };
 enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses, kHybrid };
-enum class Keep { kAll, kAttention, kBlock };
+/// What a layer keeps for backward; auto is a setting only, worked out before a model is built.
+enum class Keep { kAll, kAttention, kBlock, kAuto };
+enum class Offload { kNone, kFile };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 /// What the ranks with the same part of the weights share instead of each having all of it, each
 /// including the one before: nothing, optimizer states, gradients, weights (ZeRO 1, 2, 3).
@@ -50,6 +52,10 @@ struct AttentionConfig {
 struct MemoryConfig {
   Keep keep = Keep::kAll;
   std::int64_t loss_chunk = 0;  ///< tokens whose logits exist at a time; 0 = work it out
+  std::int64_t mlp_chunk = 0;   ///< tokens in the MLP of a layer at a time; 0 = work it out
+  std::int64_t budget = 0;      ///< bytes per rank that keep=auto may use; 0 = what the rank has
+  Offload offload = Offload::kNone;
+  std::string offload_directory;  ///< where offload=file writes; empty = the run directory
 };
 
 struct OptimizerConfig {

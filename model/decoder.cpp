@@ -17,6 +17,7 @@ Decoder::Decoder(const Transformer& model, const AttentionConfig& attention, std
     fail_usage(
         "attention.mask=full: the model sees the future and cannot generate; train with "
         "attention.mask=causal");
+  model.round_weights();
   std::iota(positions_.begin(), positions_.end(), 0);
   for (std::int64_t i = 0; i < config.layers; ++i)
     cache_.emplace_back(model.backend().device, capacity, 2 * config.kv_heads * config.head_size);
@@ -73,8 +74,7 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
     block.output().forward(attended_NHK, branch_ND);
     backend.kernels.add(x_ND.size(), branch_ND.data(), x_ND.data(), backend.stream);
     block.mlp_norm().forward(x_ND, normed_ND, nullptr);
-    Mlp::Saved scratch;
-    block.mlp().forward(normed_ND, branch_ND, scratch);
+    block.mlp().forward(normed_ND, branch_ND, nullptr);
     backend.kernels.add(x_ND.size(), branch_ND.data(), x_ND.data(), backend.stream);
   }
   length_ += count;

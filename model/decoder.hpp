@@ -10,7 +10,8 @@ namespace longspan::model {
 
 class Decoder {
  public:
-  /// Room for `capacity` tokens. The model holds whole sequences (no context group) and is causal.
+  /// Room for `capacity` tokens. The model holds whole sequences (no context group), is causal, and
+  /// its weights do not change while the decoder lives.
   Decoder(const Transformer& model, const AttentionConfig& attention, std::int64_t capacity);
 
   /// Appends the tokens and returns the logits after the last of them, [V]. Throws Error (usage)

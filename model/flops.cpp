@@ -6,6 +6,7 @@
 #include "model/attention_heads.hpp"
 #include "model/attention_traffic.hpp"
 #include "model/loss.hpp"
+#include "model/mlp.hpp"
 #include "model/sharding_memory.hpp"
 
 namespace longspan::model {
@@ -44,40 +45,52 @@ std::int64_t rows_of_ring(const AttentionMask& mask, std::int64_t tokens, int ra
   return most;
 }
 
-SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory,
-                           AttentionSchemeKind scheme, std::int64_t tokens, int context,
-                           const AttentionMask& mask, int inner) {
+SchemeMemory scheme_memory(const ModelConfig& m, Keep keep, const RankShare& share) {
+  const int context = share.context;
+  const std::int64_t tokens = share.tokens;
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   if (context == 1) return {};
   // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
-  if (scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
-  const bool hybrid = scheme == AttentionSchemeKind::kHybrid;
-  if (!hybrid && scheme != AttentionSchemeKind::kUlysses)
-    return {0, 2 * kv * rows_of_ring(mask, tokens, context) / tokens};
+  if (share.scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
+  const bool hybrid = share.scheme == AttentionSchemeKind::kHybrid;
+  if (!hybrid && share.scheme != AttentionSchemeKind::kUlysses)
+    return {0, 2 * kv * rows_of_ring(share.mask, tokens, context) / tokens};
   // A rank's share of the heads over all tokens of those it shares them with: the largest share
   // counts. All shares on this rank's tokens: their sum, more than all heads where a key/value head
   // is in several.
-  const int ranks = hybrid ? inner : context;
+  const int ranks = hybrid ? share.inner : context;
   std::int64_t most_heads = 0, most_keys = 0, most = 0, sum = 0;
   for (int r = 0; r < ranks; ++r) {
-    const HeadShare share = head_share({m.heads, m.kv_heads, m.head_size, mask, 1.0f}, r, ranks);
-    most_heads = std::max(most_heads, share.count);
-    most_keys = std::max(most_keys, share.kv_count);
-    most = std::max(most, share.count + 2 * share.kv_count);
-    sum += share.count + 2 * share.kv_count;
+    const HeadShare heads =
+        head_share({m.heads, m.kv_heads, m.head_size, share.mask, 1.0f}, r, ranks);
+    most_heads = std::max(most_heads, heads.count);
+    most_keys = std::max(most_keys, heads.kv_count);
+    most = std::max(most, heads.count + 2 * heads.kv_count);
+    sum += heads.count + 2 * heads.kv_count;
   }
   const std::int64_t exchanged = m.head_size * most * ranks,
                      exchange = exchanged + m.head_size * sum;
   const std::int64_t output_gradients = m.head_size * most_heads * ranks;
-  const bool again = memory.keep == Keep::kAttention;
+  const bool again = keep == Keep::kAttention;
   // qkv travels again if what forward exchanged is gone. Hybrid has given back what it sent before
   // the ring begins.
   const std::int64_t at_work =
       hybrid ? output_gradients + exchange + (again ? exchanged : 0) +
                    2 * m.head_size * most_keys *
-                       rows_of_ring(mask, ranks * tokens, context / ranks) / tokens
+                       rows_of_ring(share.mask, ranks * tokens, context / ranks) / tokens
              : query + output_gradients + exchange + (again ? exchange : 0);
   return {exchanged - query - 2 * kv, at_work};
+}
+
+/// Bytes of the rounded operands of a weight gradient [outputs, inputs] over `rows` rows, in blocks
+/// of at most 4096 (linear.cpp): the block of dy, x as the product packs it, in strips of 64
+/// columns, and the strip of dy that each thread turns, for two threads.
+std::int64_t rounded_bytes(std::int64_t rows, std::int64_t outputs, std::int64_t inputs) {
+  constexpr std::int64_t kBlock = 4096;
+  constexpr std::int64_t kStrip = 64;
+  const std::int64_t packed = (std::min(inputs, kBlock) + kStrip - 1) / kStrip * kStrip;
+  return 2 * std::min(rows, kBlock) *
+         (std::min(outputs, kBlock) + packed + 2 * std::min(outputs, kStrip));
 }
 
 }  // namespace
@@ -113,51 +126,129 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
-MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
-                               std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context, AttentionMask mask,
-                               int inner_ranks, OptimizerShard shard, int owners) {
-  const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size,
-                     kv = m.kv_heads * m.head_size;
-  const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
-  const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
-  // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output,
-  // log-sum-exp.
-  const std::int64_t input = d, attention = query + m.heads;
-  const SchemeMemory sharing = scheme_memory(m, memory, scheme, tokens, context, mask, inner_ranks);
-  const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width +
-                             (memory.keep == Keep::kAttention ? 0 : sharing.kept);
-  const std::int64_t kept = memory.keep == Keep::kAll         ? input + inner + attention
-                            : memory.keep == Keep::kAttention ? input + attention
-                                                              : input;
-  const std::int64_t recomputed = memory.keep == Keep::kAll         ? 0
-                                  : memory.keep == Keep::kAttention ? inner
-                                                                    : inner + attention;
-  // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
-  // of its steps: the MLP's product gradient beside everything recomputed, or attention's gradients
-  // once the MLP's buffers are gone.
-  const std::int64_t drops = m.dropout > 0.0f ? d : 0;
-  const std::int64_t mlp_step = recomputed + m.mlp_width;
-  const std::int64_t mlp_buffers = hidden + m.mlp_width + 2 * d;
-  const std::int64_t attention_step =
-      recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + sharing.at_work;
-  const std::int64_t backward = 2 * d + drops + std::max(mlp_step, attention_step);
-  // Forward of the last layer: its output beside everything it made.
-  const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed);
+std::int64_t state_memory(const ModelConfig& m, const RankShare& share) {
+  const std::int64_t states = 4 * sharding_memory(m, share.shard, share.owners).states;
+  // Shared weights have no rounded copy: products round for themselves.
+  if (m.precision != Precision::kBf16 ||
+      (share.owners > 1 && share.shard == OptimizerShard::kParameters))
+    return states;
+  const std::int64_t looked_up =
+      m.vocabulary * m.width +
+      (m.position == PositionKind::kLearned ? m.max_positions * m.width : 0);
+  return states + 2 * (parameter_count(m) - (m.tie_embeddings ? 0 : looked_up));
+}
+
+std::int64_t table_memory(const ModelConfig& m, const RankShare& share) {
+  const std::int64_t statistics = m.norm == NormKind::kLayerNorm ? 2 : 1;
+  // Sines and cosines of this rank's positions, or a row of the width for all positions.
+  const std::int64_t positions = m.position == PositionKind::kRope ? share.tokens * m.head_size
+                                 : m.position == PositionKind::kSinusoidal
+                                     ? share.tokens * share.context * m.width
+                                     : 0;
+  return 4 * (positions + share.rows() * statistics);
+}
+
+std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, std::int64_t rows) {
   const std::int64_t chunk =
       std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
-  const std::int64_t loss = rows * 3 * d + chunk * m.vocabulary;
+  // The last layer's output, its norm and the norm's gradient.
+  return 4 * (rows * 3 * m.width + chunk * (m.vocabulary + 1)) +
+         (m.precision == Precision::kBf16 ? rounded_bytes(chunk, m.vocabulary, m.width) : 0);
+}
+
+LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep keep,
+                         const RankShare& share) {
+  const std::int64_t rows = share.rows(), d = m.width, query = m.heads * m.head_size,
+                     kv = m.kv_heads * m.head_size, qkv = query + 2 * kv;
+  const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
+  const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
+  const SchemeMemory sharing = scheme_memory(m, keep, share);
+  const bool bf16 = m.precision == Precision::kBf16, all = keep == Keep::kAll,
+             block = keep == Keep::kBlock;
+  const bool exchanges = share.context > 1 && (share.scheme == AttentionSchemeKind::kUlysses ||
+                                               share.scheme == AttentionSchemeKind::kHybrid);
+  const std::int64_t size = bf16 ? 2 : 4;  // of what products read
+  // Bytes per token. What a layer may keep: its input; attention output and log-sum-exp; two norms,
+  // x2 and the norms' statistics; qkv, or what was exchanged for it; the MLP's hidden and product.
+  const std::int64_t input = 4 * d, attention = 4 * (query + m.heads);
+  const std::int64_t norms = 2 * size * d + 4 * d + 4 * norm_rows;
+  const std::int64_t kept_qkv = exchanges ? 4 * (qkv + sharing.kept) : size * qkv;
+  const std::int64_t kept =
+      input + (all     ? attention + norms + kept_qkv + size * (hidden + m.mlp_width)
+               : block ? 0
+                       : attention);
+  const std::int64_t at_work_qkv = 4 * (qkv + (keep == Keep::kAttention ? 0 : sharing.kept));
+  const std::int64_t recomputed = all ? 0 : norms + at_work_qkv + (block ? attention : 0);
+
+  // The sum over all rows that is a bias' gradient goes by at most 128 blocks of 16 rows or more.
+  const auto bias_sums = [&](std::int64_t of_rows, std::int64_t outputs) {
+    return m.bias ? 4 * std::min<std::int64_t>(128, (of_rows + 15) / 16) * outputs : 0;
+  };
+  // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
+  // of four steps. The MLP, a chunk of tokens at a time: the product's gradient, and where they
+  // are not kept as fp32 hidden, product and what is rounded of them.
+  const std::int64_t chunk =
+      std::min(rows, memory.mlp_chunk > 0 ? memory.mlp_chunk : default_mlp_chunk(m));
+  const std::int64_t halves = bf16 && !all ? 2 * m.mlp_width : 0;
+  const std::int64_t made = (all && !bf16 ? 0 : 4 * hidden) + (all ? 0 : 4 * m.mlp_width) + halves;
+  const std::int64_t rounded =
+      bf16 ? std::max(rounded_bytes(chunk, hidden, d), rounded_bytes(chunk, d, m.mlp_width)) : 0;
+  const std::int64_t mlp_step = rows * recomputed + chunk * (made + 4 * m.mlp_width) + rounded +
+                                bias_sums(chunk, std::max(hidden, d));
+  // Attention's gradients, once the MLP's part and its norm's input are gone.
+  const std::int64_t gone = size * d + 4 * d + (all ? size * (hidden + m.mlp_width) : 0);
+  const std::int64_t widened = all && !exchanges ? at_work_qkv - kept_qkv : 0;
+  const std::int64_t attention_step =
+      rows * (recomputed - gone + widened + 4 * (query + qkv + m.heads + sharing.at_work));
+  // The ways out of attention, whose output is rounded in the product, and into it.
+  const std::int64_t output_step =
+      rows * (recomputed - gone + 4 * query) + bias_sums(rows, d) +
+      (bf16 ? rounded_bytes(rows, d, query) + 2 * std::min<std::int64_t>(rows, 4096) * query : 0);
+  const std::int64_t qkv_step =
+      rows * (recomputed - gone - (all ? kept_qkv : at_work_qkv) - attention + 4 * qkv) +
+      bias_sums(rows, qkv) + (bf16 ? rounded_bytes(rows, qkv, d) : 0);
+  const std::int64_t drops = m.dropout > 0.0f ? 4 * d : 0;
+  const std::int64_t backward =
+      rows * (8 * d + drops) + std::max({mlp_step, output_step, attention_step, qkv_step});
+
+  // Forward of a layer: its output beside what attention made, or the MLP.
+  const std::int64_t forward_attention =
+      all ? 0 : size * d + 2 * norm_rows + at_work_qkv + (block ? attention : 0);
+  const std::int64_t forward_norms =
+      all ? 0 : size * d + 4 * d + 2 * norm_rows + (block ? attention : 0);
+  const std::int64_t forward_mlp = all && !bf16 ? 0 : chunk * (4 * (hidden + m.mlp_width) + halves);
+  const std::int64_t forward =
+      rows * 4 * d + std::max(rows * forward_attention, rows * forward_norms + forward_mlp);
+  return {rows * kept, rows * (keep == Keep::kAttention ? input + attention : input),
+          std::max(backward, forward)};
+}
+
+std::int64_t offloaded_bytes(const ModelConfig& m, const MemoryConfig& memory,
+                             const RankShare& share, const ActivationPlan& plan) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i + 1 < plan.keep_L.size(); ++i)  // the last layer's stay
+    if (memory.offload == Offload::kFile)
+      bytes += layer_memory(m, memory, plan.keep_L[i], share).movable;
+  return bytes;
+}
+
+MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
+                               const RankShare& share, const ActivationPlan& plan) {
+  const ActivationPlan& used = plan.keep_L.empty() ? uniform_plan(memory.keep, m.layers) : plan;
+  ActivationChain chain;
   MemoryEstimate estimate;
-  const ShardingMemory units = sharding_memory(m, shard, owners);
-  const std::int64_t all_kept = rows * m.layers * kept;
-  estimate.states = 4 * units.states;
-  estimate.activations = 4 * all_kept;
-  // Units of shared weights and gradients come on top: of the last block, of those before it (the
-  // last one's activations are gone then), and at the embedding (all are gone).
+  for (const Keep keep : used.keep_L) {
+    const LayerMemory layer = layer_memory(m, memory, keep, share);
+    const std::int64_t moved = memory.offload == Offload::kFile ? layer.movable : 0;
+    chain.options_L.push_back({{keep, layer.kept - moved, moved, layer.at_work, 0}});
+    estimate.activations += layer.kept - moved;
+  }
+  chain.state_bytes = table_memory(m, share);
+  chain.loss_bytes = loss_memory(m, memory, share.rows());
+  add_shared_units(chain, m, share);
+  estimate.states = state_memory(m, share);
   estimate.transient =
-      4 * std::max({rows * backward + units.last_backward,
-                    rows * (backward - kept) + units.backward, rows * forward + units.forward,
-                    loss + units.loss, rows * 2 * d + units.ends - all_kept});
+      peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0)) - estimate.activations;
   return estimate;
 }
 

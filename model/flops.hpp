@@ -3,8 +3,9 @@
 
 #include <cstdint>
 
+#include "model/activation_plan.hpp"
 #include "model/config.hpp"
-#include "model/kernels/attention.hpp"
+#include "model/rank_share.hpp"
 
 namespace longspan::model {
 
@@ -25,26 +26,49 @@ double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_l
 
 std::int64_t parameter_count(const ModelConfig& model);
 
+/// Bytes of one layer on one rank, after notes/long-sequences.md section 7: per token 6D + 2GK + H
+/// + 2F (GELU) or 3F (SwiGLU) elements are kept with keep = all, D + HK + H with attention, D with
+/// block; 4 bytes each, but with bf16 2 where a product reads it (two norms, qkv, the MLP). The MLP
+/// of the layer at work takes room for memory.mlp-chunk tokens unless it is kept.
+struct LayerMemory {
+  std::int64_t kept = 0;     ///< from its forward to its backward, its input included
+  std::int64_t movable = 0;  ///< of these, what memory.offload moves out: the input, and with keep
+                             ///< = attention the attention output and its log-sum-exp
+  std::int64_t at_work = 0;  ///< the most beside the kept, in its forward or backward
+};
+
+/// Of what travels (notes section 4) the ring has five blocks of keys, values and their gradients
+/// under way (through a window, up to six of the rows within it), allgather those of the whole
+/// sequence, Ulysses what it exchanges, hybrid both.
+LayerMemory layer_memory(const ModelConfig& model, const MemoryConfig& memory, Keep keep,
+                         const RankShare& share);
+
+/// Bytes that memory.offload=file has in its file at the most; 0 without. `plan` as below.
+std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memory,
+                             const RankShare& share, const ActivationPlan& plan);
+
+/// Bytes of weights, gradients, two optimizer moments, and with bf16 the rounded copy of the
+/// weights; what is left of them if ranks share them (sharding_memory.hpp).
+std::int64_t state_memory(const ModelConfig& model, const RankShare& share);
+
+/// Bytes of what goes with the tokens and is no layer's: tables of positions, the final norm's
+/// statistics.
+std::int64_t table_memory(const ModelConfig& model, const RankShare& share);
+
+/// Bytes beside what the layers keep while the loss of `rows` tokens is worked out.
+std::int64_t loss_memory(const ModelConfig& model, const MemoryConfig& memory, std::int64_t rows);
+
 struct MemoryEstimate {
-  std::int64_t states = 0;       ///< weights, gradients, two optimizer moments
-  std::int64_t activations = 0;  ///< what all layers keep for the backward pass
-  std::int64_t transient =
-      0;  ///< the most that exists besides at one time: one layer at work, or the loss
+  /// Weights, gradients, two optimizer moments; with bf16 the rounded copy of the weights.
+  std::int64_t states = 0;
+  std::int64_t activations = 0;  ///< what all layers keep for the backward pass, files not counted
+  std::int64_t transient = 0;    ///< what else exists at the moment of the most: one layer at work,
+                                 ///< or the loss; less what layers keep that is gone by then
   std::int64_t total() const { return states + activations + transient; }
 };
 
-/// Bytes on one rank that trains `sequences` sequences of which it holds `tokens` tokens each,
-/// after notes/long-sequences.md section 7 in fp32: per token and layer 6D + 2GK + H + 2F (GELU) or
-/// 3F (SwiGLU) elements with keep = all, D + HK + H with attention, D with block. `context` ranks
-/// share a sequence by `scheme` (notes section 4 for what travels): the ring has five blocks of
-/// keys, values and their gradients under way (through a window of `mask`, up to six of the rows
-/// within it), allgather those of the whole sequence, Ulysses what it exchanges, hybrid with
-/// `inner` ranks a group both. With one rank the scheme does not matter. `owners`
-/// ranks share the states as `shard` says (sharding_memory.hpp).
+/// Bytes on one rank that trains by `plan`; without one, by memory.keep in every layer.
 MemoryEstimate memory_estimate(const ModelConfig& model, const MemoryConfig& memory,
-                               std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context, AttentionMask mask = {},
-                               int inner_ranks = 1, OptimizerShard shard = OptimizerShard::kNone,
-                               int owners = 1);
+                               const RankShare& share, const ActivationPlan& plan = {});
 
 }  // namespace longspan::model

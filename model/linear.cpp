@@ -1,6 +1,19 @@
 #include "model/linear.hpp"
 
+#include <algorithm>
+
 namespace longspan::model {
+namespace {
+
+/// Rows or columns of dy that are rounded at a time: equal blocks of at most 4096, the longest sum
+/// that a product of bfloat16 numbers takes at once (kernels/cpu/gemm.cpp).
+std::int64_t block_length(std::int64_t total) {
+  constexpr std::int64_t kLargest = 4096;
+  const std::int64_t blocks = std::max<std::int64_t>((total + kLargest - 1) / kLargest, 1);
+  return (total + blocks - 1) / blocks;
+}
+
+}  // namespace
 
 Linear::Linear(ParameterStore& store, const std::vector<Part>& parts, std::int64_t inputs,
                bool bias, float standard_deviation, bool bf16, Backend backend)
@@ -18,37 +31,62 @@ Linear::Linear(ParameterStore& store, const std::vector<Part>& parts, std::int64
   }
 }
 
-void Linear::forward(View<const float> x, View<float> y) const {
+void Linear::forward(const Operand& x, View<float> y) const {
   GemmArgs args;
   args.m = x.rows(), args.n = outputs_, args.k = inputs_;
-  args.a = x.data(), args.lda = inputs_;
+  args.a = x.fp32.data(), args.a_bf16 = x.bf16.data(), args.lda = inputs_;
   args.b = store_.weight(weight_).data(), args.ldb = inputs_, args.trans_b = true;
+  args.b_bf16 = store_.weight_bf16(weight_);
   args.c = y.data(), args.ldc = outputs_;
   args.bias = has_bias_ ? store_.weight(bias_).data() : nullptr;
   args.bf16_operands = bf16_;
   backend_.kernels.gemm(args, backend_.stream);
 }
 
-void Linear::backward(View<const float> dy, View<const float> x, View<float> dx) {
+void Linear::backward(View<const float> dy, const Operand& x, View<float> dx) {
+  if (has_bias_)
+    backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), store_.gradient(bias_).data(),
+                                     backend_.stream);
+  if (!bf16_) {
+    products(dy.data(), nullptr, outputs_, 0, outputs_, x, dx);
+    return;
+  }
+  // Both products read dy: it is rounded once, a block at a time, so that the rounded numbers stay
+  // small however long the sequence.
+  const std::int64_t most_rows = block_length(dy.rows()), most_outputs = block_length(outputs_);
+  const Buffer<std::uint16_t> rounded(backend_.device, most_rows, most_outputs);
+  for (std::int64_t row = 0; row < dy.rows(); row += most_rows)
+    for (std::int64_t output = 0; output < outputs_; output += most_outputs) {
+      const std::int64_t rows = std::min(most_rows, dy.rows() - row),
+                         outputs = std::min(most_outputs, outputs_ - output);
+      backend_.kernels.to_bf16(rows, outputs, dy.row(row) + output, outputs_, rounded.data(),
+                               backend_.stream);
+      products(nullptr, rounded.data(), outputs, output, outputs, x.slice_rows(row, rows),
+               dx.empty() ? dx : dx.slice_rows(row, rows));
+    }
+}
+
+void Linear::products(const float* dy, const std::uint16_t* dy_bf16, std::int64_t dy_row,
+                      std::int64_t output, std::int64_t outputs, const Operand& x, View<float> dx) {
   if (!dx.empty()) {
     GemmArgs args;
-    args.m = dy.rows(), args.n = inputs_, args.k = outputs_;
-    args.a = dy.data(), args.lda = outputs_;
-    args.b = store_.weight(weight_).data(), args.ldb = inputs_;
-    args.c = dx.data(), args.ldc = inputs_;
+    args.m = x.rows(), args.n = inputs_, args.k = outputs;
+    args.a = dy, args.a_bf16 = dy_bf16, args.lda = dy_row;
+    args.b = store_.weight(weight_).data() + output * inputs_, args.ldb = inputs_;
+    const std::uint16_t* weight_bf16 = store_.weight_bf16(weight_);
+    args.b_bf16 = weight_bf16 == nullptr ? nullptr : weight_bf16 + output * inputs_;
+    args.c = dx.data(), args.ldc = inputs_, args.accumulate = output > 0;
     args.bf16_operands = bf16_;
     backend_.kernels.gemm(args, backend_.stream);
   }
   GemmArgs args;
-  args.m = outputs_, args.n = inputs_, args.k = dy.rows();
-  args.a = dy.data(), args.lda = outputs_, args.trans_a = true;
-  args.b = x.data(), args.ldb = inputs_;
-  args.c = store_.gradient(weight_).data(), args.ldc = inputs_, args.accumulate = true;
+  args.m = outputs, args.n = inputs_, args.k = x.rows();
+  args.a = dy, args.a_bf16 = dy_bf16, args.lda = dy_row, args.trans_a = true;
+  args.b = x.fp32.data(), args.b_bf16 = x.bf16.data(), args.ldb = inputs_;
+  args.c = store_.gradient(weight_).data() + output * inputs_, args.ldc = inputs_;
+  args.accumulate = true;
   args.bf16_operands = bf16_;
   backend_.kernels.gemm(args, backend_.stream);
-  if (has_bias_)
-    backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), store_.gradient(bias_).data(),
-                                     backend_.stream);
 }
 
 }  // namespace longspan::model

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "model/activation.hpp"
 #include "model/layer.hpp"
 
 namespace longspan::model {
@@ -24,11 +25,15 @@ class Linear {
   std::int64_t outputs() const { return outputs_; }
 
   /// x: [N, inputs], y: [N, outputs].
-  void forward(View<const float> x, View<float> y) const;
+  void forward(const Operand& x, View<float> y) const;
   /// dx = dy W (left out if dx is empty); dW += dy^T x; db += column sums of dy.
-  void backward(View<const float> dy, View<const float> x, View<float> dx);
+  void backward(View<const float> dy, const Operand& x, View<float> dx);
 
  private:
+  /// Both products of a block of dy: the outputs [output, output + outputs) of the rows of x and
+  /// dx, in rows of dy_row elements; in fp32, or in bfloat16 if dy_bf16 is not null.
+  void products(const float* dy, const std::uint16_t* dy_bf16, std::int64_t dy_row,
+                std::int64_t output, std::int64_t outputs, const Operand& x, View<float> dx);
   ParameterStore& store_;
   ParameterStore::Id weight_ = 0, bias_ = 0;  ///< first part of each; the others follow
   std::int64_t inputs_, outputs_ = 0;

@@ -23,6 +23,7 @@ void VocabularyLoss::logits(View<const float> x_ND, View<float> logits) const {
   args.m = x_ND.rows(), args.n = vocabulary_, args.k = width_;
   args.a = x_ND.data(), args.lda = width_;
   args.b = store_.weight(weight_).data(), args.ldb = width_, args.trans_b = true;
+  args.b_bf16 = store_.weight_bf16(weight_);
   args.c = logits.data(), args.ldc = vocabulary_;
   args.bf16_operands = bf16_;
   backend_.kernels.gemm(args, backend_.stream);
@@ -53,6 +54,7 @@ double VocabularyLoss::forward_backward(View<const float> x_ND, View<const std::
     dx.m = count, dx.n = width_, dx.k = vocabulary_;
     dx.a = chunk_logits.data(), dx.lda = vocabulary_;
     dx.b = store_.weight(weight_).data(), dx.ldb = width_;
+    dx.b_bf16 = store_.weight_bf16(weight_);
     dx.c = dx_ND.row(first), dx.ldc = width_;
     dx.bf16_operands = bf16_;
     backend_.kernels.gemm(dx, backend_.stream);

@@ -1,5 +1,7 @@
 #include "model/mlp.hpp"
 
+#include <algorithm>
+
 namespace longspan::model {
 namespace {
 
@@ -10,51 +12,110 @@ std::vector<Linear::Part> input_parts(const std::string& name, const ModelConfig
 
 }  // namespace
 
+std::int64_t default_mlp_chunk(const ModelConfig& config) {
+  const std::int64_t hidden =
+      config.mlp == MlpKind::kGelu ? config.mlp_width : 2 * config.mlp_width;
+  return std::max<std::int64_t>(1024, (std::int64_t{64} << 20) / (4 * hidden));
+}
+
 Mlp::Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
-         float output_deviation, Backend backend)
+         float output_deviation, std::int64_t chunk, Backend backend)
     : kind_(config.mlp),
       width_(config.mlp_width),
-      up_(store, input_parts(name, config), config.width, config.bias, 0.02f,
-          config.precision == Precision::kBf16, backend),
+      chunk_(chunk > 0 ? chunk : default_mlp_chunk(config)),
+      bf16_(config.precision == Precision::kBf16),
+      up_(store, input_parts(name, config), config.width, config.bias, 0.02f, bf16_, backend),
       down_(store, {{name + ".down", config.width}}, config.mlp_width, config.bias,
-            output_deviation, config.precision == Precision::kBf16, backend),
+            output_deviation, bf16_, backend),
       backend_(backend) {}
 
-void Mlp::activate(View<const float> x_ND, Saved& saved) const {
-  const std::int64_t rows = x_ND.rows();
-  saved.hidden = Buffer<float>(backend_.device, rows, up_.outputs());
-  saved.product_NF = Buffer<float>(backend_.device, rows, width_);
-  up_.forward(x_ND, saved.hidden);
+void Mlp::activate(const Operand& x_CD, View<float> hidden, View<float> product_CF) const {
+  up_.forward(x_CD, hidden);
+  if (bf16_) backend_.kernels.round_to_bf16(hidden.size(), hidden.data(), backend_.stream);
   if (kind_ == MlpKind::kGelu)
-    backend_.kernels.gelu_forward({rows * width_, saved.hidden.data(), saved.product_NF.data()},
+    backend_.kernels.gelu_forward({hidden.size(), hidden.data(), product_CF.data()},
                                   backend_.stream);
   else
-    backend_.kernels.swiglu_forward({rows, width_, saved.hidden.data(), saved.product_NF.data()},
+    backend_.kernels.swiglu_forward({hidden.rows(), width_, hidden.data(), product_CF.data()},
                                     backend_.stream);
 }
 
-void Mlp::forward(View<const float> x_ND, View<float> y_ND, Saved& saved) const {
-  activate(x_ND, saved);
-  down_.forward(saved.product_NF, y_ND);
+void Mlp::forward(const Operand& x_ND, View<float> y_ND, Saved* saved) const {
+  const std::int64_t rows = x_ND.rows(), most = std::min(rows, chunk_);
+  Saved kept;
+  if (saved != nullptr) {
+    kept.hidden = Activation(rows, up_.outputs(), bf16_, backend_);
+    kept.product_NF = Activation(rows, width_, bf16_, backend_);
+  }
+  // In fp32 what is kept is computed in its place.
+  const bool in_place = saved != nullptr && !bf16_;
+  Buffer<float> hidden, product_CF;
+  Activation rounded_CF;
+  if (!in_place) {
+    hidden = Buffer<float>(backend_.device, most, up_.outputs());
+    product_CF = Buffer<float>(backend_.device, most, width_);
+    if (bf16_ && saved == nullptr) rounded_CF = Activation(most, width_, true, backend_);
+  }
+  for (std::int64_t first = 0; first < rows; first += most) {
+    const std::int64_t count = std::min(most, rows - first);
+    const View<float> h =
+        in_place ? kept.hidden.fp32_rows(first, count) : hidden.view().slice_rows(0, count);
+    const View<float> p =
+        in_place ? kept.product_NF.fp32_rows(first, count) : product_CF.view().slice_rows(0, count);
+    activate(x_ND.slice_rows(first, count), h, p);
+    const View<float> y = y_ND.slice_rows(first, count);
+    if (!bf16_) {
+      down_.forward(p, y);
+      continue;
+    }
+    const Activation& target = saved != nullptr ? kept.product_NF : rounded_CF;
+    const std::int64_t at = saved != nullptr ? first : 0;
+    target.store(at, p, backend_);
+    if (saved != nullptr) kept.hidden.store(first, h, backend_);
+    down_.forward(target.operand().slice_rows(at, count), y);
+  }
+  if (saved != nullptr) *saved = std::move(kept);
 }
 
-void Mlp::backward(View<const float> dy_ND, View<const float> x_ND, Saved& saved,
-                   View<float> dx_ND) {
-  const std::int64_t rows = x_ND.rows();
-  Buffer<float> dproduct_NF(backend_.device, rows, width_);
-  down_.backward(dy_ND, saved.product_NF, dproduct_NF);
-  saved.product_NF.clear();
-  if (kind_ == MlpKind::kGelu) {
+void Mlp::activation_backward(View<float> hidden, View<float> dproduct_CF) const {
+  // GELU's gradient replaces the product's; SwiGLU's, twice as wide, replaces hidden.
+  if (kind_ == MlpKind::kGelu)
     backend_.kernels.gelu_backward(
-        {rows * width_, saved.hidden.data(), dproduct_NF.data(), dproduct_NF.data()},
-        backend_.stream);
-    up_.backward(dproduct_NF, x_ND, dx_ND);
-  } else {
+        {hidden.size(), hidden.data(), dproduct_CF.data(), dproduct_CF.data()}, backend_.stream);
+  else
     backend_.kernels.swiglu_backward(
-        {rows, width_, saved.hidden.data(), dproduct_NF.data(), saved.hidden.data()},
-        backend_.stream);
-    dproduct_NF.clear();
-    up_.backward(saved.hidden, x_ND, dx_ND);
+        {hidden.rows(), width_, hidden.data(), dproduct_CF.data(), hidden.data()}, backend_.stream);
+}
+
+void Mlp::backward(View<const float> dy_ND, const Operand& x_ND, Saved& saved, View<float> dx_ND) {
+  const std::int64_t rows = x_ND.rows(), most = std::min(rows, chunk_);
+  const bool kept = !saved.hidden.empty(), in_place = kept && !bf16_;
+  Buffer<float> dproduct_CF(backend_.device, most, width_), hidden, product_CF;
+  Activation rounded_CF;
+  if (!in_place) hidden = Buffer<float>(backend_.device, most, up_.outputs());
+  if (!kept) {
+    product_CF = Buffer<float>(backend_.device, most, width_);
+    if (bf16_) rounded_CF = Activation(most, width_, true, backend_);
+  }
+  for (std::int64_t first = 0; first < rows; first += most) {
+    const std::int64_t count = std::min(most, rows - first);
+    const Operand x = x_ND.slice_rows(first, count);
+    const View<float> h =
+        in_place ? saved.hidden.fp32_rows(first, count) : hidden.view().slice_rows(0, count);
+    Operand product = product_CF;
+    if (kept) {
+      if (bf16_) saved.hidden.load(first, h, backend_);
+      product = saved.product_NF.operand().slice_rows(first, count);
+    } else {
+      const View<float> p = product_CF.view().slice_rows(0, count);
+      activate(x, h, p);
+      if (bf16_) rounded_CF.store(0, p, backend_);
+      product = bf16_ ? rounded_CF.operand().slice_rows(0, count) : Operand(p);
+    }
+    const View<float> dproduct = dproduct_CF.view().slice_rows(0, count);
+    down_.backward(dy_ND.slice_rows(first, count), product, dproduct);
+    activation_backward(h, dproduct);
+    up_.backward(kind_ == MlpKind::kGelu ? dproduct : h, x, dx_ND.slice_rows(first, count));
   }
 }
 

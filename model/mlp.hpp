@@ -1,4 +1,7 @@
 /// The token-wise network of a block: GELU (up, down) or SwiGLU (gate and up, down; Shazeer 2020).
+/// Works on a chunk of tokens at a time, forward and backward, whether or not it keeps anything: so
+/// what exists between its products does not grow with the sequence, and recomputing gives the same
+/// bits.
 #pragma once
 
 #include <string>
@@ -10,23 +13,33 @@ namespace longspan::model {
 class Mlp {
  public:
   struct Saved {
-    Buffer<float> hidden;  ///< before the activation: [N, F], or gate and up side by side [N, 2F]
-    Buffer<float> product_NF;  ///< after it
+    Activation hidden;      ///< before the activation: [N, F], or gate and up side by side [N, 2F]
+    Activation product_NF;  ///< after it
   };
+  /// `chunk`: tokens at a time; 0 = default_mlp_chunk(config).
   Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
-      float output_deviation, Backend backend);
+      float output_deviation, std::int64_t chunk, Backend backend);
 
-  void forward(View<const float> x_ND, View<float> y_ND, Saved& saved) const;
-  /// Only what backward needs: fills `saved`, leaves the last product out.
-  void activate(View<const float> x_ND, Saved& saved) const;
-  /// dx_ND = gradient of the input. Consumes `saved`: its hidden buffer is overwritten.
-  void backward(View<const float> dy_ND, View<const float> x_ND, Saved& saved, View<float> dx_ND);
+  /// Without `saved` nothing is kept: evaluation, or backward computes it again.
+  void forward(const Operand& x_ND, View<float> y_ND, Saved* saved) const;
+  /// dx_ND = gradient of the input. Consumes `saved`; computes again what it does not hold.
+  void backward(View<const float> dy_ND, const Operand& x_ND, Saved& saved, View<float> dx_ND);
 
  private:
+  /// hidden = up(x), product = activation(hidden). With bf16 both are rounded, hidden before the
+  /// activation: it sees what is kept.
+  void activate(const Operand& x_CD, View<float> hidden, View<float> product_CF) const;
+  void activation_backward(View<float> hidden, View<float> dproduct_CF) const;
+
   MlpKind kind_;
-  std::int64_t width_;
+  std::int64_t width_, chunk_;
+  bool bf16_;
   Linear up_, down_;
   Backend backend_;
 };
+
+/// Tokens at a time when memory.mlp-chunk is 0: 64 MiB of what stands before the activation, but no
+/// fewer than 1024 tokens, because each chunk passes once over the gradients of the weights.
+std::int64_t default_mlp_chunk(const ModelConfig& config);
 
 }  // namespace longspan::model

@@ -35,7 +35,8 @@ void ParameterStore::begin_unit() {
   units_.push_back({count_, 0});
 }
 
-void ParameterStore::allocate(Device& device, OptimizerShard shard) {
+void ParameterStore::allocate(Device& device, std::optional<std::int64_t> rounded_from,
+                              OptimizerShard shard) {
   weights_at_.assign(units_.size(), nullptr);
   gradients_at_.assign(units_.size(), nullptr);
   const bool whole_weights = shard != OptimizerShard::kParameters;
@@ -50,6 +51,9 @@ void ParameterStore::allocate(Device& device, OptimizerShard shard) {
     if (whole_weights) weights_at_[u] = weights_.data() + units_[u].begin;
     if (whole_gradients) gradients_at_[u] = gradients_.data() + units_[u].begin;
   }
+  if (!rounded_from || !whole_weights) return;
+  rounded_from_ = *rounded_from;
+  rounded_ = Buffer<std::uint16_t>(device, count_ - rounded_from_);
 }
 
 void ParameterStore::initialize(std::uint64_t seed) {
@@ -92,6 +96,26 @@ View<float> ParameterStore::placed(const std::vector<float*>& at, const char* wh
 
 View<float> ParameterStore::weight(Id id) const {
   return placed(weights_at_, "weights", id);
+}
+
+const std::uint16_t* ParameterStore::weight_bf16(Id id) const {
+  if (rounded_.empty() || parameters_[id].offset < rounded_from_) return nullptr;
+  return rounded_.data() + (parameters_[id].offset - rounded_from_);
+}
+
+void ParameterStore::round_weights(Kernels& kernels, Stream& stream) const {
+  round_range({0, count_}, kernels, stream);
+}
+
+void ParameterStore::round_weights(int unit, Kernels& kernels, Stream& stream) const {
+  round_range(units_[static_cast<std::size_t>(unit)], kernels, stream);
+}
+
+void ParameterStore::round_range(FlatRange range, Kernels& kernels, Stream& stream) const {
+  const std::int64_t begin = std::max(range.begin, rounded_from_), count = range.end() - begin;
+  if (rounded_.empty() || count <= 0) return;
+  kernels.to_bf16(1, count, weights_.data() + begin, count,
+                  rounded_.data() + (begin - rounded_from_), stream);
 }
 
 View<float> ParameterStore::gradient(Id id) const {

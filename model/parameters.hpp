@@ -7,10 +7,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "model/config.hpp"
+#include "model/kernels/kernels.hpp"
 #include "parallel/array.hpp"
 #include "parallel/device.hpp"
 #include "parallel/shard_map.hpp"
@@ -69,8 +71,11 @@ class ParameterStore {
   /// What is added from here on is the next unit.
   void begin_unit();
   /// Makes the whole vectors, but not those that exist in parts only under `shard`: weights
-  /// uninitialised, gradients zero.
-  void allocate(Device& device, OptimizerShard shard = OptimizerShard::kNone);
+  /// uninitialised, gradients zero. With `rounded_from` also one for the bfloat16 copy of the
+  /// weights from this flat element on, what products read with model.precision=bf16; not where
+  /// whole weights do not exist: there products round for themselves.
+  void allocate(Device& device, std::optional<std::int64_t> rounded_from = {},
+                OptimizerShard shard = OptimizerShard::kNone);
   /// Sets every weight from (seed, name of the parameter, index of the element in the whole tensor)
   /// alone: the same on every mesh.
   void initialize(std::uint64_t seed);
@@ -83,6 +88,13 @@ class ParameterStore {
   const std::vector<FlatRange>& units() const { return units_; }
   /// Valid while the unit is held. Throws Error if it is not.
   View<float> weight(Id id) const;
+  /// The weight's bfloat16 copy as of the last round_weights(); null if there is none.
+  const std::uint16_t* weight_bf16(Id id) const;
+  /// Brings the bfloat16 copy up to date, if there is one; of one unit, or of all. The forward pass
+  /// does this when it comes to a unit: weights are written from many places (optimizer, other
+  /// ranks, checkpoint, tests), and no later than the next pass does the copy know.
+  void round_weights(int unit, Kernels& kernels, Stream& stream) const;
+  void round_weights(Kernels& kernels, Stream& stream) const;
   View<float> gradient(Id id) const;
   /// The whole vectors; empty where the ranks share them.
   View<float> weights() const { return weights_.view(); }
@@ -118,6 +130,7 @@ class ParameterStore {
                                    const std::vector<FlatPiece>& pieces) const;
 
  private:
+  void round_range(FlatRange range, Kernels& kernels, Stream& stream) const;
   View<float> placed(const std::vector<float*>& at, const char* what, Id id) const;
 
   std::vector<Parameter> parameters_;
@@ -126,6 +139,8 @@ class ParameterStore {
   Buffer<float> weights_, gradients_;
   std::vector<float*> weights_at_, gradients_at_;  ///< first element of each unit; null: not held
   UnitKeeper* keeper_ = nullptr;
+  Buffer<std::uint16_t> rounded_;
+  std::int64_t rounded_from_ = 0;
 };
 
 }  // namespace longspan::model

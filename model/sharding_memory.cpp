@@ -38,7 +38,6 @@ ShardingMemory sharding_memory(const ModelConfig& m, OptimizerShard shard, int o
   // Weights of the unit at work and of the next, which is being gathered. The last block's stay
   // until its backward.
   memory.states = 4 * owned;
-  memory.forward = block + last;
   memory.loss += block + last + tied;
   memory.last_backward += several ? 2 * block : block;
   memory.backward += m.layers > 2 ? 2 * block : block;

@@ -11,9 +11,8 @@ namespace longspan::model {
 struct ShardingMemory {
   std::int64_t states = 0;  ///< all the time: weights, gradients and moments, or the owned parts
   // Whole units that exist besides, of weights and of gradients:
-  std::int64_t forward = 0;        ///< in the forward of the last block
   std::int64_t loss = 0;           ///< in the loss
-  std::int64_t last_backward = 0;  ///< in the backward of the last block
+  std::int64_t last_backward = 0;  ///< in the backward of the last block; its forward needs less
   std::int64_t backward = 0;       ///< in that of the others
   std::int64_t ends = 0;           ///< at the embedding, where few activations exist
 };

@@ -7,12 +7,21 @@
 #include <utility>
 
 namespace longspan::model {
+namespace {
+
+/// What waits in a file between a block's forward and backward; LayerMemory::movable counts it.
+std::vector<Buffer<float>*> movable(Buffer<float>& x_ND, Block::Saved& saved, Keep keep) {
+  if (keep != Keep::kAttention) return {&x_ND};
+  return {&x_ND, &saved.attention.output_NHK, &saved.attention.lse};
+}
+
+}  // namespace
 
 Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention,
                          const MemoryConfig& memory, SequenceShards shards, Backend backend,
-                         OptimizerShard shard)
+                         ActivationPlan plan, OptimizerShard shard)
     : config_(config),
-      memory_(memory),
+      plan_(plan.keep_L.empty() ? uniform_plan(memory.keep, config.layers) : std::move(plan)),
       shards_(std::move(shards)),
       backend_(backend),
       embedding_(store_, config, backend) {
@@ -20,7 +29,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
   // Units of the parameters: 0 the embedding, i + 1 block i, then what follows the blocks.
   for (std::int64_t i = 0; i < config.layers; ++i) {
     store_.begin_unit();
-    blocks_.emplace_back(store_, i, config, attention, backend);
+    blocks_.emplace_back(store_, i, config, attention, memory.mlp_chunk, backend);
   }
   store_.begin_unit();
   final_norm_.emplace(store_, "final_norm", config, backend);
@@ -29,7 +38,11 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
           ? embedding_.table()
           : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
   loss_.emplace(store_, output, config, memory.loss_chunk, backend);
-  store_.allocate(backend.device, shard);
+  // Tied embeddings are a matrix of a product, too; untied ones come first and are only looked up.
+  std::optional<std::int64_t> rounded_from;
+  if (config.precision == Precision::kBf16)
+    rounded_from = config.tie_embeddings ? 0 : store_.offset(blocks_.front().first_parameter());
+  store_.allocate(backend.device, rounded_from, shard);
   if (config.position == PositionKind::kRope)
     rotary_ =
         std::make_unique<RotaryTable>(shards_.mine(), config.head_size, config.rope_theta, backend);
@@ -63,8 +76,13 @@ PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) cons
   return pass;
 }
 
+void Transformer::begin_unit(int unit, int next) const {
+  store_.need_weights(unit, next);
+  store_.round_weights(unit, backend_.kernels, backend_.stream);
+}
+
 void Transformer::need_output_weights() const {
-  store_.need_weights(last_unit(), config_.tie_embeddings ? 0 : -1);
+  begin_unit(last_unit(), config_.tie_embeddings ? 0 : -1);
   if (config_.tie_embeddings) store_.need_weights(0);
 }
 
@@ -78,21 +96,26 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale) {
   const std::int64_t rows = pass.rows(), width = config_.width;
   const std::size_t layers = blocks_.size();
 
-  // Forward: x[i] is the input of block i. With memory.keep = all, saved[i] keeps everything
-  // backward needs.
+  // Forward: x[i] is the input of block i, saved[i] what else backward needs and
+  // the plan keeps.
   std::vector<Buffer<float>> x_ND(layers + 1);
   std::vector<Block::Saved> saved(layers);
+  if (offload_ != nullptr) offload_->clear();
   x_ND[0] = Buffer<float>(backend_.device, rows, width);
-  store_.need_weights(0, 1);
+  begin_unit(0, 1);
   embedding_.forward(x_ND[0], pass);
   store_.done_weights(0);
   for (std::size_t i = 0; i < layers; ++i) {
     const int unit = static_cast<int>(i) + 1;
-    store_.need_weights(unit, unit + 1);
+    begin_unit(unit, unit + 1);
     x_ND[i + 1] = Buffer<float>(backend_.device, rows, width);
-    blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], pass, rotary_.get());
-    saved[i].trim(memory_.keep);
+    blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], plan_.keep_L[i], pass, rotary_.get());
     if (i + 1 < layers) store_.done_weights(unit);  // the last one's backward comes next
+    if (offload_ == nullptr || i + 1 == layers) continue;
+    SpillFile::Group group;
+    for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
+      group.push_back(std::move(*buffer));
+    offload_->push(std::move(group));
   }
   need_output_weights();
   Norm::Saved final_saved;
@@ -120,7 +143,14 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale) {
     const int unit = static_cast<int>(i) + 1;
     store_.need_weights(unit, unit > 1 ? unit - 1 : -1);
     store_.need_gradients(unit);
-    blocks_[i].recompute(x_ND[i], saved[i], memory_.keep, pass, rotary_.get());
+    if (offload_ != nullptr && i + 1 < layers) {
+      SpillFile::Group group = offload_->pop();
+      std::size_t at = 0;
+      for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
+        *buffer = std::move(group[at++]);
+    }
+    if (offload_ != nullptr) offload_->prefetch();  // the layer below, behind this one's compute
+    blocks_[i].recompute(x_ND[i], saved[i], plan_.keep_L[i], pass, rotary_.get());
     blocks_[i].backward(x_ND[i], saved[i], dx_ND, pass, rotary_.get());
     x_ND[i].clear();
     store_.done_weights(unit);
@@ -137,15 +167,15 @@ Buffer<float> Transformer::forward_only(
     const std::function<void(const std::string&, View<const float>)>& visit) {
   Buffer<float> x_ND(backend_.device, pass.rows(), config_.width),
       y_ND(backend_.device, pass.rows(), config_.width);
-  store_.need_weights(0, 1);
+  begin_unit(0, 1);
   embedding_.forward(x_ND, pass);
   store_.done_weights(0);
   visit("embedding", x_ND);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const int unit = static_cast<int>(i) + 1;
-    store_.need_weights(unit, unit + 1);
+    begin_unit(unit, unit + 1);
     Block::Saved saved;
-    blocks_[i].forward(x_ND, y_ND, saved, pass, rotary_.get());
+    blocks_[i].forward(x_ND, y_ND, saved, Keep::kBlock, pass, rotary_.get());
     store_.done_weights(unit);
     std::swap(x_ND, y_ND);
     visit(fmt::format("blocks.{}", i), x_ND);

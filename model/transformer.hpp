@@ -9,20 +9,28 @@
 #include <string>
 #include <vector>
 
+#include "model/activation_plan.hpp"
 #include "model/block.hpp"
 #include "model/embedding.hpp"
 #include "model/loss.hpp"
+#include "parallel/spill_file.hpp"
 
 namespace longspan::model {
 
 class Transformer {
  public:
   /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank
-  /// holds; its group outlives the model. `shard`: which of weights and gradients are not made
-  /// here, because a ParameterSharding will bring them.
+  /// holds; its group outlives the model. Without a plan every layer follows memory.keep, which
+  /// then is not auto. `shard`: which of weights and gradients are not made here, because a
+  /// ParameterSharding will bring them.
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
               const MemoryConfig& memory, SequenceShards shards, Backend backend,
-              OptimizerShard shard = OptimizerShard::kNone);
+              ActivationPlan plan = {}, OptimizerShard shard = OptimizerShard::kNone);
+
+  /// From now on block inputs, and where attention is kept its output and log-sum-exp, wait in
+  /// `file` between forward and backward (memory.offload=file); all but the last layer's, which
+  /// are needed at once. The same bits. `file` outlives the model; its errors come out of train().
+  void offload_to(SpillFile& file) { offload_ = &file; }
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
@@ -44,6 +52,10 @@ class Transformer {
   /// Collective over the context group.
   std::string first_non_finite(const MicroBatch& batch);
 
+  /// With model.precision=bf16: brings the copy of the weights that products read up to date. Every
+  /// pass above does it by itself.
+  void round_weights() const { store_.round_weights(backend_.kernels, backend_.stream); }
+
   /// The parts, for decoding (decoder.hpp).
   const Embedding& embedding() const { return embedding_; }
   const std::vector<Block>& blocks() const { return blocks_; }
@@ -53,6 +65,8 @@ class Transformer {
 
  private:
   PassContext begin_pass(const MicroBatch& batch, bool training) const;
+  /// The forward pass comes to a unit: its weights are there, and so is their bfloat16 copy.
+  void begin_unit(int unit, int next) const;
   /// Weights of the output: the last unit and, with tied embeddings, the first.
   void need_output_weights() const;
   void done_output_weights() const;
@@ -63,7 +77,8 @@ class Transformer {
       const std::function<void(const std::string&, View<const float>)>& visit);
 
   ModelConfig config_;
-  MemoryConfig memory_;
+  ActivationPlan plan_;
+  SpillFile* offload_ = nullptr;
   SequenceShards shards_;
   Backend backend_;
   ParameterStore store_;

@@ -9,6 +9,10 @@ namespace longspan::model {
 /// trans_a: `a` is stored [K,M]; trans_b: `b` is stored [N,K] (a linear layer's weight [out,in]).
 /// lda, ldb, ldc: elements between rows as stored. c must not overlap a or b. bias may be null.
 /// bf16_operands: a and b are rounded to bfloat16 (nearest even) before the product; c stays fp32.
+/// a_bf16, b_bf16: the bits of an operand that is rounded already (Kernels::to_bf16), laid out as a
+/// or b would be; if not null they are read instead of a or b, and bf16_operands is true. The
+/// result is that of rounding here: the same bits on the CPU if rows have no gaps and the product
+/// is one block (kernels/cpu/gemm.cpp), else up to the order of its sums.
 struct GemmArgs {
   std::int64_t m = 0, n = 0, k = 0;
   const float* a = nullptr;
@@ -22,6 +26,8 @@ struct GemmArgs {
   bool accumulate = false;
   const float* bias = nullptr;
   bool bf16_operands = false;
+  const std::uint16_t* a_bf16 = nullptr;
+  const std::uint16_t* b_bf16 = nullptr;
 };
 
 }  // namespace longspan::model

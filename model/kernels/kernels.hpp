@@ -45,6 +45,11 @@ class Kernels {
   virtual double sum_of_squares(std::int64_t count, const float* x, Stream& stream) = 0;
   /// x = nearest bfloat16 of x (ties to even), still stored as fp32.
   virtual void round_to_bf16(std::int64_t count, float* x, Stream& stream) = 0;
+  /// y [rows, cols] = bits of the nearest bfloat16 of x, whose rows are `x_row` elements apart.
+  virtual void to_bf16(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row,
+                       std::uint16_t* y, Stream& stream) = 0;
+  /// y = x, exactly.
+  virtual void from_bf16(std::int64_t count, const std::uint16_t* x, float* y, Stream& stream) = 0;
 };
 
 /// The CPU's operations: oneDNN for matrix products, Highway for the rest, OpenMP threads as

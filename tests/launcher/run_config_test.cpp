@@ -68,6 +68,8 @@ TEST(RunConfig, EveryRuleIsReportedWithItsValues) {
        "mesh.context=2000 ranks cannot share data.sequence-length=1024"},
       {[](auto& c) { c.attention.window = -1; }, "attention.window=-1: "},
       {[](auto& c) { c.memory.loss_chunk = -1; }, "memory.loss-chunk=-1: "},
+      {[](auto& c) { c.memory.budget = -1; }, "memory.budget=-1: "},
+      {[](auto& c) { c.memory.mlp_chunk = -1; }, "memory.mlp-chunk=-1: "},
       {[](auto& c) { c.train.steps = 0; }, "train.steps=0: "},
       {[](auto& c) { c.train.stop_after = -1; }, "train.stop-after=-1: "},
       {[](auto& c) { c.train.micro_batch = 0; }, "train.micro-batch=0: "},

@@ -353,8 +353,8 @@ TEST(AttentionSchemes, NeedTheMemoryThatIsPredicted) {
         cpu_device().reset_peak();
         model.train(batch, 1.0f);
         const auto measured = static_cast<double>(cpu_device().peak_bytes() - before);
-        const MemoryEstimate estimate = memory_estimate(v.config, memory, 1, tokens, scheme.kind,
-                                                        world.size(), {true, window}, inner);
+        const MemoryEstimate estimate = memory_estimate(
+            v.config, memory, {1, tokens, world.size(), scheme.kind, {true, window}, inner});
         // No optimizer here: weights and gradients only.
         const auto predicted = static_cast<double>(estimate.total() - estimate.states / 2);
         // Shares of the heads may be uneven, and the prediction is for the largest.

@@ -62,7 +62,8 @@ class Problem {
   std::vector<float>& a() { return a_; }
   std::vector<float>& b() { return b_; }
 
-  std::vector<float> run() const {
+  /// rounded_a, rounded_b: the operand is given as bfloat16 numbers and not in fp32.
+  std::vector<float> run(bool rounded_a = false, bool rounded_b = false) const {
     std::vector<float> c = initial_;
     GemmArgs args;
     args.m = case_.m, args.n = case_.n, args.k = case_.k;
@@ -74,6 +75,9 @@ class Problem {
     args.accumulate = case_.accumulate;
     args.bias = case_.bias ? bias_.data() : nullptr;
     args.bf16_operands = case_.bf16;
+    std::vector<std::uint16_t> a, b;
+    if (rounded_a) a = rounded(a_), args.a_bf16 = a.data(), args.a = nullptr;
+    if (rounded_b) b = rounded(b_), args.b_bf16 = b.data(), args.b = nullptr;
     cpu::gemm(args);
     return c;
   }
@@ -108,6 +112,12 @@ class Problem {
   }
 
  private:
+  static std::vector<std::uint16_t> rounded(const std::vector<float>& x) {
+    std::vector<std::uint16_t> bits(x.size());
+    const auto count = static_cast<std::int64_t>(x.size());
+    cpu::convert_to_bf16(x.data(), 1, count, count, bits.data());
+    return bits;
+  }
   std::vector<float> filled(std::int64_t rows, std::int64_t cols, std::uint64_t key) const {
     const std::int64_t stride = cols + case_.padding;
     std::vector<float> x(static_cast<std::size_t>(rows * stride), std::nanf(""));
@@ -170,6 +180,33 @@ TEST(GemmKernel, BlocksOfALargeProductJoin) {
   const Problem tall(
       {.m = 4200, .n = 5, .k = 4096, .trans_a = true, .accumulate = true, .bf16 = true});
   tall.expect_right(tall.run(), 101);
+}
+
+TEST(GemmKernel, OperandsRoundedBeforehandGiveTheSameProduct) {
+  const std::int64_t sizes[][3] = {{1, 67, 129}, {2, 130, 770}, {4, 300, 40}, {15, 90, 768},
+                                   {64, 64, 64}, {13, 48, 515}, {5, 9, 9001}, {7, 420, 700}};
+  for (const auto& [m, n, k] : sizes)
+    for (int bits = 0; bits < 32; ++bits) {
+      const Case c{m,
+                   n,
+                   k,
+                   (bits & 1) != 0,
+                   (bits & 2) != 0,
+                   (bits & 4) != 0,
+                   (bits & 8) != 0,
+                   true,
+                   (bits & 16) ? 5 : 0};
+      const Problem problem(c);
+      const auto expected = problem.run();
+      const bool one_dense_block = c.padding == 0 && std::max(m, k) <= 4096 && n * k < (1 << 18);
+      for (int which = 1; which < 4; ++which) {
+        const auto found = problem.run((which & 1) != 0, (which & 2) != 0);
+        if (one_dense_block)
+          EXPECT_TRUE(same_bits(expected, found)) << c.text() << " rounded " << which;
+        else
+          problem.expect_right(found);
+      }
+    }
 }
 
 TEST(GemmKernel, WithoutTermsLeavesBiasAndOldValues) {
@@ -259,9 +296,12 @@ TEST(GemmKernel, Bf16RoundsToNearestEven) {
   const auto count = static_cast<std::int64_t>(bits.size());
   cpu::convert_to_bf16(from.data(), 1, count, count, halves.data());
   cpu::round_to_bf16(from.data(), 1, count, count, to.data());
+  std::vector<float> widened(bits.size());
+  cpu::convert_from_bf16(halves.data(), 1, count, count, widened.data());
   for (std::int64_t i = 0; i < count; ++i) {
     ASSERT_EQ(std::bit_cast<std::uint32_t>(to[i]), std::uint32_t{halves[i]} << 16)
         << std::hex << bits[i];
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(widened[i]), std::uint32_t{halves[i]} << 16);
     if (std::isnan(from[i])) {
       ASSERT_TRUE(std::isnan(to[i])) << std::hex << bits[i];
     } else if (std::isinf(from[i]) || std::abs(from[i]) > 0x1.fep127f) {

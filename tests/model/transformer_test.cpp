@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "model/flops.hpp"
 #include "parallel/random.hpp"
+#include "support/temporary_directory.hpp"
 #include "support/tiny_model.hpp"
 
 namespace longspan::model {
@@ -16,12 +18,13 @@ using testing_support::TinyBatch;
 using testing_support::Variant;
 
 std::unique_ptr<Transformer> make(const Variant& v, std::int64_t length, Keep keep = Keep::kAll,
-                                  std::int64_t chunk = 0) {
+                                  std::int64_t chunk = 0, std::int64_t mlp_chunk = 0,
+                                  ActivationPlan plan = {}) {
   MemoryConfig memory;
-  memory.keep = keep, memory.loss_chunk = chunk;
+  memory.keep = keep, memory.loss_chunk = chunk, memory.mlp_chunk = mlp_chunk;
   auto model = std::make_unique<Transformer>(
       v.config, v.attention, memory, shard_sequence(length, SequenceLayout::kContiguous, nullptr),
-      cpu_backend());
+      cpu_backend(), std::move(plan));
   model->parameters().initialize(3);
   // Larger matrices than a real start: gradients must be well above the rounding of fp32.
   for (std::size_t id = 0; id < model->parameters().parameters().size(); ++id)
@@ -43,6 +46,20 @@ double loss_of(Transformer& model, TinyBatch& data) {
   double loss = 0;
   gradients_of(model, data, &loss);
   return loss;
+}
+
+Variant in_bf16(Variant v) {
+  v.config.precision = Precision::kBf16;
+  return v;
+}
+
+double relative_difference(const std::vector<float>& found, const std::vector<float>& expected) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    difference += std::pow(expected[i] - found[i], 2);
+    norm += std::pow(expected[i], 2);
+  }
+  return std::sqrt(difference / norm);
 }
 
 class TransformerVariants : public testing::TestWithParam<Variant> {};
@@ -87,31 +104,106 @@ TEST_P(TransformerVariants, GradientsMatchFiniteDifferences) {
 
 TEST_P(TransformerVariants, ActivationCheckpointingIsBitForBitNeutral) {
   TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
-  double expected_loss = 0;
-  const auto reference = make(GetParam(), 21);
-  const std::vector<float> expected = gradients_of(*reference, data, &expected_loss);
-  for (Keep keep : {Keep::kAttention, Keep::kBlock}) {
-    double loss = 0;
-    const auto model = make(GetParam(), 21, keep);
-    const std::vector<float> gradients = gradients_of(*model, data, &loss);
-    EXPECT_EQ(loss, expected_loss);
-    EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)), 0)
-        << GetParam().name << " keep=" << (keep == Keep::kBlock ? "block" : "attention");
+  for (const Variant& v : {GetParam(), in_bf16(GetParam())})
+    for (const std::int64_t mlp_chunk : {0, 5}) {
+      double expected_loss = 0;
+      const auto reference = make(v, 21, Keep::kAll, 0, mlp_chunk);
+      const std::vector<float> expected = gradients_of(*reference, data, &expected_loss);
+      for (Keep keep : {Keep::kAttention, Keep::kBlock}) {
+        double loss = 0;
+        const auto model = make(v, 21, keep, 0, mlp_chunk);
+        const std::vector<float> gradients = gradients_of(*model, data, &loss);
+        EXPECT_EQ(loss, expected_loss);
+        EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)),
+                  0)
+            << v.name << " keep=" << (keep == Keep::kBlock ? "block" : "attention")
+            << " mlp-chunk=" << mlp_chunk
+            << (v.config.precision == Precision::kBf16 ? " bf16" : " fp32");
+      }
+    }
+}
+
+TEST_P(TransformerVariants, ChunksDoNotChangeTheAnswer) {
+  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
+  double whole = 0;
+  const auto expected = gradients_of(*make(GetParam(), 21, Keep::kAll, 1000, 1000), data, &whole);
+  for (const bool of_mlp : {false, true}) {
+    double chunked = 0;
+    const auto model = make(GetParam(), 21, Keep::kAll, of_mlp ? 1000 : 5, of_mlp ? 5 : 1000);
+    const auto gradients = gradients_of(*model, data, &chunked);
+    EXPECT_NEAR(whole, chunked, 1e-6 * whole);
+    EXPECT_LT(relative_difference(gradients, expected), 1e-6);
   }
 }
 
-TEST_P(TransformerVariants, LossChunksDoNotChangeTheAnswer) {
-  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
-  double whole = 0, chunked = 0;
-  const auto expected = gradients_of(*make(GetParam(), 21, Keep::kAll, 1000), data, &whole);
-  const auto gradients = gradients_of(*make(GetParam(), 21, Keep::kAll, 5), data, &chunked);
-  EXPECT_NEAR(whole, chunked, 1e-6 * whole);
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    difference += std::pow(expected[i] - gradients[i], 2);
-    norm += std::pow(expected[i], 2);
+TEST_P(TransformerVariants, AnyMixOfKeepModesIsBitForBitNeutral) {
+  Variant v = GetParam();
+  v.config.layers = 3;
+  TinyBatch data(2, 21, v.config.vocabulary, 5, v.documents);
+  double expected_loss = 0;
+  const std::vector<float> expected = gradients_of(*make(v, 21), data, &expected_loss);
+  const Keep modes[] = {Keep::kAll, Keep::kAttention, Keep::kBlock};
+  for (int mix = 0; mix < 27; ++mix) {
+    double loss = 0;
+    const ActivationPlan plan = {{modes[mix / 9], modes[mix / 3 % 3], modes[mix % 3]}};
+    const auto gradients = gradients_of(*make(v, 21, Keep::kAuto, 0, 0, plan), data, &loss);
+    EXPECT_EQ(loss, expected_loss) << v.name << " mix " << mix;
+    EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)), 0)
+        << v.name << " mix " << mix;
   }
-  EXPECT_LT(std::sqrt(difference / norm), 1e-6);
+}
+
+TEST_P(TransformerVariants, OffloadIsBitForBitNeutral) {
+  Variant v = GetParam();
+  v.config.layers = 4;
+  TinyBatch data(2, 21, v.config.vocabulary, 5, v.documents);
+  double expected_loss = 0;
+  const std::vector<float> expected = gradients_of(*make(v, 21), data, &expected_loss);
+  const testing_support::TemporaryDirectory folder;
+  SpillFile file(folder.path(), 0);
+  const std::vector<std::vector<Keep>> mixes = {
+      std::vector<Keep>(4, Keep::kAll),
+      std::vector<Keep>(4, Keep::kAttention),
+      std::vector<Keep>(4, Keep::kBlock),
+      {Keep::kBlock, Keep::kAttention, Keep::kAll, Keep::kAttention}};
+  for (const auto& mix : mixes) {
+    const auto model = make(v, 21, Keep::kAuto, 0, 0, {mix});
+    model->offload_to(file);
+    const std::int64_t before = file.bytes_written();
+    for (int pass = 0; pass < 2; ++pass) {
+      double loss = 0;
+      const auto gradients = gradients_of(*model, data, &loss);
+      EXPECT_EQ(loss, expected_loss) << v.name;
+      EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)), 0)
+          << v.name << " pass " << pass;
+    }
+    MemoryConfig memory;
+    memory.offload = Offload::kFile;
+    EXPECT_EQ(file.bytes_written() - before, 2 * offloaded_bytes(v.config, memory, {2, 21}, {mix}));
+  }
+}
+
+// Eight bits of fraction in every operand; the bounds are about twice what rounding alone gives.
+TEST_P(TransformerVariants, Bf16StaysNearFp32) {
+  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
+  double expected_loss = 0, loss = 0;
+  const auto expected = gradients_of(*make(GetParam(), 21), data, &expected_loss);
+  const auto gradients = gradients_of(*make(in_bf16(GetParam()), 21), data, &loss);
+  EXPECT_NE(loss, expected_loss);
+  EXPECT_NEAR(loss, expected_loss, 2e-3 * expected_loss);
+  EXPECT_LT(relative_difference(gradients, expected), 0.02);
+}
+
+// The rounded copy of the weights follows the weights, whoever writes them.
+TEST_P(TransformerVariants, Bf16ReadsTheWeightsOfThisPass) {
+  TinyBatch data(2, 21, GetParam().config.vocabulary, 5, GetParam().documents);
+  const auto used = make(in_bf16(GetParam()), 21), fresh = make(in_bf16(GetParam()), 21);
+  const double before = loss_of(*used, data);
+  for (const auto& model : {used.get(), fresh.get()})
+    for (float& w : model->parameters().weights()) w *= 1.25f;
+  const double after = loss_of(*used, data);
+  EXPECT_NE(after, before);
+  EXPECT_EQ(after, loss_of(*fresh, data));
 }
 
 TEST_P(TransformerVariants, EvaluateEqualsTrainingLossWithoutDropout) {

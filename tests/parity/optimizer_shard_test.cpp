@@ -47,7 +47,7 @@ struct Training {
               shard_sequence(length,
                              layout_for(v.attention.mask == MaskKind::kCausal, v.attention.window),
                              context.get()),
-              cpu_backend(), shard),
+              cpu_backend(), {}, shard),
         sharding(shard, model.parameters(), *owners, mesh.replicas(), cpu_backend(), 4096),
         optimizer(model.parameters(), sharding, OptimizerConfig(), cpu_backend()) {
     sharding.initialize(11);
@@ -251,10 +251,15 @@ Peak peak_of(const Variant& v, const Mesh& mesh, OptimizerShard shard, Keep keep
   cpu_device().reset_peak();
   Training training(v, mesh, shard, length, memory);
   for (int i = 1; i <= 2; ++i) training.step(i, 1, mesh.shape().data);
-  const MemoryEstimate estimate = memory_estimate(
-      v.config, memory, 1, training.model.shards().tokens(), v.attention.scheme,
-      mesh.shape().context, {v.attention.mask == MaskKind::kCausal, v.attention.window}, 1, shard,
-      mesh.replicas().size());
+  const RankShare share = {1,
+                           training.model.shards().tokens(),
+                           mesh.shape().context,
+                           v.attention.scheme,
+                           {},
+                           1,
+                           shard,
+                           mesh.replicas().size()};
+  const MemoryEstimate estimate = memory_estimate(v.config, memory, share);
   return {static_cast<double>(cpu_device().peak_bytes() - before),
           static_cast<double>(estimate.total())};
 }

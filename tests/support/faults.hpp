@@ -112,6 +112,13 @@ class FaultyKernels : public model::Kernels {
     return real_.sum_of_squares(n, x, s);
   }
   void round_to_bf16(std::int64_t n, float* x, Stream& s) override { real_.round_to_bf16(n, x, s); }
+  void to_bf16(std::int64_t r, std::int64_t c, const float* x, std::int64_t x_row, std::uint16_t* y,
+               Stream& s) override {
+    real_.to_bf16(r, c, x, x_row, y, s);
+  }
+  void from_bf16(std::int64_t n, const std::uint16_t* x, float* y, Stream& s) override {
+    real_.from_bf16(n, x, y, s);
+  }
 
  protected:
   model::Kernels& real_ = model::cpu_kernels();

@@ -1,5 +1,7 @@
 #include "model/kernels/cpu/bf16_operand.hpp"
 
+#include "model/kernels/cpu/parallel_ranges.hpp"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/kernels/cpu/bf16_operand.cpp"
 #include <hwy/foreach_target.h>  // compiles this file once per instruction set
@@ -51,6 +53,18 @@ void round_row(const float* from, std::int64_t count, float* to) {
   for (; i < count; ++i) hn::StoreU(rounded_words(word, hn::LoadU(word, bits + i)), word, out + i);
 }
 
+void widen_row(const std::uint16_t* from, std::int64_t count, float* to) {
+  const hn::ScalableTag<std::uint32_t> words;
+  const hn::Rebind<std::uint16_t, decltype(words)> halves;
+  auto* out = reinterpret_cast<std::uint32_t*>(to);
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(words));
+  std::int64_t i = 0;
+  for (; i + lanes <= count; i += lanes)
+    hn::StoreU(hn::ShiftLeft<16>(hn::PromoteTo(words, hn::LoadU(halves, from + i))), words,
+               out + i);
+  for (; i < count; ++i) out[i] = std::uint32_t{from[i]} << 16;
+}
+
 }  // namespace longspan::model::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -60,24 +74,37 @@ namespace {
 
 HWY_EXPORT(convert_row);
 HWY_EXPORT(round_row);
+HWY_EXPORT(widen_row);
 
-/// Below this many elements starting threads costs more than they save.
-constexpr std::int64_t kParallelElements = 1 << 15;
+/// row(from, count, to) for every row; rows without gaps are one long row, which threads share.
+template <class Row, class From, class To>
+void for_rows(Row row, const From* from, std::int64_t rows, std::int64_t cols, std::int64_t stride,
+              To* to) {
+  if (stride == cols)
+    parallel_ranges(rows * cols, 2 * kLine, 1, [&](std::int64_t begin, std::int64_t end) {
+      row(from + begin, end - begin, to + begin);
+    });
+  else
+    parallel_ranges(rows, 1, cols, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t r = first; r < last; ++r) row(from + r * stride, cols, to + r * cols);
+    });
+}
 
 }  // namespace
 
 void convert_to_bf16(const float* from, std::int64_t rows, std::int64_t cols, std::int64_t stride,
                      std::uint16_t* to) {
-  const auto convert = HWY_DYNAMIC_DISPATCH(convert_row);
-#pragma omp parallel for schedule(static) if (rows * cols >= kParallelElements)
-  for (std::int64_t r = 0; r < rows; ++r) convert(from + r * stride, cols, to + r * cols);
+  for_rows(HWY_DYNAMIC_DISPATCH(convert_row), from, rows, cols, stride, to);
 }
 
 void round_to_bf16(const float* from, std::int64_t rows, std::int64_t cols, std::int64_t stride,
                    float* to) {
-  const auto round = HWY_DYNAMIC_DISPATCH(round_row);
-#pragma omp parallel for schedule(static) if (rows * cols >= kParallelElements)
-  for (std::int64_t r = 0; r < rows; ++r) round(from + r * stride, cols, to + r * cols);
+  for_rows(HWY_DYNAMIC_DISPATCH(round_row), from, rows, cols, stride, to);
+}
+
+void convert_from_bf16(const std::uint16_t* from, std::int64_t rows, std::int64_t cols,
+                       std::int64_t stride, float* to) {
+  for_rows(HWY_DYNAMIC_DISPATCH(widen_row), from, rows, cols, stride, to);
 }
 
 }  // namespace longspan::model::cpu

@@ -14,4 +14,8 @@ void convert_to_bf16(const float* from, std::int64_t rows, std::int64_t cols, st
 void round_to_bf16(const float* from, std::int64_t rows, std::int64_t cols, std::int64_t stride,
                    float* to);
 
+/// to[r * cols + c] = the number whose bits are from[r * stride + c]; exact.
+void convert_from_bf16(const std::uint16_t* from, std::int64_t rows, std::int64_t cols,
+                       std::int64_t stride, float* to);
+
 }  // namespace longspan::model::cpu

@@ -1,4 +1,5 @@
 #include "model/kernels/cpu/attention.hpp"
+#include "model/kernels/cpu/bf16_operand.hpp"
 #include "model/kernels/cpu/gemm.hpp"
 #include "model/kernels/cpu/kernels_cpu.hpp"
 #include "model/kernels/kernels.hpp"
@@ -56,6 +57,13 @@ class CpuKernels final : public Kernels {
   }
   void round_to_bf16(std::int64_t count, float* x, Stream&) override {
     cpu::round_to_bf16(count, x);
+  }
+  void to_bf16(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row,
+               std::uint16_t* y, Stream&) override {
+    cpu::convert_to_bf16(x, rows, cols, x_row, y);
+  }
+  void from_bf16(std::int64_t count, const std::uint16_t* x, float* y, Stream&) override {
+    cpu::convert_from_bf16(x, 1, count, count, y);
   }
 };
 

@@ -12,6 +12,7 @@
 #include <oneapi/dnnl/dnnl.hpp>
 #include <optional>
 
+#include "model/kernels/cpu/bf16_few_rows.hpp"
 #include "model/kernels/cpu/bf16_operand.hpp"
 #include "parallel/device.hpp"
 #include "parallel/error.hpp"
@@ -37,10 +38,10 @@ const dnnl::engine& engine() {
   return cpu;
 }
 
-/// Everything a compiled product depends on; pointers do not matter. Operands are rounded into
-/// dense matrices.
+/// Everything a compiled product depends on; pointers do not matter. lda and ldb are those of the
+/// rounded operands.
 struct Key {
-  std::int64_t m, n, k, ldc;
+  std::int64_t m, n, k, lda, ldb, ldc;
   bool trans_a, trans_b, accumulate, bias;
   int threads;  ///< oneDNN fixes the split over threads when it compiles
   auto operator<=>(const Key&) const = default;
@@ -78,8 +79,8 @@ std::optional<Product> compile(const Key& key) {
       dnnl_cpu_isa_avx512_core_bf16)
     return std::nullopt;
   Product p;
-  p.a = matrix(key.m, key.k, key.trans_a, key.trans_a ? key.m : key.k, memory::data_type::bf16);
-  p.b = matrix(key.k, key.n, key.trans_b, key.trans_b ? key.k : key.n, memory::data_type::bf16);
+  p.a = matrix(key.m, key.k, key.trans_a, key.lda, memory::data_type::bf16);
+  p.b = matrix(key.k, key.n, key.trans_b, key.ldb, memory::data_type::bf16);
   p.c = matrix(key.m, key.n, false, key.ldc, memory::data_type::f32);
   if (key.bias) p.bias = {{1, key.n}, memory::data_type::f32, memory::format_tag::ab};
   // A transposed a is copied inside the product, again for every block of b: with b packed it costs
@@ -140,8 +141,11 @@ class ProductCache {
 
 std::optional<Product> compiled_product(const GemmArgs& args) {
   static ProductCache& cache = *new ProductCache;  // never destroyed: oneDNN may be gone by then
-  return cache.get({args.m, args.n, args.k, args.ldc, args.trans_a, args.trans_b, args.accumulate,
-                    args.bias != nullptr, omp_get_max_threads()});
+  // What is rounded here is rounded into a dense matrix.
+  const std::int64_t lda = args.a_bf16 != nullptr ? args.lda : args.trans_a ? args.m : args.k;
+  const std::int64_t ldb = args.b_bf16 != nullptr ? args.ldb : args.trans_b ? args.k : args.n;
+  return cache.get({args.m, args.n, args.k, lda, ldb, args.ldc, args.trans_a, args.trans_b,
+                    args.accumulate, args.bias != nullptr, omp_get_max_threads()});
 }
 
 memory bind(const memory::desc& desc, const void* data) {
@@ -198,22 +202,53 @@ void gemm_fp32(const GemmArgs& args) {
         args.m, args.k, args.k, args.n, static_cast<int>(status));
 }
 
-/// At most kLongestBf16Sum terms and kScratchElements elements.
+/// A matrix of bfloat16 numbers: the caller's if it is rounded already, else rounded here.
+struct Rounded {
+  Buffer<std::uint16_t> scratch;
+  const std::uint16_t* data;
+
+  Rounded(const std::uint16_t* bits, const float* numbers, std::int64_t rows, std::int64_t cols,
+          std::int64_t stride)
+      : data(bits) {
+    if (bits != nullptr) return;
+    scratch = Buffer<std::uint16_t>(cpu_device(), rows, cols);
+    convert_to_bf16(numbers, rows, cols, stride, scratch.data());
+    data = scratch.data();
+  }
+};
+
+/// The rounded numbers of an operand as fp32, without gaps.
+Buffer<float> rounded_fp32(const std::uint16_t* bits, const float* numbers, std::int64_t rows,
+                           std::int64_t cols, std::int64_t stride) {
+  Buffer<float> result(cpu_device(), rows, cols);
+  if (bits != nullptr)
+    convert_from_bf16(bits, rows, cols, stride, result.data());
+  else
+    round_to_bf16(numbers, rows, cols, stride, result.data());
+  return result;
+}
+
+/// At most kLongestBf16Sum terms; what has to be rounded has at most kScratchElements elements.
 void gemm_bf16_block(const GemmArgs& args) {
   const std::int64_t a_rows = args.trans_a ? args.k : args.m,
                      a_cols = args.trans_a ? args.m : args.k;
   const std::int64_t b_rows = args.trans_b ? args.n : args.k,
                      b_cols = args.trans_b ? args.k : args.n;
+  if (args.m <= kFewestRows && !args.trans_a && args.trans_b) {
+    const Buffer<float> a = rounded_fp32(args.a_bf16, args.a, a_rows, a_cols, args.lda);
+    const Rounded b(args.b_bf16, args.b, b_rows, b_cols, args.ldb);
+    GemmArgs rounded = args;
+    rounded.b_bf16 = b.data, rounded.ldb = args.b_bf16 != nullptr ? args.ldb : b_cols;
+    return gemm_bf16_few_rows(rounded, a.data());
+  }
   if (const auto product = compiled_product(args)) {
-    const Buffer<std::uint16_t> a(cpu_device(), a_rows, a_cols), b(cpu_device(), b_rows, b_cols);
-    convert_to_bf16(args.a, a_rows, a_cols, args.lda, a.data());
-    convert_to_bf16(args.b, b_rows, b_cols, args.ldb, b.data());
-    return execute(*product, args, a.data(), b.data());
+    const Rounded a(args.a_bf16, args.a, a_rows, a_cols, args.lda);
+    const Rounded b(args.b_bf16, args.b, b_rows, b_cols, args.ldb);
+    return execute(*product, args, a.data, b.data);
   }
   // The same meaning on every CPU: products of bfloat16 numbers are exact in fp32.
-  const Buffer<float> a(cpu_device(), a_rows, a_cols), b(cpu_device(), b_rows, b_cols);
-  round_to_bf16(args.a, a_rows, a_cols, args.lda, a.data());
-  round_to_bf16(args.b, b_rows, b_cols, args.ldb, b.data());
+  const Buffer<float> a = rounded_fp32(args.a_bf16, args.a, a_rows, a_cols, args.lda);
+  const Buffer<float> b = rounded_fp32(args.b_bf16, args.b, b_rows, b_cols, args.ldb);
   GemmArgs rounded = args;
   rounded.a = a.data(), rounded.lda = a_cols;
   rounded.b = b.data(), rounded.ldb = b_cols;
@@ -227,11 +262,20 @@ std::int64_t block_length(std::int64_t total, std::int64_t largest) {
   return ((total + blocks - 1) / blocks + kUnit - 1) / kUnit * kUnit;
 }
 
+/// An operand is where it is rounded already, or else where it is not.
+void advance(const std::uint16_t*& bits, const float*& numbers, std::int64_t elements) {
+  if (bits != nullptr)
+    bits += elements;
+  else
+    numbers += elements;
+}
+
 /// In blocks, so that the rounded operands stay small however long the sequence and large the
 /// vocabulary.
 void gemm_bf16(const GemmArgs& args) {
   const std::int64_t length_k = block_length(args.k, kLongestBf16Sum);
-  const std::int64_t elements = args.m < kFewRows ? kCachedElements : kScratchElements;
+  const bool reads_once = args.m < kFewRows && args.b_bf16 == nullptr;
+  const std::int64_t elements = reads_once ? kCachedElements : kScratchElements;
   const std::int64_t length_m =
       block_length(args.m, std::max<std::int64_t>(elements / length_k, 1));
   const std::int64_t length_n =
@@ -243,8 +287,10 @@ void gemm_bf16(const GemmArgs& args) {
         block.m = std::min(length_m, args.m - i);
         block.n = std::min(length_n, args.n - j);
         block.k = std::min(length_k, args.k - p);
-        block.a += args.trans_a ? p * args.lda + i : i * args.lda + p;
-        block.b += args.trans_b ? j * args.ldb + p : p * args.ldb + j;
+        const std::int64_t from_a = args.trans_a ? p * args.lda + i : i * args.lda + p;
+        const std::int64_t from_b = args.trans_b ? j * args.ldb + p : p * args.ldb + j;
+        advance(block.a_bf16, block.a, from_a);
+        advance(block.b_bf16, block.b, from_b);
         block.c += i * args.ldc + j;
         block.bias = args.bias != nullptr && p == 0 ? args.bias + j : nullptr;
         block.accumulate = args.accumulate || p > 0;
