@@ -123,7 +123,14 @@ double worst_ratio(const std::vector<double>& a, const std::vector<double>& b) {
 
 TEST(OptimizerShard, OneMicroBatchAStepGivesTheBitsOfNone) {
   const auto world = Communicator::world();
-  for (const Variant& v : testing_support::variants())
+  auto variants = testing_support::variants();
+  // Products read a rounded copy of the weights, which has to follow them; tied and untied.
+  for (const std::size_t of : {0, 1}) {
+    variants.push_back(variants[of]);
+    variants.back().name += " bf16";
+    variants.back().config.precision = Precision::kBf16;
+  }
+  for (const Variant& v : variants)
     for (const MeshShape& shape : meshes_of(world.size())) {
       const Mesh mesh(world, shape);
       Training none(v, mesh, OptimizerShard::kNone);
