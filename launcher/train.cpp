@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -69,6 +70,7 @@ StepResult train_step(TrainingRun& run) {
   result.gradient_norm = run.optimizer().gradient_norm();
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
     const std::string culprit = run.diagnose(batches);
+    run.saver().wait();  // it becomes the last good one
     const std::string last_good =
         world.broadcast(io::newest_checkpoint(config.directory() + "/checkpoints"), 0);
     throw AgreedError(
@@ -91,32 +93,69 @@ StepResult train_step(TrainingRun& run) {
 }
 
 /// Saves, and keeps the run alive when it cannot: the previous checkpoint is still good, and the
-/// next save may work.
+/// next save may work. Saves in the background are noticed when they are over, by poll() or by the
+/// next save.
 class Saver {
  public:
   explicit Saver(TrainingRun& run) : run_(run) {}
-  void save() {
-    if (saved_step_ == run_.progress().step) return;
-    const auto begin = Clock::now();
+  ~Saver() {
     try {
-      const std::string path = run_.save();
-      saved_step_ = run_.progress().step;
-      failure_.reset();
-      log::info("saved {} in {:.2f} s", path, seconds_since(begin));
-    } catch (const AgreedError& e) {
-      failure_ = e.what();
-      log::warn("step {} was not saved: {}", run_.progress().step, e.what());
+      settle();
+    } catch (const std::exception&) {
+      // Another error is on its way to the user.
     }
   }
+  /// Collective. What is saved last, nobody has to wait for but the end of the run.
+  void save(bool last) {
+    const std::int64_t step = run_.progress().step;
+    if (saved_step_ == step) return;
+    const auto begin = Clock::now();
+    settle();
+    try {
+      if (!last && run_.overlaps_saves()) {
+        run_.save(true);
+        in_the_way_ = seconds_since(begin);
+        return;
+      }
+      const std::string path = run_.save(false);
+      saved(step);
+      log::info("saved {} in {:.2f} s", path, seconds_since(begin));
+    } catch (const AgreedError& e) {
+      not_saved(step, e.what());
+    }
+  }
+  void poll() {
+    const auto outcome = run_.saver().take();
+    if (!outcome) return;
+    if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
+    saved(outcome->step);
+    log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
+              in_the_way_ + outcome->seconds, in_the_way_);
+  }
   /// Throws if the newest state is not on disk.
-  void finish() const {
+  void finish() {
+    settle();
     if (failure_) throw AgreedError("the last save failed: " + *failure_);
   }
   void already_saved(std::int64_t step) { saved_step_ = step; }
 
  private:
+  void settle() {
+    run_.saver().wait();
+    poll();
+  }
+  void saved(std::int64_t step) {
+    saved_step_ = step;
+    failure_.reset();
+  }
+  void not_saved(std::int64_t step, const std::string& why) {
+    failure_ = why;
+    log::warn("step {} was not saved: {}", step, why);
+  }
+
   TrainingRun& run_;
   std::int64_t saved_step_ = -1;
+  double in_the_way_ = 0;  ///< seconds that the save under way has kept the steps waiting
   std::optional<std::string> failure_;
 };
 
@@ -182,10 +221,13 @@ void print_header(const TrainingRun& run, double peak_flops) {
             peak_flops * 1e-9, c.model.precision == model::Precision::kBf16 ? "bf16" : "fp32");
   log::info(
       "memory predicted per rank: {:.1f} MiB weights, gradients and optimizer + {:.1f} MiB kept "
-      "activations + {:.1f} MiB at work",
+      "activations + {:.1f} MiB at work{}",
       static_cast<double>(memory.states) / 1048576,
       static_cast<double>(memory.activations) / 1048576,
-      static_cast<double>(memory.transient) / 1048576);
+      static_cast<double>(memory.transient) / 1048576,
+      memory.staging == 0 ? ""
+                          : fmt::format(" + {:.1f} MiB copied for checkpoints",
+                                        static_cast<double>(memory.staging) / 1048576));
   print_sharing(c.optimizer.shard, run.mesh().replicas().size());
   if (!run.scheme().why.empty())
     log::info("attention over {} ranks: {}", c.mesh.context, run.scheme().why);
@@ -207,6 +249,8 @@ void print_header(const TrainingRun& run, double peak_flops) {
 ExitStatus train(const RunConfig& requested, const Communicator& world) {
   const auto begin = Clock::now();
   slurm::catch_stop_signals();
+  // A file that is longer than `ulimit -f` allows is an error of write(), as on a full disk.
+  std::signal(SIGXFSZ, SIG_IGN);
   log::set_rank(world.rank());
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
@@ -285,7 +329,10 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     if (early && stop_reason.empty())
       stop_reason = fmt::format("train.stop-after={}", config.train.stop_after);
     const bool regular = config.checkpoint.every > 0 && step % config.checkpoint.every == 0;
-    if (regular || finished || !stop_reason.empty()) saver.save();
+    if (regular || finished || !stop_reason.empty())
+      saver.save(finished || !stop_reason.empty());
+    else
+      saver.poll();
   }
   saver.finish();
   agree(world, [&] {

@@ -196,6 +196,9 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   share_.inner = scheme_.inner;
   share_.shard = shard;
   share_.owners = mesh_.replicas().size();
+  // Weights and two moments, of which each rank writes its share.
+  if (overlaps_saves())
+    share_.staging = (12 * model::parameter_count(config_.model) + world.size() - 1) / world.size();
   const MemoryLimit limit = memory_limit(config_.memory.budget, world);
   agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
   agree(world, [&] {
@@ -319,7 +322,22 @@ std::vector<ShardedArray> TrainingRun::arrays() const {
   return arrays;
 }
 
-std::string TrainingRun::save() {
+std::vector<ShardedArray> TrainingRun::written_arrays() const {
+  const Communicator& world = mesh_.world();
+  // Where all ranks own the same tensors, each writes its share of the rows.
+  std::vector<ShardedArray> mine = arrays();
+  if (sharding_->whole())
+    for (ShardedArray& array : mine) array = rows_of_replica(array, world.rank(), world.size());
+  return mine;
+}
+
+bool TrainingRun::overlaps_saves() const {
+  // The last save is waited for anyway.
+  return config_.checkpoint.overlap && config_.checkpoint.every > 0 &&
+         config_.checkpoint.every < config_.train.steps;
+}
+
+std::string TrainingRun::save(bool in_background) {
   const Communicator& world = mesh_.world();
   io::CheckpointFacts facts;
   facts.step = progress_.step;
@@ -333,16 +351,9 @@ std::string TrainingRun::save() {
   facts.config = to_ini(config_);
   facts.program_version = version_line();
   facts.loss_history = progress_.losses;
-  // Where all ranks own the same tensors, each writes its share of the rows.
-  std::vector<ShardedArray> mine = arrays();
-  if (sharding_->whole())
-    for (ShardedArray& array : mine) array = rows_of_replica(array, world.rank(), world.size());
-  const std::string directory = config_.directory() + "/checkpoints";
-  const std::string path = io::write_checkpoint(directory, mine, facts, world);
-  agree(world, [&] {
-    if (world.rank() == 0) io::prune_checkpoints(directory, config_.checkpoint.keep);
-  });
-  return path;
+  if (!in_background) return saver_->save(written_arrays(), facts);
+  saver_->start(written_arrays(), std::move(facts));
+  return "";
 }
 
 void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string& path) const {
@@ -409,6 +420,9 @@ std::string TrainingRun::restore() {
     loader_ = std::make_unique<io::Loader>(dataset_, io::Split::kTrain, config_.run.seed, true,
                                            plan_, progress_.next_sample);
   });
+  saver_ = std::make_unique<io::CheckpointSaver>(config_.directory() + "/checkpoints",
+                                                 config_.checkpoint.keep, world);
+  if (overlaps_saves()) agree(world, [&] { saver_->reserve(written_arrays()); });
   if (progress_.losses.size() > kLossHistory)
     progress_.losses.erase(progress_.losses.begin(), progress_.losses.end() - kLossHistory);
   return path;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "io/checkpoint.hpp"
+#include "io/checkpoint_saver.hpp"
 #include "io/loader.hpp"
 #include "io/token_dataset.hpp"
 #include "launcher/memory_plan.hpp"
@@ -66,9 +66,13 @@ class TrainingRun {
   /// Collective.
   std::string diagnose(const std::vector<io::Batch>& batches);
 
-  /// Writes a checkpoint of this moment, then drops the oldest beyond checkpoint.keep. Collective;
-  /// throws AgreedError.
-  std::string save();
+  /// Writes a checkpoint of this moment, then drops the oldest beyond checkpoint.keep; returns its
+  /// path. In the background: returns nothing once the copy is made, saver() tells the outcome.
+  /// Collective; throws AgreedError.
+  std::string save(bool in_background);
+  io::CheckpointSaver& saver() { return *saver_; }
+  /// Whether saves between the steps run in the background.
+  bool overlaps_saves() const;
   /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run
   /// starts from its initial weights. Opens the file of memory.offload and starts the loader.
   /// Collective.
@@ -78,6 +82,8 @@ class TrainingRun {
   void open_offload();
   /// What this rank updates, as tensors.
   std::vector<ShardedArray> arrays() const;
+  /// What this rank writes of a checkpoint.
+  std::vector<ShardedArray> written_arrays() const;
   /// Name of the parameter nearest to the loss whose gradient is not finite. Collective.
   std::string non_finite_gradient() const;
   void check_fits(const io::CheckpointFacts& facts, const std::string& path) const;
@@ -99,6 +105,7 @@ class TrainingRun {
   int accumulation_ = 1;
   MemoryPlan memory_plan_;
   Progress progress_;
+  std::unique_ptr<io::CheckpointSaver> saver_;  ///< last: a save may be under way
 };
 
 }  // namespace longspan::launcher

@@ -198,7 +198,7 @@ ActivationChain activation_chain(const ModelConfig& model, const AttentionConfig
   for (LayerOption& option : last) option.work_bytes += units.last_block;
   chain.options_L.assign(static_cast<std::size_t>(model.layers), options);
   chain.options_L.back() = last;
-  chain.state_bytes = state_memory(model, share) + table_memory(model, share);
+  chain.state_bytes = state_memory(model, share) + table_memory(model, share) + share.staging;
   chain.loss_bytes = loss_memory(model, memory, share.rows()) + units.loss;
   const StepFlops flops = model_flops(model, attention, share.sequences, length);
   chain.step_seconds =

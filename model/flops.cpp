@@ -256,6 +256,7 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   chain.state_bytes = table_memory(m, share);
   chain.loss_bytes = loss_memory(m, memory, share.rows()) + units.loss;
   estimate.states = state_memory(m, share);
+  estimate.staging = share.staging;
   const std::int64_t peak = peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0));
   // At the embedding no activations are left, but units may be.
   const std::int64_t ends = chain.state_bytes + 8 * share.rows() * m.width + units.ends;

@@ -74,7 +74,8 @@ struct MemoryEstimate {
   std::int64_t activations = 0;  ///< what all layers keep for the backward pass, files not counted
   std::int64_t transient = 0;    ///< what else exists at the moment of the most: one layer at work,
                                  ///< or the loss; less what layers keep that is gone by then
-  std::int64_t total() const { return states + activations + transient; }
+  std::int64_t staging = 0;      ///< the copy that a checkpoint is written from
+  std::int64_t total() const { return states + activations + transient + staging; }
 };
 
 /// Bytes on one rank that trains by `plan`; without one, by memory.keep in every layer.

@@ -17,7 +17,8 @@ struct RankShare {
   AttentionMask mask = {};                                  ///< what travels follows its window
   int inner = 1;  ///< hybrid: ranks of a group that exchanges heads
   OptimizerShard shard = OptimizerShard::kNone;
-  int owners = 1;  ///< ranks that share what `shard` says
+  int owners = 1;            ///< ranks that share what `shard` says
+  std::int64_t staging = 0;  ///< bytes of the copy that a checkpoint is written from
 
   std::int64_t rows() const { return sequences * tokens; }
 };

@@ -1,8 +1,11 @@
 #include "parallel/communicator.hpp"
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "parallel/error.hpp"
@@ -11,6 +14,8 @@ namespace longspan {
 namespace {
 
 using parallel::check_mpi;
+
+constexpr std::chrono::microseconds kLongestNap{1000};
 
 bool started_alone() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
@@ -70,12 +75,14 @@ Communicator Communicator::self() {
 Communicator::Communicator(Communicator&& other) noexcept
     : comm_(std::exchange(other.comm_, MPI_COMM_NULL)),
       owned_(std::exchange(other.owned_, false)),
+      background_(other.background_),
       rank_(other.rank_),
       size_(other.size_) {}
 
 Communicator& Communicator::operator=(Communicator&& other) noexcept {
   std::swap(comm_, other.comm_);
   std::swap(owned_, other.owned_);
+  std::swap(background_, other.background_);
   std::swap(rank_, other.rank_);
   std::swap(size_, other.size_);
   return *this;
@@ -108,17 +115,40 @@ Communicator Communicator::duplicate() const {
   return Communicator(copy, true);
 }
 
+Communicator Communicator::duplicate_for_background() const {
+  Communicator copy = duplicate();
+  copy.background_ = true;
+  return copy;
+}
+
+void Communicator::meet() const {
+  if (!background_ || comm_ == MPI_COMM_NULL) return;
+  // A blocking collective spins until the last rank has come: seconds, if that one's disk is slow.
+  MPI_Request request = MPI_REQUEST_NULL;
+  check_mpi(MPI_Ibarrier(comm_, &request), "MPI_Ibarrier");
+  int done = 0;
+  for (auto nap = std::chrono::microseconds(20);; nap = std::min(2 * nap, kLongestNap)) {
+    check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+    if (done) return;
+    std::this_thread::sleep_for(nap);
+  }
+}
+
 void Communicator::barrier() const {
+  meet();
   if (comm_ != MPI_COMM_NULL) check_mpi(MPI_Barrier(comm_), "MPI_Barrier");
 }
 
 std::int64_t Communicator::all_reduce_sum(std::int64_t value) const {
+  meet();
   return all_reduce(comm_, value, MPI_SUM);
 }
 std::int64_t Communicator::all_reduce_min(std::int64_t value) const {
+  meet();
   return all_reduce(comm_, value, MPI_MIN);
 }
 std::int64_t Communicator::all_reduce_max(std::int64_t value) const {
+  meet();
   return all_reduce(comm_, value, MPI_MAX);
 }
 
@@ -129,6 +159,7 @@ double Communicator::all_reduce_sum(double value) const {
 }
 
 double Communicator::all_reduce_max(double value) const {
+  meet();
   if (comm_ == MPI_COMM_NULL) return value;
   double result = 0;
   check_mpi(MPI_Allreduce(&value, &result, 1, MPI_DOUBLE, MPI_MAX, comm_), "MPI_Allreduce");
@@ -136,6 +167,7 @@ double Communicator::all_reduce_max(double value) const {
 }
 
 std::int64_t Communicator::broadcast(std::int64_t value, int root) const {
+  meet();
   if (comm_ != MPI_COMM_NULL)
     check_mpi(MPI_Bcast(&value, 1, MPI_INT64_T, root, comm_), "MPI_Bcast");
   return value;
@@ -174,6 +206,7 @@ std::vector<std::string> Communicator::gather(const std::string& text, int root)
 }
 
 std::vector<std::int64_t> Communicator::all_gather(std::int64_t value) const {
+  meet();
   if (comm_ == MPI_COMM_NULL) return {value};
   std::vector<std::int64_t> all(static_cast<std::size_t>(size_));
   check_mpi(MPI_Allgather(&value, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, comm_),
@@ -182,6 +215,7 @@ std::vector<std::int64_t> Communicator::all_gather(std::int64_t value) const {
 }
 
 std::vector<double> Communicator::all_gather(double value) const {
+  meet();
   if (comm_ == MPI_COMM_NULL) return {value};
   std::vector<double> all(static_cast<std::size_t>(size_));
   check_mpi(MPI_Allgather(&value, 1, MPI_DOUBLE, all.data(), 1, MPI_DOUBLE, comm_),

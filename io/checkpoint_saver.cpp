@@ -1,0 +1,129 @@
+#include "io/checkpoint_saver.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <utility>
+
+#include "parallel/agree.hpp"
+
+namespace longspan::io {
+namespace {
+
+constexpr std::int64_t kAlignment = 64;  // of a block in the staging buffer
+
+std::int64_t staged_bytes(const ShardedArray& array) {
+  return (array.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+}  // namespace
+
+CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm)
+    : directory_(std::move(directory)), keep_(keep), comm_(comm.duplicate_for_background()) {
+  // Signals are for the threads that the program knows.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::thread([this] { work(); });
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+CheckpointSaver::~CheckpointSaver() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  thread_.join();
+}
+
+void CheckpointSaver::reserve(const std::vector<ShardedArray>& arrays) {
+  std::int64_t bytes = 0;
+  for (const ShardedArray& array : arrays) bytes += staged_bytes(array);
+  if (bytes <= staging_.size()) return;
+  staging_ = Buffer<char>(cpu_device(), bytes);
+  // The system gives pages when they are first touched: not in the middle of a step.
+  std::memset(staging_.data(), 0, static_cast<std::size_t>(bytes));
+}
+
+void CheckpointSaver::start(const std::vector<ShardedArray>& arrays, CheckpointFacts facts) {
+  wait();
+  std::vector<ShardedArray> copies = arrays;
+  // Agreed on the saver's own communicator, which is idle now: either all write or none does.
+  agree(comm_, [&] {
+    reserve(arrays);
+    char* next = staging_.data();
+    for (ShardedArray& copy : copies) {
+      if (copy.bytes() > 0 && copy.data != nullptr) {
+        std::memcpy(next, copy.data, static_cast<std::size_t>(copy.bytes()));
+        copy.data = next;
+      }
+      next += staged_bytes(copy);
+    }
+  });
+  {
+    const std::lock_guard lock(mutex_);
+    arrays_ = std::move(copies);
+    facts_ = std::move(facts);
+    outcome_.reset();
+    busy_ = true;
+  }
+  changed_.notify_all();
+}
+
+void CheckpointSaver::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !busy_; });
+  if (broken_) std::rethrow_exception(broken_);
+}
+
+std::optional<CheckpointSaver::Outcome> CheckpointSaver::take() {
+  const std::lock_guard lock(mutex_);
+  if (broken_) std::rethrow_exception(broken_);
+  return std::exchange(outcome_, std::nullopt);
+}
+
+std::string CheckpointSaver::save(const std::vector<ShardedArray>& arrays,
+                                  const CheckpointFacts& facts) {
+  wait();
+  return write(arrays, facts);
+}
+
+std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
+                                   const CheckpointFacts& facts) {
+  std::string path = write_checkpoint(directory_, arrays, facts, comm_);
+  agree(comm_, [&] {
+    if (comm_.rank() == 0) prune_checkpoints(directory_, keep_);
+  });
+  return path;
+}
+
+void CheckpointSaver::work() {
+  using Clock = std::chrono::steady_clock;
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return stop_ || busy_; });
+    if (!busy_) return;  // what was started is finished before the end
+    lock.unlock();
+    const auto begin = Clock::now();
+    Outcome outcome;
+    outcome.step = facts_.step;
+    std::exception_ptr broken;
+    try {
+      outcome.path = write(arrays_, facts_);
+    } catch (const AgreedError& e) {
+      outcome.failure = e.what();
+    } catch (...) {
+      broken = std::current_exception();
+    }
+    outcome.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    lock.lock();
+    busy_ = false;
+    outcome_ = std::move(outcome);
+    broken_ = broken;
+    changed_.notify_all();
+  }
+}
+
+}  // namespace longspan::io

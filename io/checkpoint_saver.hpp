@@ -1,0 +1,80 @@
+/// Checkpoints written while training goes on: the blocks are copied, and a thread writes the copy
+/// with a communicator of its own. Or in line, by the thread that asks. Either way the bytes are
+/// the same, and come from write_checkpoint. Read next: checkpoint.hpp.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "io/checkpoint.hpp"
+#include "parallel/device.hpp"
+
+namespace longspan::io {
+
+class CheckpointSaver {
+ public:
+  /// How a save that was started has ended; the same on every rank.
+  struct Outcome {
+    std::int64_t step = 0;
+    std::string path;     ///< empty if it failed
+    std::string failure;  ///< what write_checkpoint or prune_checkpoints said, one line
+    double seconds = 0;   ///< from start() to the end of the writing
+  };
+
+  /// Saves into `directory` and keeps the `keep` newest there (0 = all). Collective over `comm`,
+  /// which is duplicated: saves never meet the caller's own collectives.
+  CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm);
+  /// Waits for a save that is under way. That ends: once start() has returned anywhere, every rank
+  /// has its copy and a thread to write it.
+  ~CheckpointSaver();
+  CheckpointSaver(const CheckpointSaver&) = delete;
+  CheckpointSaver& operator=(const CheckpointSaver&) = delete;
+
+  /// Allocates what start() copies these blocks into. Throws Error if there is no memory. Does not
+  /// communicate.
+  void reserve(const std::vector<ShardedArray>& arrays);
+
+  /// Copies the blocks (arguments as of write_checkpoint) and returns; the writing goes on. Waits
+  /// for the save before first: its outcome must have been taken, or is lost. Throws AgreedError if
+  /// a rank has no memory for the copy. Collective.
+  void start(const std::vector<ShardedArray>& arrays, CheckpointFacts facts);
+  /// Returns when nothing is being written. Throws what ended the writing if that is no Outcome (a
+  /// failure that the ranks cannot agree about). Collective in effect: a save ends only when every
+  /// rank has written.
+  void wait();
+  /// The outcome of what was started, once, when it is there; nothing before. Does not communicate:
+  /// ranks may learn it at different moments. Throws as wait() does.
+  std::optional<Outcome> take();
+
+  /// Saves in line, after what is under way. Returns the path; throws AgreedError. Collective.
+  std::string save(const std::vector<ShardedArray>& arrays, const CheckpointFacts& facts);
+
+  /// Bytes reserved.
+  std::int64_t staging_bytes() const { return staging_.size(); }
+
+ private:
+  std::string write(const std::vector<ShardedArray>& arrays, const CheckpointFacts& facts);
+  void work();
+
+  const std::string directory_;
+  const std::int64_t keep_;
+  const Communicator comm_;  ///< used by one thread at a time: by the writer while busy_
+  Buffer<char> staging_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool busy_ = false, stop_ = false;
+  std::vector<ShardedArray> arrays_;  ///< of what is being written, in staging_
+  CheckpointFacts facts_;
+  std::optional<Outcome> outcome_;
+  std::exception_ptr broken_;
+  std::thread thread_;
+};
+
+}  // namespace longspan::io
