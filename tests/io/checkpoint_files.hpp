@@ -2,8 +2,10 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -141,6 +143,26 @@ inline void flip_byte(const std::string& path, std::uint64_t offset) {
   file.put(byte);
   ASSERT_TRUE(file.good());
 }
+
+/// Files may not grow above `bytes` while it lives; the system then refuses writes as it does on a
+/// full disk.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(std::int64_t bytes) {
+    handler_ = std::signal(SIGXFSZ, SIG_IGN);
+    ::getrlimit(RLIMIT_FSIZE, &old_);
+    const rlimit limited = {static_cast<rlim_t>(bytes), old_.rlim_max};
+    ::setrlimit(RLIMIT_FSIZE, &limited);
+  }
+  ~FileSizeLimit() {
+    ::setrlimit(RLIMIT_FSIZE, &old_);
+    std::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  rlimit old_ = {};
+  void (*handler_)(int) = nullptr;
+};
 
 inline std::vector<std::string> names_in(const std::string& directory) {
   std::vector<std::string> names;

@@ -3,10 +3,6 @@
 /// every failure.
 #include <gtest/gtest.h>
 
-#include <sys/resource.h>
-
-#include <csignal>
-
 #include "io/checkpoint.hpp"
 #include "io/checkpoint_reader.hpp"
 #include "io/hdf5.hpp"
@@ -238,26 +234,6 @@ TEST_F(CheckpointRanks, TensorsMustBeTheSameOnAllRanks) {
   EXPECT_ALL_RANKS(contains(text, "of the 9 elements of 'rng/state' [9]"));
   EXPECT_ALL_RANKS(names_in(directory_).empty());
 }
-
-/// Files may not grow above `bytes` while it lives; the system then refuses writes as it does on a
-/// full disk.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(std::int64_t bytes) {
-    handler_ = std::signal(SIGXFSZ, SIG_IGN);
-    ::getrlimit(RLIMIT_FSIZE, &old_);
-    const rlimit limited = {static_cast<rlim_t>(bytes), old_.rlim_max};
-    ::setrlimit(RLIMIT_FSIZE, &limited);
-  }
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &old_);
-    std::signal(SIGXFSZ, handler_);
-  }
-
- private:
-  rlimit old_ = {};
-  void (*handler_)(int) = nullptr;
-};
 
 TEST_F(CheckpointRanks, AFailedWriteOnOneRankLeavesThePreviousCheckpointAndNothingElse) {
   auto tensors = row_split();
