@@ -35,7 +35,8 @@ struct CheckpointFacts {
 /// the order of their first blocks are equal on all ranks. Temporary folder, pwrite, fsync, rename,
 /// then `latest`: the previous checkpoint stays valid whatever happens, a full disk included (the
 /// temporary folder is removed and every rank throws the same AgreedError). If the step exists
-/// already it is left as it is. Collective over `comm`. Returns the path.
+/// already with every hash right it is left as it is; a damaged one is replaced. Collective over
+/// `comm`. Returns the path.
 std::string write_checkpoint(const std::string& directory, const std::vector<ShardedArray>& arrays,
                              const CheckpointFacts& facts, const Communicator& comm);
 

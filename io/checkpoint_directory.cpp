@@ -27,15 +27,46 @@ std::vector<StoredCheckpoint> list_checkpoints(const std::string& directory) {
   return found;
 }
 
+std::vector<StoredCheckpoint> restart_order(const std::string& directory) {
+  auto stored = list_checkpoints(directory);
+  std::reverse(stored.begin(), stored.end());
+  const std::string latest = base_name(symlink_target(directory + "/latest"));
+  std::stable_partition(stored.begin(), stored.end(), [&](const StoredCheckpoint& checkpoint) {
+    return base_name(checkpoint.path) == latest;
+  });
+  return stored;
+}
+
+std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t size) {
+  std::string first;
+  int more = -1;
+  for (const TensorEntry& tensor : index.tensors) {
+    const bool lost = std::any_of(
+        tensor.blocks.begin(), tensor.blocks.end(), [&](const TensorEntry::Block& block) {
+          const std::int64_t bytes =
+              element_count(block.shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
+          return block.shard == shard && bytes > 0 &&
+                 static_cast<std::int64_t>(block.file_offset) + bytes > size;
+        });
+    if (lost && ++more == 0) first = tensor.name;
+  }
+  if (more < 0) return "";
+  if (more == 0) return fmt::format("'{}' is lost", first);
+  return fmt::format("'{}' and {} more tensor{} are lost", first, more, more == 1 ? "" : "s");
+}
+
 std::string why_incomplete(const std::string& folder) {
   try {
     const CheckpointIndex index = read_index(folder);
     for (std::size_t i = 0; i < index.shard_files.size(); ++i) {
       const std::int64_t size = file_size(folder + "/" + index.shard_files[i]);
-      if (size < 0) return fmt::format("{}/{}: the shard is missing", folder, index.shard_files[i]);
-      if (size != index.shard_bytes[i])
-        return fmt::format("{}/{}: the shard has {} bytes, {} were written", folder,
-                           index.shard_files[i], size, index.shard_bytes[i]);
+      if (size == index.shard_bytes[i]) continue;
+      const std::string lost = lost_tensors(index, static_cast<int>(i), size);
+      const std::string what = size < 0 ? "the shard is missing"
+                                        : fmt::format("the shard has {} bytes, {} were written",
+                                                      size, index.shard_bytes[i]);
+      return fmt::format("{}/{}: {}{}{}", folder, index.shard_files[i], what,
+                         lost.empty() ? "" : ": ", lost);
     }
   } catch (const Error& error) {
     return error.what();

@@ -49,8 +49,15 @@ struct StoredCheckpoint {
 };
 /// The step folders of a directory, oldest first, complete or not.
 std::vector<StoredCheckpoint> list_checkpoints(const std::string& directory);
-/// Why a folder is no complete checkpoint (unreadable index, shard missing or of another size);
-/// empty if it is one. Looks at names and sizes only: CheckpointReader::verify hashes.
+/// The same in the order in which a restart tries them: the one that `latest` names, then from the
+/// highest step down.
+std::vector<StoredCheckpoint> restart_order(const std::string& directory);
+/// "'model/norm.weight' and 7 more tensors are lost": those with bytes at or behind `size` in a
+/// shard that should be longer. Empty if there are none.
+std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t size);
+/// Why a folder is no complete checkpoint (unreadable index; a shard missing or of another size,
+/// and which tensors were in it); empty if it is one. Looks at names and sizes only:
+/// CheckpointReader::verify hashes.
 std::string why_incomplete(const std::string& folder);
 
 }  // namespace longspan::io

@@ -82,7 +82,10 @@ struct CheckpointReader::Impl {
     if (!checked[i]) {
       const std::string problem =
           shard_problem(shard_path(number), index.shard_bytes[i], number, index.facts);
-      if (!problem.empty()) fail_damaged("{}: {}", shard_path(number), problem);
+      if (!problem.empty()) {
+        const std::string lost = lost_tensors(index, number, file_size(shard_path(number)));
+        fail_damaged("{}: {}{}{}", shard_path(number), problem, lost.empty() ? "" : ": ", lost);
+      }
       checked[i] = true;
     }
     if (const auto found = open.find(number); found != open.end()) return found->second;

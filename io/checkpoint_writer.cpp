@@ -261,7 +261,10 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
   agree(comm, [&] {
     if (comm.rank() != 0) return;
     make_directories(directory);
-    exists = path_exists(final_path) && why_incomplete(final_path).empty();
+    // Rare, so every hash is looked at: a run that went back behind a damaged checkpoint comes
+    // here.
+    exists = path_exists(final_path) && why_incomplete(final_path).empty() &&
+             CheckpointReader(final_path).verify().empty();
     if (exists) {
       // A crash may have come between the rename and the link.
       if (symlink_target(directory + "/latest") != base_name(final_path))

@@ -7,10 +7,10 @@
 #include <set>
 #include <utility>
 
-#include "io/checkpoint_index.hpp"
 #include "io/checkpoint_reader.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
+#include "launcher/resume.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
 #include "parallel/random.hpp"
@@ -94,22 +94,6 @@ std::pair<std::string, std::string> differing_model_settings(const RunConfig& sa
     differ.second += fmt::format("{}{}={}", separator, right[i].name, right[i].value);
   }
   return differ;
-}
-
-/// Where checkpoint.resume=PATH leads. The same command continues what it has begun: once the run
-/// directory has checkpoints of its own, from the newest of these. Checkpoints of another history
-/// would be taken for this run's.
-std::string resume_from_path(const std::string& path, const std::string& newest) {
-  if (newest.empty()) return path;
-  std::error_code none;
-  if (std::filesystem::equivalent(path, newest, none)) return path;
-  if (parse_ini(io::CheckpointReader(newest).facts().config).checkpoint.resume == path)
-    return newest;
-  fail_usage(
-      "checkpoint.resume={} but {} exists, which did not come from it: set another run.directory, "
-      "or remove the "
-      "checkpoints that are not to count",
-      path, newest);
 }
 
 model::AttentionMask mask_of(const model::AttentionConfig& attention) {
@@ -378,40 +362,33 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
 std::string TrainingRun::restore() {
   const Communicator& world = mesh_.world();
   open_offload();
-  std::string path;
-  agree(world, [&] {
-    const std::string& resume = config_.checkpoint.resume;
-    if (world.rank() != 0) return;
-    const std::string newest = io::newest_checkpoint(config_.directory() + "/checkpoints");
-    // A fresh run among the checkpoints of another: one could not tell later which step belongs to
-    // which.
-    if (resume == "never" && !newest.empty())
-      fail_usage(
-          "checkpoint.resume=never but {} exists: set another run.directory, or remove that one, "
-          "or continue with "
-          "checkpoint.resume=auto",
-          newest);
-    if (const auto stored = io::list_checkpoints(config_.directory() + "/checkpoints");
-        newest.empty() && !stored.empty())
-      fail_damaged(
-          "{} and every other checkpoint of {} is damaged or incomplete: restore one from a copy, "
-          "or remove them to begin "
-          "again",
-          stored.back().path, config_.directory());
-    if (resume == "auto")
-      path = newest;
-    else if (resume != "never")
-      path = resume_from_path(resume, newest);
-  });
-  path = world.broadcast(path, 0);  // one rank looks, so that all take the same
-  if (!path.empty())
-    agree(world, [&] {
-      io::CheckpointReader reader(path);
-      const io::CheckpointFacts& facts = reader.facts();
-      check_fits(facts, path);
-      for (const ShardedArray& array : arrays()) reader.read(array);
-      progress_ = {facts.step, facts.tokens_seen, facts.next_sample, facts.loss_history};
-    });
+  ResumeChoice choice(config_.checkpoint.resume, config_.directory() + "/checkpoints", world);
+  while (!choice.path().empty()) {
+    std::optional<io::CheckpointReader> reader;
+    try {
+      agree(world, [&] { reader.emplace(choice.path()); });
+    } catch (const AgreedError& e) {
+      if (e.status() != ExitStatus::kDamaged) throw;
+      choice.reject(e.what());
+      continue;
+    }
+    // Not a damage: an older one would not fit either.
+    agree(world, [&] { check_fits(reader->facts(), choice.path()); });
+    try {
+      agree(world, [&] {
+        for (const ShardedArray& array : arrays()) reader->read(array);
+      });
+    } catch (const AgreedError& e) {
+      if (e.status() != ExitStatus::kDamaged) throw;
+      choice.reject(e.what());
+      continue;
+    }
+    const io::CheckpointFacts& facts = reader->facts();
+    progress_ = {facts.step, facts.tokens_seen, facts.next_sample, facts.loss_history};
+    choice.settle();
+    break;
+  }
+  const std::string path = choice.path();
   if (path.empty())
     sharding_->initialize(config_.run.seed);
   else
