@@ -278,41 +278,6 @@ TEST_F(Cli, GenerateRefusesWhatItCannotContinue) {
   }
 }
 
-TEST_F(Cli, ADamagedCheckpointStopsTheRunAndNamesTheShard) {
-  ASSERT_EQ(launch(2, tiny("damaged", {"--checkpoint.every", "4"})).status, 0);
-  const std::string newest =
-      fs::canonical(folder_->file("damaged") + "/checkpoints/latest").string();
-  std::string shard;
-  for (const auto& entry : fs::directory_iterator(newest))
-    if (entry.path().filename().string().rfind("shard-00001", 0) == 0)
-      shard = entry.path().string();
-  ASSERT_FALSE(shard.empty());
-  std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
-  file.seekg(0, std::ios::end);
-  const auto middle = file.tellg() / 2;
-  file.seekg(middle);
-  const char byte = static_cast<char>(file.get());
-  file.seekp(middle);
-  file.put(static_cast<char>(byte ^ 0x10));
-  file.close();
-  auto r = longspan({"inspect", newest, "--verify"});
-  EXPECT_EQ(r.status, 3);
-  EXPECT_NE((r.out + r.err).find("shard-00001"), std::string::npos) << r.out << r.err;
-  r = launch(2, tiny("damaged", {"--train.steps", "12"}));
-  EXPECT_EQ(r.status, 3) << r.out << r.err;
-  EXPECT_NE(r.err.find("shard-00001"), std::string::npos) << r.err;
-  // An older one is good. Without any, beginning again would throw the run's metrics away.
-  fs::remove(shard);
-  EXPECT_EQ(launch(2, tiny("damaged", {"--train.stop-after", "1"})).status, 75);
-  for (const auto& checkpoint : fs::directory_iterator(folder_->file("damaged") + "/checkpoints"))
-    if (!checkpoint.is_symlink()) fs::remove(checkpoint.path() / "index.h5");
-  const std::string before = read(metrics("damaged"));
-  r = launch(2, tiny("damaged"));
-  EXPECT_EQ(r.status, 3) << r.out << r.err;
-  EXPECT_NE(r.err.find("every other checkpoint"), std::string::npos) << r.err;
-  EXPECT_EQ(read(metrics("damaged")), before);
-}
-
 TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
   const std::string empty = folder_->file("empty.h5"), foreign = folder_->file("foreign.h5"),
                     cut = folder_->file("cut.h5");
