@@ -17,8 +17,8 @@ struct DataConfig {
 struct CheckpointConfig {
   std::int64_t every = 0;       ///< steps between checkpoints; 0 = only at the end
   std::int64_t keep = 2;        ///< newest checkpoints to keep; 0 = all
-  bool overlap = true;          ///< training goes on while a checkpoint is written
   std::string resume = "auto";  ///< auto | never | path of a checkpoint
+  bool overlap = true;          ///< training goes on while a checkpoint is written
 };
 
 }  // namespace longspan::io

@@ -183,12 +183,12 @@ class Registry {
     section_ = name;
     bind("every", c.every, "steps", "between checkpoints; 0 = only at the end");
     bind("keep", c.keep, "checkpoints", "the newest ones stay; 0 = all");
-    bind("overlap", c.overlap, "",
-         "on: training goes on while a copy of this rank's share of weights and optimizer states "
-         "is written; off: it waits, and needs no memory for the copy");
     bind("resume", c.resume, "",
          "auto: from the newest checkpoint of the run directory; never; or the path of a "
          "checkpoint, where a run directory without any begins");
+    bind("overlap", c.overlap, "",
+         "on: training goes on while a copy of this rank's share of weights and optimizer states "
+         "is written; off: it waits, and needs no memory for the copy");
   }
   void section(const char* name, LogConfig& l) {
     section_ = name;

@@ -66,7 +66,7 @@ RunConfig unusual() {
   c.train = {7, 2, 24, 3, 5, 9, 4};
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear,     11, 0.0, 0.7, 0.1,
                  0.2,       3e-9,   model::OptimizerShard::kGradients};
-  c.checkpoint = {6, 0, "never"};
+  c.checkpoint = {6, 0, "never", false};
   c.log.every = 10;
   return c;
 }
@@ -98,6 +98,7 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "optimizer.schedule optimizer.warmup-steps optimizer.weight-decay optimizer.clip "
             "optimizer.beta1 optimizer.beta2 "
             "optimizer.epsilon optimizer.shard checkpoint.every checkpoint.keep checkpoint.resume "
+            "checkpoint.overlap "
             "log.every ");
 }
 
