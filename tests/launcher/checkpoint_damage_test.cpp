@@ -183,7 +183,8 @@ TEST_F(CheckpointDamage, InTheBackgroundOrInLineTheSameRunComesOut) {
     std::vector<std::vector<std::uint64_t>> hashes;
     for (const char* run : {"on", "off"}) {
       auto& all = hashes.emplace_back();
-      for (const auto& tensor : io::CheckpointReader(checkpoint(run, step)).tensors())
+      const io::CheckpointReader reader(checkpoint(run, step));
+      for (const auto& tensor : reader.tensors())
         for (const auto& block : tensor.blocks) all.push_back(block.xxh3);
     }
     EXPECT_FALSE(hashes[0].empty());
