@@ -3,20 +3,21 @@
 namespace longspan::model {
 namespace {
 
-std::vector<Linear::Part> input_parts(const std::string& name, const ModelConfig& config) {
-  if (config.mlp == MlpKind::kGelu) return {{name + ".up", config.mlp_width}};
-  return {{name + ".gate", config.mlp_width}, {name + ".up", config.mlp_width}};
+std::vector<Linear::Part> input_parts(const std::string& name, const ModelConfig& config,
+                                      DimPart width) {
+  if (config.mlp == MlpKind::kGelu) return {{name + ".up", width}};
+  return {{name + ".gate", width}, {name + ".up", width}};
 }
 
 }  // namespace
 
 Mlp::Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
-         float output_deviation, Backend backend)
+         float output_deviation, Backend backend, const TensorShards& tensor)
     : kind_(config.mlp),
-      width_(config.mlp_width),
-      up_(store, input_parts(name, config), config.width, config.bias, 0.02f,
-          config.precision == Precision::kBf16, backend),
-      down_(store, {{name + ".down", config.width}}, config.mlp_width, config.bias,
+      width_(tensor.part_of(config.mlp_width).count),
+      up_(store, input_parts(name, config, tensor.part_of(config.mlp_width)), config.width,
+          config.bias, 0.02f, config.precision == Precision::kBf16, backend),
+      down_(store, {{name + ".down", config.width}}, tensor.part_of(config.mlp_width), config.bias,
             output_deviation, config.precision == Precision::kBf16, backend),
       backend_(backend) {}
 

@@ -1,4 +1,5 @@
 /// The token-wise network of a block: GELU (up, down) or SwiGLU (gate and up, down; Shazeer 2020).
+/// F is this tensor rank's part of the MLP width; y is then one summand of the result.
 #pragma once
 
 #include <string>
@@ -14,7 +15,7 @@ class Mlp {
     Buffer<float> product_NF;  ///< after it
   };
   Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
-      float output_deviation, Backend backend);
+      float output_deviation, Backend backend, const TensorShards& tensor = {});
 
   void forward(View<const float> x_ND, View<float> y_ND, Saved& saved) const;
   /// Only what backward needs: fills `saved`, leaves the last product out.

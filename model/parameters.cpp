@@ -21,6 +21,9 @@ ParameterStore::Id ParameterStore::add(Parameter parameter) {
   assert(weights_.empty());
   if (parameter.global_shape.empty()) parameter.global_shape = parameter.shape;
   if (parameter.block_offset.empty()) parameter.block_offset = Shape(parameter.shape.size(), 0);
+  // What is not split among all of them, some hold alike.
+  parameter.replicas =
+      static_cast<int>(tensor_ranks_ * parameter.count() / element_count(parameter.global_shape));
   parameter.offset = count_;
   parameters_.push_back(std::move(parameter));
   count_ += parameters_.back().count();

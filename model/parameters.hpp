@@ -29,7 +29,7 @@ struct Parameter {
   Shape global_shape;       ///< of the whole tensor; empty when added: `shape`
   Shape block_offset;       ///< where the block begins in it; empty when added: zeros
   /// Tensor ranks that hold this same block, consecutive ones: their gradients are parts of one
-  /// sum.
+  /// sum. Worked out by the store.
   int replicas = 1;
   std::int64_t count() const { return element_count(shape); }
 };
@@ -37,6 +37,9 @@ struct Parameter {
 class ParameterStore {
  public:
   using Id = std::size_t;
+
+  /// `tensor_ranks` ranks share the parameters: the blocks they hold are equally large.
+  explicit ParameterStore(int tensor_ranks = 1) : tensor_ranks_(tensor_ranks) {}
 
   /// Declares a parameter; only before allocate().
   Id add(std::string name, Shape shape, Initial initial, bool decay);
@@ -62,6 +65,7 @@ class ParameterStore {
   std::vector<ShardedArray> arrays(const std::string& prefix, View<float> flat) const;
 
  private:
+  int tensor_ranks_;
   std::vector<Parameter> parameters_;
   std::int64_t count_ = 0;
   Buffer<float> weights_, gradients_;

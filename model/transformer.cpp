@@ -6,25 +6,29 @@
 #include <cstring>
 #include <utility>
 
+#include "model/tensor_rows.hpp"
+
 namespace longspan::model {
 
 Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention,
-                         const MemoryConfig& memory, SequenceShards shards, Backend backend)
+                         const MemoryConfig& memory, SequenceShards shards, Backend backend,
+                         const TensorShards& tensor)
     : config_(config),
       memory_(memory),
       shards_(std::move(shards)),
+      tensor_(tensor),
       backend_(backend),
-      embedding_(store_, config, backend) {
+      store_(tensor.ranks),
+      embedding_(store_, config, backend, tensor) {
   blocks_.reserve(static_cast<std::size_t>(config.layers));
   for (std::int64_t i = 0; i < config.layers; ++i)
-    blocks_.emplace_back(store_, i, config, attention, backend);
+    blocks_.emplace_back(store_, i, config, attention, backend, tensor);
   first_final_parameter_ = store_.parameters().size();
   final_norm_.emplace(store_, "final_norm", config, backend);
-  const auto output =
-      config.tie_embeddings
-          ? embedding_.table()
-          : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
-  loss_.emplace(store_, output, config, memory.loss_chunk, backend);
+  const auto output = config.tie_embeddings
+                          ? embedding_.table()
+                          : add_vocabulary_matrix(store_, "output.weight", config, tensor);
+  loss_.emplace(store_, output, config, memory.loss_chunk, backend, tensor);
   store_.allocate(backend.device);
   if (config.position == PositionKind::kRope)
     rotary_ =
@@ -36,7 +40,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
 }
 
 PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) const {
-  PassContext pass{shards_, batch, training, {}};
+  PassContext pass{shards_, batch, training, {}, tensor_};
   if (batch.documents_BT.empty()) return pass;
   const std::size_t count = static_cast<std::size_t>(batch.documents_BT.size());
   pass.documents.resize(static_cast<std::size_t>(shards_.ranks()));
@@ -62,7 +66,7 @@ PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) cons
 double Transformer::train(const MicroBatch& batch, float gradient_scale,
                           const GradientsReady& ready) {
   const PassContext pass = begin_pass(batch, true);
-  const std::int64_t rows = pass.rows(), width = config_.width;
+  const std::int64_t rows = pass.own_rows(), width = config_.width;
   const std::size_t layers = blocks_.size();
 
   // Forward: x[i] is the input of block i. With memory.keep = all, saved[i] keeps everything
@@ -82,8 +86,8 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
 
   // Loss, and at once the gradient of the final norm's output.
   Buffer<float> dnormed_ND(backend_.device, rows, width);
-  const double loss =
-      loss_->forward_backward(normed_ND, batch.targets_BT, gradient_scale, dnormed_ND);
+  const double loss = loss_->forward_backward(normed_ND, batch.targets_BT, gradient_scale,
+                                              dnormed_ND, batch.sequences);
   normed_ND.clear();
 
   // Backward of the same, in reverse: dx is the gradient of the residual stream.
@@ -108,8 +112,8 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
 Buffer<float> Transformer::forward_only(
     const PassContext& pass,
     const std::function<bool(const std::string&, View<const float>)>& visit) {
-  Buffer<float> x_ND(backend_.device, pass.rows(), config_.width),
-      y_ND(backend_.device, pass.rows(), config_.width);
+  Buffer<float> x_ND(backend_.device, pass.own_rows(), config_.width),
+      y_ND(backend_.device, pass.own_rows(), config_.width);
   embedding_.forward(x_ND, pass);
   bool go_on = visit("embedding", x_ND);
   for (std::size_t i = 0; i < blocks_.size() && go_on; ++i) {
@@ -129,7 +133,7 @@ double Transformer::evaluate(const MicroBatch& batch) {
   const PassContext pass = begin_pass(batch, false);
   const Buffer<float> normed_ND =
       forward_only(pass, [](const std::string&, View<const float>) { return true; });
-  return loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {});
+  return loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {}, batch.sequences);
 }
 
 Buffer<float> Transformer::logits(const MicroBatch& batch) {
@@ -137,7 +141,22 @@ Buffer<float> Transformer::logits(const MicroBatch& batch) {
   const Buffer<float> normed_ND =
       forward_only(pass, [](const std::string&, View<const float>) { return true; });
   Buffer<float> result(backend_.device, pass.rows(), config_.vocabulary);
-  loss_->logits(normed_ND, result);
+  const GatheredRows gathered(normed_ND, pass, backend_);
+  if (tensor_.alone()) {
+    loss_->logits(gathered.view(), result);
+    return result;
+  }
+  const std::int64_t part = config_.vocabulary / tensor_.ranks;
+  Buffer<float> mine(backend_.device, pass.rows(), part),
+      all(backend_.device, tensor_.ranks * pass.rows(), part);
+  loss_->logits(gathered.view(), mine);
+  backend_.stream.synchronize();
+  tensor_.group->all_gather(mine.view(), all)->wait();
+  for (std::int64_t i = 0; i < all.view().rows(); ++i)
+    backend_.device.copy(result.view().row(i % pass.rows()) + i / pass.rows() * part,
+                         all.view().row(i), static_cast<std::size_t>(part) * sizeof(float),
+                         backend_.stream);
+  backend_.stream.synchronize();
   return result;
 }
 
@@ -156,8 +175,8 @@ std::string Transformer::first_non_finite(const MicroBatch& batch) {
         if (culprit.empty() && !finite(output)) culprit = "output of " + layer;
         return true;
       });
-  if (culprit.empty() &&
-      !std::isfinite(loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {})))
+  if (culprit.empty() && !std::isfinite(loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f,
+                                                                {}, batch.sequences)))
     culprit = "loss";
   return culprit;
 }

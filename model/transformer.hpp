@@ -22,27 +22,31 @@ class Transformer {
   using GradientsReady = std::function<void(std::int64_t begin)>;
 
   /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank
-  /// holds; its group outlives the model.
+  /// holds, `tensor` which part of the weights; their groups outlive the model. The tokens of a
+  /// rank are a multiple of the tensor ranks (shard_sequence), and so are heads, MLP width and
+  /// vocabulary; key/value heads too, or a divisor of it. Every tensor rank gets the same batches.
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
-              const MemoryConfig& memory, SequenceShards shards, Backend backend);
+              const MemoryConfig& memory, SequenceShards shards, Backend backend,
+              const TensorShards& tensor = {});
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
   const ModelConfig& config() const { return config_; }
   const SequenceShards& shards() const { return shards_; }
+  const TensorShards& tensor() const { return tensor_; }
 
-  /// One micro-batch forward and backward. Returns the sum of the token losses on this rank; adds
-  /// gradient_scale times the gradient of that sum to the gradients. Collective over the context
-  /// group.
+  /// One micro-batch forward and backward. Returns the sum of the losses of this rank's own tokens:
+  /// over the world each token counts once. Adds gradient_scale times the gradient of the loss to
+  /// the gradients; those of parameters that several tensor ranks hold are still to be summed
+  /// (replicated_gradients.hpp). Collective over the context and tensor groups, like all that
+  /// follow.
   double train(const MicroBatch& batch, float gradient_scale, const GradientsReady& ready = {});
-  /// Sum of the token losses without dropout and gradients. Collective over the context group.
+  /// Sum of the losses of the own tokens without dropout and gradients.
   double evaluate(const MicroBatch& batch);
-  /// Logits of every token of this rank, [N, V]: for tests and short inputs. Collective over the
-  /// context group.
+  /// Logits of every token of this context rank, [N, V]: for tests and short inputs.
   Buffer<float> logits(const MicroBatch& batch);
   /// Runs forward again and names the first layer whose output is not finite ("blocks.3"), "loss"
   /// if only the loss is bad, or the parameter that is not finite. Empty if everything is finite.
-  /// Collective over the context group.
   std::string first_non_finite(const MicroBatch& batch);
 
   /// The parts, for decoding (decoder.hpp).
@@ -61,6 +65,7 @@ class Transformer {
   ModelConfig config_;
   MemoryConfig memory_;
   SequenceShards shards_;
+  TensorShards tensor_;
   Backend backend_;
   ParameterStore store_;
   Embedding embedding_;
