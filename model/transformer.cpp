@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -20,6 +21,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
       backend_(backend),
       store_(tensor.ranks),
       embedding_(store_, config, backend, tensor) {
+  assert(shards_.tokens() % tensor.ranks == 0);
   blocks_.reserve(static_cast<std::size_t>(config.layers));
   for (std::int64_t i = 0; i < config.layers; ++i)
     blocks_.emplace_back(store_, i, config, attention, backend, tensor);
@@ -175,9 +177,10 @@ std::string Transformer::first_non_finite(const MicroBatch& batch) {
         if (culprit.empty() && !finite(output)) culprit = "output of " + layer;
         return true;
       });
-  if (culprit.empty() && !std::isfinite(loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f,
-                                                                {}, batch.sequences)))
-    culprit = "loss";
+  // Likewise: tensor ranks share the loss.
+  const double loss =
+      loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {}, batch.sequences);
+  if (culprit.empty() && !std::isfinite(loss)) culprit = "loss";
   return culprit;
 }
 
