@@ -50,7 +50,8 @@ StepResult train_step(TrainingRun& run) {
     const auto& targets = batches.back().targets_BT;
     valid += std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; });
   }
-  valid = std::max<std::int64_t>(1, world.all_reduce_sum(valid));
+  // Tensor ranks read the same tokens: one of them counts.
+  valid = std::max<std::int64_t>(1, run.mesh().replicas().all_reduce_sum(valid));
   const float gradient_scale = 1.0f / static_cast<float>(valid);
 
   // Forward and backward. During the last micro-batch finished gradients start on their way while
@@ -63,12 +64,12 @@ StepResult train_step(TrainingRun& run) {
         run.micro_batch(batches[static_cast<std::size_t>(i)]), gradient_scale,
         last ? model::Transformer::GradientsReady(reduce) : nullptr);
   }
-  run.reducer().finish();
+  run.finish_gradients();
 
   // The same numbers on every rank from here on.
   StepResult result;
   result.loss = world.all_reduce_sum(loss_sum) / static_cast<double>(valid);
-  result.gradient_norm = run.optimizer().gradient_norm();
+  result.gradient_norm = run.gradient_norm();
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
     const std::string culprit = run.diagnose(batches);
     const std::string last_good =

@@ -1,5 +1,7 @@
 #include "launcher/training_run.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -10,6 +12,7 @@
 #include "io/checkpoint_reader.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
+#include "model/replicated_gradients.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
 #include "parallel/random.hpp"
@@ -111,6 +114,15 @@ std::string resume_from_path(const std::string& path, const std::string& newest)
       path, newest);
 }
 
+/// The share of a block that this rank writes: the ranks that hold the same one split its rows.
+/// Blocks of a tensor are equally large, so what fewer than all tensor ranks divide, several hold.
+ShardedArray share_to_write(const ShardedArray& array, const Mesh& mesh) {
+  const int alike = static_cast<int>(mesh.shape().tensor * element_count(array.shape) /
+                                     element_count(array.global_shape));
+  return rows_of_replica(array, mesh.replicas().rank() * alike + mesh.tensor_index() % alike,
+                         mesh.replicas().size() * alike);
+}
+
 MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
   MeshShape shape;
   agree(world, [&] { shape = resolve_mesh(config.mesh, world.size()); });
@@ -131,13 +143,18 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
   check_same_everywhere(config_, dataset_, world);
   accumulation_ = accumulation_of(config_, shape);
+  agree(world, [&] {
+    if (const auto problems = tensor_problems(config_.model, shape.tensor); !problems.empty())
+      throw Error(fmt::format("{}", fmt::join(problems, "\n")), ExitStatus::kUsage);
+  });
 
   if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
+  if (shape.tensor > 1) tensor_group_ = make_mpi_group(mesh_.tensor());
   gradient_group_ = make_mpi_group(mesh_.replicas());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
   SequenceShards shards = shard_sequence(
       config_.data.sequence_length, causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous,
-      context_group_.get());
+      context_group_.get(), shape.tensor);
 
   plan_.positions_T = shards.mine();
   plan_.sequence_length = config_.data.sequence_length;
@@ -161,7 +178,8 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
 
   agree(world, [&] {
     model_ = std::make_unique<model::Transformer>(config_.model, config_.attention, config_.memory,
-                                                  std::move(shards), backend_);
+                                                  std::move(shards), backend_,
+                                                  shard_weights(tensor_group_.get()));
     optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), config_.optimizer, backend_);
   });
   reducer_ = std::make_unique<GradientReducer>(*gradient_group_, model_->parameters().gradients());
@@ -176,12 +194,25 @@ double TrainingRun::step_flops() const {
 model::MemoryEstimate TrainingRun::memory_estimate() const {
   return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
                                 model_->shards().tokens(), config_.attention.scheme,
-                                mesh_.shape().context);
+                                mesh_.shape().context, mesh_.shape().tensor);
 }
 
 double TrainingRun::communication_seconds() const {
   return gradient_group_->exposed_seconds() +
-         (context_group_ ? context_group_->exposed_seconds() : 0.0);
+         (context_group_ ? context_group_->exposed_seconds() : 0.0) +
+         (tensor_group_ ? tensor_group_->exposed_seconds() : 0.0);
+}
+
+void TrainingRun::finish_gradients() {
+  reducer_->finish();
+  model::ParameterStore& store = model_->parameters();
+  model::sum_replicated_gradients(store, {{0, store.count()}}, model_->tensor(), backend_);
+}
+
+double TrainingRun::gradient_norm() const {
+  const model::ParameterStore& store = model_->parameters();
+  return std::sqrt(mesh_.tensor().all_reduce_sum(
+      model::sum_of_squares_once(store, {{0, store.count()}}, model_->tensor(), backend_)));
 }
 
 model::MicroBatch TrainingRun::micro_batch(const io::Batch& batch) const {
@@ -216,8 +247,10 @@ double TrainingRun::validate() {
                            [](std::int32_t t) { return t >= 0; });
     sum += model_->evaluate(micro_batch(batch));
   }
+  // Every tensor rank has counted the targets of all its context rank's tokens, but summed the
+  // losses of its own.
   return mesh_.world().all_reduce_sum(sum) /
-         static_cast<double>(mesh_.world().all_reduce_sum(valid));
+         static_cast<double>(mesh_.replicas().all_reduce_sum(valid));
 }
 
 std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
@@ -261,10 +294,8 @@ std::string TrainingRun::save() {
   facts.config = to_ini(config_);
   facts.program_version = version_line();
   facts.loss_history = progress_.losses;
-  // All ranks hold the same tensors: each writes its share of the rows.
   std::vector<ShardedArray> mine;
-  for (const ShardedArray& array : arrays())
-    mine.push_back(rows_of_replica(array, world.rank(), world.size()));
+  for (const ShardedArray& array : arrays()) mine.push_back(share_to_write(array, mesh_));
   const std::string directory = config_.directory() + "/checkpoints";
   const std::string path = io::write_checkpoint(directory, mine, facts, world);
   agree(world, [&] {

@@ -44,6 +44,13 @@ class TrainingRun {
   int accumulation() const { return accumulation_; }
   int threads() const { return threads_; }
 
+  /// Waits until the gradients are complete: summed over data x context, and over the tensor ranks
+  /// where several hold the same parameter. Collective.
+  void finish_gradients();
+  /// L2 norm of the complete gradients of the whole model, the same on every rank. Collective over
+  /// the tensor group.
+  double gradient_norm() const;
+
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
@@ -75,7 +82,7 @@ class TrainingRun {
   io::TokenDataset dataset_;
   Mesh mesh_;
   int threads_;
-  std::unique_ptr<ProcessGroup> context_group_, gradient_group_;
+  std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
   model::Backend backend_;
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<model::AdamW> optimizer_;

@@ -13,6 +13,15 @@ std::int64_t block_matrix_weights(const ModelConfig& m) {
   return m.width * (2 * query + 2 * kv) + mlp_matrices * m.width * m.mlp_width;
 }
 
+/// What one of `tensor` ranks holds: a part of the heads, the MLP and the vocabulary.
+ModelConfig part_of_model(ModelConfig m, std::int64_t tensor) {
+  m.heads /= tensor;
+  m.kv_heads = std::max<std::int64_t>(1, m.kv_heads / tensor);
+  m.mlp_width /= tensor;
+  m.vocabulary /= tensor;
+  return m;
+}
+
 /// Elements per token of a rank that a scheme of sharing sequences adds to what one rank alone has.
 struct SchemeMemory {
   std::int64_t kept = 0;     ///< a layer, with everything kept
@@ -58,7 +67,8 @@ double attention_pairs(const AttentionConfig& attention, std::int64_t n) {
   return attention.mask == MaskKind::kCausal ? causal : 2 * causal - length;
 }
 
-std::int64_t parameter_count(const ModelConfig& m) {
+std::int64_t parameter_count(const ModelConfig& model, int tensor) {
+  const ModelConfig m = part_of_model(model, tensor);
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   const std::int64_t norm = m.norm == NormKind::kLayerNorm ? 2 * m.width : m.width;
   const std::int64_t up_biases = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
@@ -81,17 +91,23 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
 
 MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context) {
-  const std::int64_t rows = sequences * tokens, d = m.width, query = m.heads * m.head_size,
-                     kv = m.kv_heads * m.head_size;
-  const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
+                               AttentionSchemeKind scheme, int context, int tensor) {
+  const ModelConfig part = part_of_model(m, tensor);
+  const std::int64_t d = m.width, t = tensor;
+  // Everything is counted per own row, of which there are 1/t of the context rank's: what a rank
+  // has of all rows, with its part of the heads and the MLP, counts t times.
+  const std::int64_t rows = sequences * tokens / t;
+  const std::int64_t heads = t * part.heads, query = heads * m.head_size,
+                     kv = t * part.kv_heads * m.head_size, product = t * part.mlp_width;
+  const std::int64_t hidden = m.mlp == MlpKind::kGelu ? product : 2 * product;
   const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
+  const std::int64_t gathered = t == 1 ? 0 : t * d;
   // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output,
   // log-sum-exp.
-  const std::int64_t input = d, attention = query + m.heads;
-  const SchemeMemory sharing = scheme_memory(m, memory, scheme, context);
-  const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + m.mlp_width +
-                             (memory.keep == Keep::kAttention ? 0 : sharing.kept);
+  const std::int64_t input = d, attention = query + heads;
+  const SchemeMemory sharing = scheme_memory(part, memory, scheme, context);
+  const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + product +
+                             (memory.keep == Keep::kAttention ? 0 : t * sharing.kept);
   const std::int64_t kept = memory.keep == Keep::kAll         ? input + inner + attention
                             : memory.keep == Keep::kAttention ? input + attention
                                                               : input;
@@ -100,20 +116,22 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
                                                                     : inner + attention;
   // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
   // of its steps: the MLP's product gradient beside everything recomputed, or attention's gradients
-  // once the MLP's buffers are gone.
+  // once the MLP's buffers are gone, or the input projection's once attention's are.
   const std::int64_t drops = m.dropout > 0.0f ? d : 0;
-  const std::int64_t mlp_step = recomputed + m.mlp_width;
-  const std::int64_t mlp_buffers = hidden + m.mlp_width + 2 * d;
+  const std::int64_t mlp_step = recomputed + product + 3 * gathered;
+  const std::int64_t mlp_buffers = hidden + product + 2 * d;
   const std::int64_t attention_step =
-      recomputed - mlp_buffers + query + (query + 2 * kv) + m.heads + sharing.at_work;
-  const std::int64_t backward = 2 * d + drops + std::max(mlp_step, attention_step);
+      recomputed - mlp_buffers + query + (query + 2 * kv) + heads + t * sharing.at_work;
+  const std::int64_t projection_step = recomputed - mlp_buffers + 2 * gathered;
+  const std::int64_t backward =
+      2 * d + drops + std::max({mlp_step, attention_step, projection_step});
   // Forward of the last layer: its output beside everything it made.
-  const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed);
-  const std::int64_t chunk =
-      std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
-  const std::int64_t loss = rows * 3 * d + chunk * m.vocabulary;
+  const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed) + 2 * gathered;
+  const std::int64_t chunk = std::min(
+      rows * t, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(part.vocabulary));
+  const std::int64_t loss = rows * 3 * d + chunk * (part.vocabulary + (t == 1 ? 0 : d + 3 * t + 3));
   MemoryEstimate estimate;
-  estimate.states = 16 * parameter_count(m);
+  estimate.states = 16 * parameter_count(m, tensor);
   estimate.activations = 4 * rows * m.layers * kept;
   estimate.transient = 4 * std::max({rows * backward, rows * forward, loss});
   return estimate;

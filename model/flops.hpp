@@ -22,7 +22,8 @@ StepFlops model_flops(const ModelConfig& model, const AttentionConfig& attention
 /// Visible query-key pairs of one sequence.
 double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_length);
 
-std::int64_t parameter_count(const ModelConfig& model);
+/// Of the whole model, or what one of `tensor` ranks holds of it.
+std::int64_t parameter_count(const ModelConfig& model, int tensor = 1);
 
 struct MemoryEstimate {
   std::int64_t states = 0;       ///< weights, gradients, two optimizer moments
@@ -37,9 +38,11 @@ struct MemoryEstimate {
 /// 3F (SwiGLU) elements with keep = all, D + HK + H with attention, D with block. `context` ranks
 /// share a sequence by `scheme` (notes section 4 for what travels): the ring has five blocks of
 /// keys, values and their gradients under way, allgather those of the whole sequence, Ulysses what
-/// it exchanges. With one rank the scheme does not matter.
+/// it exchanges. With one rank the scheme does not matter. `tensor` ranks share the weights, and
+/// the `tokens` between them: of what they keep each has its part, beside it the rows of all of
+/// them that a layer gathers (parallel/tensor_parallel.hpp).
 MemoryEstimate memory_estimate(const ModelConfig& model, const MemoryConfig& memory,
                                std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context);
+                               AttentionSchemeKind scheme, int context, int tensor = 1);
 
 }  // namespace longspan::model
