@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "model/tensor_rows.hpp"
+#include "parallel/error.hpp"
 
 namespace longspan::model {
 
@@ -21,7 +21,11 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
       backend_(backend),
       store_(tensor.ranks),
       embedding_(store_, config, backend, tensor) {
-  assert(shards_.tokens() % tensor.ranks == 0);
+  if (shards_.tokens() % tensor.ranks != 0)
+    fail(
+        "{} tokens of a sequence cannot be shared evenly by {} tensor ranks: pad them "
+        "(shard_sequence)",
+        shards_.tokens(), tensor.ranks);
   blocks_.reserve(static_cast<std::size_t>(config.layers));
   for (std::int64_t i = 0; i < config.layers; ++i)
     blocks_.emplace_back(store_, i, config, attention, backend, tensor);

@@ -4,6 +4,8 @@
 #include <cassert>
 #include <vector>
 
+#include "parallel/error.hpp"
+
 namespace longspan {
 namespace {
 
@@ -14,12 +16,14 @@ void wait_for_all(std::vector<PendingPtr>& transfers) {
 }  // namespace
 
 DimPart TensorShards::part_of(std::int64_t total) const {
-  assert(total % ranks == 0);
+  if (total % ranks != 0)
+    fail("{} of a dim cannot be shared evenly by {} tensor ranks", total, ranks);
   return {total / ranks * index, total / ranks, total};
 }
 
 DimPart TensorShards::heads_of(std::int64_t heads) const {
-  assert(heads % ranks == 0 || ranks % heads == 0);
+  if (heads % ranks != 0 && ranks % heads != 0)
+    fail("{} key/value heads cannot be shared evenly by {} tensor ranks", heads, ranks);
   return {heads * index / ranks, std::max<std::int64_t>(1, heads / ranks), heads};
 }
 

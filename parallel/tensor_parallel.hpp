@@ -43,10 +43,10 @@ struct TensorShards {
   ProcessGroup* group = nullptr;  ///< null with one rank
 
   bool alone() const { return ranks == 1; }
-  /// Part `index` of `total`, a multiple of `ranks`.
+  /// Part `index` of `total`. Throws Error if it is no multiple of `ranks`.
   DimPart part_of(std::int64_t total) const;
   /// The same of key/value heads. With fewer heads than ranks, a divisor of their number, ranks /
-  /// heads consecutive ranks hold the same head.
+  /// heads consecutive ranks hold the same head. Throws Error if neither divides the other.
   DimPart heads_of(std::int64_t heads) const;
 
   /// gathered[b] = the own rows of sequence b of rank 0, 1, ...; own: [sequences, n/T, D],

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "model/adamw.hpp"
+#include "model/flops.hpp"
 #include "model/replicated_gradients.hpp"
 #include "parallel/data_parallel.hpp"
 #include "parallel/mesh.hpp"
@@ -279,6 +280,38 @@ TEST(TensorParity, TheBytesSentAreThoseOfTheFormula) {
   EXPECT_EQ(bytes(Keep::kAll, 2, true), (2 * (4 + 6) + 2 + 2) * unit + statistics);
   EXPECT_EQ(bytes(Keep::kAttention, 2, true), (2 * (4 + 6 + 3) + 2 + 2) * unit + statistics);
   EXPECT_EQ(bytes(Keep::kBlock, 2, true), (2 * (4 + 6 + 3) + 2 + 2) * unit + statistics);
+}
+
+/// What a rank allocates is what launcher and plan promise.
+TEST(TensorParity, TheMemoryEstimateIsWithinFivePercentOfTheAllocator) {
+  const auto world = Communicator::world();
+  const auto group = make_mpi_group(world);
+  constexpr std::int64_t kTokens = 768;
+  for (const Variant& v : variants()) {
+    if (v.documents) continue;
+    ModelConfig config = v.config;
+    config.layers = 4, config.max_positions = kTokens;
+    for (const Keep keep : {Keep::kAll, Keep::kAttention, Keep::kBlock}) {
+      MemoryConfig memory;
+      memory.keep = keep, memory.loss_chunk = 256;
+      const std::int64_t before = cpu_device().bytes_in_use();
+      Transformer model(config, v.attention, memory,
+                        shard_sequence(kTokens, SequenceLayout::kContiguous, nullptr, world.size()),
+                        cpu_backend(), shard_weights(group.get()));
+      model.parameters().initialize(1);
+      TinyBatch data(2, kTokens, config.vocabulary, 1);
+      const MicroBatch batch = data.slice(0, 2, model.shards().mine());
+      cpu_device().reset_peak();
+      model.train(batch, 1.0f);
+      const double measured = static_cast<double>(cpu_device().peak_bytes() - before);
+      const MemoryEstimate estimate =
+          memory_estimate(config, memory, 2, kTokens, AttentionSchemeKind::kAuto, 1, world.size());
+      EXPECT_EQ(estimate.states, 16 * model.parameters().count()) << v.name;
+      // No optimizer here: weights and gradients only.
+      const double predicted = static_cast<double>(estimate.total() - estimate.states / 2);
+      EXPECT_NEAR(measured / predicted, 1.0, 0.05) << v.name << " keep " << static_cast<int>(keep);
+    }
+  }
 }
 
 }  // namespace
