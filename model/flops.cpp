@@ -132,7 +132,11 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const std::int64_t loss = rows * 3 * d + chunk * (part.vocabulary + (t == 1 ? 0 : d + 3 * t + 3));
   MemoryEstimate estimate;
   estimate.states = 16 * parameter_count(m, tensor);
-  estimate.activations = 4 * rows * m.layers * kept;
+  // Made once, and there all the time: the angles of a rank's tokens, or the positions of all.
+  const std::int64_t tables = m.position == PositionKind::kRope         ? tokens * m.head_size
+                              : m.position == PositionKind::kSinusoidal ? tokens * context * d
+                                                                        : 0;
+  estimate.activations = 4 * (rows * m.layers * kept + tables);
   estimate.transient = 4 * std::max({rows * backward, rows * forward, loss});
   return estimate;
 }

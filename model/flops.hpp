@@ -26,8 +26,9 @@ double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_l
 std::int64_t parameter_count(const ModelConfig& model, int tensor = 1);
 
 struct MemoryEstimate {
-  std::int64_t states = 0;       ///< weights, gradients, two optimizer moments
-  std::int64_t activations = 0;  ///< what all layers keep for the backward pass
+  std::int64_t states = 0;  ///< weights, gradients, two optimizer moments
+  /// What all layers keep for the backward pass, and the table of their positions.
+  std::int64_t activations = 0;
   std::int64_t transient =
       0;  ///< the most that exists besides at one time: one layer at work, or the loss
   std::int64_t total() const { return states + activations + transient; }
