@@ -16,7 +16,8 @@ class AdamW {
   AdamW(ParameterStore& store, const OptimizerConfig& config, Backend backend);
 
   /// L2 norm of all gradients, in double. The gradients are complete (reduced) on every rank, so is
-  /// the norm. Does not communicate.
+  /// the norm. For whole parameters; with tensor ranks see replicated_gradients.hpp. Does not
+  /// communicate.
   double gradient_norm() const;
   /// One update with the gradients, scaled so that their norm is at most config.clip, then clears
   /// the gradients. `step` counts from 1: it sets the bias correction. Does not communicate.

@@ -187,6 +187,11 @@ TEST_F(Cli, TrainsWithSharedWeightsAndResumesOnAnyTensorRanks) {
     for (std::size_t i = 0; i < one.size(); ++i)
       EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5) << "step " << i + 1;
   }
+  // On the same mesh the bits are those of a run without a break.
+  ASSERT_EQ(launch(2, settings("t2", "2")).status, 0);
+  ASSERT_EQ(launch(2, settings("t2_2", "2", {"--train.stop-after", "3"})).status, 75);
+  ASSERT_EQ(launch(2, settings("t2_2", "2")).status, 0);
+  EXPECT_EQ(numbers_of(metrics("t2_2")), numbers_of(metrics("t2")));
   // Only the dataset says how many tokens there are.
   const auto odd = launch(
       3, tiny("t3", {"--mesh.tensor", "3", "--model.heads", "3", "--model.head-size", "32"}));
