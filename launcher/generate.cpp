@@ -40,6 +40,7 @@ struct Loaded {
 Loaded load(const std::string& path) {
   io::CheckpointReader reader(path);
   RunConfig config = parse_ini(reader.facts().config);
+  config.memory = {};  // nothing is trained here
   Loaded loaded{config, io::Tokenizer(reader.facts().tokenizer), nullptr};
   loaded.transformer = std::make_unique<model::Transformer>(
       config.model, config.attention, config.memory,

@@ -36,7 +36,7 @@ int set_threads(int requested, const Communicator& world) {
   const std::string_view bytes(reinterpret_cast<const char*>(&mask), sizeof mask);
   const auto mine = static_cast<std::int64_t>(hash_name(bytes) >> 1);
   const auto masks = node.all_gather(mine);
-  const auto sharers = static_cast<int>(std::count(masks.begin(), masks.end(), mine));
+  const auto sharers = std::max(1, static_cast<int>(std::count(masks.begin(), masks.end(), mine)));
   const int threads = requested > 0 ? requested : std::max(1, available_cores() / sharers);
   omp_set_num_threads(threads);
   return threads;

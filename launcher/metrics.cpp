@@ -56,7 +56,7 @@ std::string bytes_text(std::int64_t bytes) {
 
 std::string time_left_text(double seconds) {
   if (!(seconds < 1e9)) return "?";
-  const auto s = static_cast<std::int64_t>(seconds + 0.5);
+  const auto s = std::llround(seconds);
   if (s < 60) return fmt::format("{} s", s);
   if (s < 3600) return fmt::format("{}:{:02}", s / 60, s % 60);
   return fmt::format("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60);

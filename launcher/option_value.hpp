@@ -38,15 +38,19 @@ inline constexpr std::array<Choice<model::Precision>, 2> kPrecision = {
     {{"fp32", model::Precision::kFp32}, {"bf16", model::Precision::kBf16}}};
 inline constexpr std::array<Choice<model::MaskKind>, 2> kMask = {
     {{"causal", model::MaskKind::kCausal}, {"full", model::MaskKind::kFull}}};
-inline constexpr std::array<Choice<model::AttentionSchemeKind>, 4> kScheme = {
+inline constexpr std::array<Choice<model::AttentionSchemeKind>, 5> kScheme = {
     {{"auto", model::AttentionSchemeKind::kAuto},
      {"ring", model::AttentionSchemeKind::kRing},
      {"allgather", model::AttentionSchemeKind::kAllgather},
-     {"ulysses", model::AttentionSchemeKind::kUlysses}}};
-inline constexpr std::array<Choice<model::Keep>, 3> kKeep = {
+     {"ulysses", model::AttentionSchemeKind::kUlysses},
+     {"hybrid", model::AttentionSchemeKind::kHybrid}}};
+inline constexpr std::array<Choice<model::Keep>, 4> kKeep = {
     {{"all", model::Keep::kAll},
      {"attention", model::Keep::kAttention},
-     {"block", model::Keep::kBlock}}};
+     {"block", model::Keep::kBlock},
+     {"auto", model::Keep::kAuto}}};
+inline constexpr std::array<Choice<model::Offload>, 2> kOffload = {
+    {{"none", model::Offload::kNone}, {"file", model::Offload::kFile}}};
 inline constexpr std::array<Choice<model::ScheduleKind>, 3> kSchedule = {
     {{"cosine", model::ScheduleKind::kCosine},
      {"linear", model::ScheduleKind::kLinear},
@@ -77,6 +81,9 @@ inline std::span<const Choice<model::AttentionSchemeKind>> choices(model::Attent
 }
 inline std::span<const Choice<model::Keep>> choices(model::Keep) {
   return kKeep;
+}
+inline std::span<const Choice<model::Offload>> choices(model::Offload) {
+  return kOffload;
 }
 inline std::span<const Choice<model::ScheduleKind>> choices(model::ScheduleKind) {
   return kSchedule;

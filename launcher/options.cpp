@@ -126,16 +126,29 @@ class Registry {
         "scheme", a.scheme, "",
         "how mesh.context ranks share a sequence. ring: keys and values travel behind the compute; "
         "allgather: every rank gathers all of them; ulysses: a rank attends with its share of the "
-        "heads over the whole sequence. auto = ring, which needs the least memory and keeps any "
-        "number of ranks busy with any number of heads; one context rank needs none");
+        "heads over the whole sequence; hybrid: ulysses among neighbours of a node, ring across. "
+        "auto = the one that by formula hides its communication best, ring where that is nearly "
+        "the "
+        "same; one context rank needs none");
   }
   void section(const char* name, model::MemoryConfig& m) {
     section_ = name;
     bind("keep", m.keep, "",
          "what the backward pass finds: all activations; each block's input and attention output "
          "(the rest is recomputed, "
-         "attention is not); or each block's input alone");
+         "attention is not); or each block's input alone; auto: the cheapest mix of these over the "
+         "layers that fits memory.budget, worked out before the run starts and printed");
     bind("loss-chunk", m.loss_chunk, "tokens", "whose logits exist at a time; 0 = work it out");
+    bind(
+        "budget", m.budget, "bytes",
+        "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "
+        "(or of its control group's limit) / the ranks on it, otherwise no limit");
+    bind("offload", m.offload, "",
+         "file: block inputs, and with memory.keep=attention attention outputs too, wait in a file "
+         "between forward and backward, written and read behind the compute");
+    bind("offload-directory", m.offload_directory, "path",
+         "where each rank makes its file, which has no name and goes with the process: a fast disk "
+         "of the node itself, not /tmp where that is memory; empty = the run directory");
   }
   void section(const char* name, TrainConfig& t) {
     section_ = name;

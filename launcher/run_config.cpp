@@ -112,6 +112,7 @@ void check_sequence(const RunConfig& c, Problems& problems) {
       c.mesh.context, c.data.sequence_length);
   problems.at_least(kZero, "attention.window", c.attention.window);
   problems.at_least(kZero, "memory.loss-chunk", c.memory.loss_chunk);
+  problems.at_least(kZero, "memory.budget", c.memory.budget);
 }
 
 /// As far as it can be told without ranks and files; TrainingRun checks the rest.

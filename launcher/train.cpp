@@ -179,18 +179,23 @@ void print_header(const TrainingRun& run, double peak_flops) {
       static_cast<double>(memory.states) / 1048576,
       static_cast<double>(memory.activations) / 1048576,
       static_cast<double>(memory.transient) / 1048576);
+  if (!run.scheme().why.empty())
+    log::info("attention over {} ranks: {}", c.mesh.context, run.scheme().why);
+  if (!run.memory_reason().empty()) log::info("{}", run.memory_reason());
   if (const auto job = slurm::current_job())
     log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
   if (c.attention.mask == model::MaskKind::kFull)
     log::warn(
         "attention.mask=full lets every token see the one it is to predict: the loss says nothing "
         "about the data");
-  if (c.attention.scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > c.model.heads)
+  const std::int64_t heads = c.model.heads / c.mesh.tensor;
+  if (run.scheme().scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > heads)
     log::warn(
-        "attention.scheme=ulysses shares model.heads={} among mesh.context={} ranks: {} of them "
+        "attention.scheme=ulysses shares model.heads={}{} among mesh.context={} ranks: {} of them "
         "idle in attention; "
         "attention.scheme=ring keeps all busy",
-        c.model.heads, c.mesh.context, c.mesh.context - c.model.heads);
+        c.model.heads, c.mesh.tensor == 1 ? "" : fmt::format(" / mesh.tensor={}", c.mesh.tensor),
+        c.mesh.context, c.mesh.context - heads);
 }
 
 ExitStatus train(const RunConfig& requested, const Communicator& world) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -123,6 +124,26 @@ ShardedArray share_to_write(const ShardedArray& array, const Mesh& mesh) {
                          mesh.replicas().size() * alike);
 }
 
+model::AttentionMask mask_of(const model::AttentionConfig& attention) {
+  return {attention.mask == model::MaskKind::kCausal, attention.window};
+}
+
+/// Collective over the mesh. Nodes may hold different numbers of the ranks that share a sequence:
+/// groups that fit all of them fit everywhere.
+model::SchemeChoice scheme_of(const RunConfig& config, const Mesh& mesh) {
+  std::int64_t per_node = 0;
+  for (const std::int64_t ranks :
+       mesh.world().all_gather(std::int64_t{mesh.context().split_by_node().size()}))
+    per_node = std::gcd(per_node, ranks);
+  const model::ModelConfig part = model::part_of_model(config.model, mesh.shape().tensor);
+  const model::AttentionGeometry geometry{part.heads, part.kv_heads, part.head_size,
+                                          mask_of(config.attention), 1.0f};
+  return model::choose_scheme(
+      config.attention.scheme, geometry,
+      {config.train.micro_batch, config.data.sequence_length, mesh.shape().context},
+      static_cast<int>(per_node));
+}
+
 MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
   MeshShape shape;
   agree(world, [&] { shape = resolve_mesh(config.mesh, world.size()); });
@@ -152,9 +173,15 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   if (shape.tensor > 1) tensor_group_ = make_mpi_group(mesh_.tensor());
   gradient_group_ = make_mpi_group(mesh_.replicas());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
-  SequenceShards shards = shard_sequence(
-      config_.data.sequence_length, causal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous,
-      context_group_.get(), shape.tensor);
+  SequenceShards shards =
+      shard_sequence(config_.data.sequence_length, layout_for(causal, config_.attention.window),
+                     context_group_.get(), shape.tensor);
+
+  scheme_ = scheme_of(config_, mesh_);
+  if (scheme_.scheme == model::AttentionSchemeKind::kHybrid)
+    split_context(shards, mesh_.context(), scheme_.inner);
+  model::AttentionConfig attention = config_.attention;
+  attention.scheme = scheme_.scheme;
 
   plan_.positions_T = shards.mine();
   plan_.sequence_length = config_.data.sequence_length;
@@ -176,9 +203,13 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
           config_.data.sequence_length + 1);
   });
 
+  share_ = {plan_.micro_batch,          shards.tokens(), shape.context, scheme_.scheme,
+            mask_of(config_.attention), scheme_.inner,   shape.tensor};
+  const MemoryLimit limit = memory_limit(config_.memory.budget, world);
+  agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
   agree(world, [&] {
-    model_ = std::make_unique<model::Transformer>(config_.model, config_.attention, config_.memory,
-                                                  std::move(shards), backend_,
+    model_ = std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
+                                                  std::move(shards), backend_, memory_plan_.plan,
                                                   shard_weights(tensor_group_.get()));
     optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), config_.optimizer, backend_);
   });
@@ -192,14 +223,11 @@ double TrainingRun::step_flops() const {
 }
 
 model::MemoryEstimate TrainingRun::memory_estimate() const {
-  return model::memory_estimate(config_.model, config_.memory, config_.train.micro_batch,
-                                model_->shards().tokens(), config_.attention.scheme,
-                                mesh_.shape().context, mesh_.shape().tensor);
+  return model::memory_estimate(config_.model, config_.memory, share_, memory_plan_.plan);
 }
 
 double TrainingRun::communication_seconds() const {
-  return gradient_group_->exposed_seconds() +
-         (context_group_ ? context_group_->exposed_seconds() : 0.0) +
+  return gradient_group_->exposed_seconds() + model_->shards().exposed_seconds() +
          (tensor_group_ ? tensor_group_->exposed_seconds() : 0.0);
 }
 
@@ -274,6 +302,22 @@ std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
                                : world.broadcast(culprit, static_cast<int>(first));
 }
 
+void TrainingRun::open_offload() {
+  if (config_.memory.offload == model::Offload::kNone) return;
+  agree(mesh_.world(), [&] {
+    std::string directory = config_.memory.offload_directory;
+    if (directory.empty()) {
+      directory = config_.directory();
+      std::error_code told_below;
+      std::filesystem::create_directories(directory, told_below);  // other nodes may not share it
+    }
+    offload_ = std::make_unique<SpillFile>(
+        directory,
+        model::offloaded_bytes(config_.model, config_.memory, share_, memory_plan_.plan));
+    model_->offload_to(*offload_);
+  });
+}
+
 std::vector<ShardedArray> TrainingRun::arrays() const {
   auto arrays = model_->parameters().arrays("model/", model_->parameters().weights());
   for (auto& array : optimizer_->arrays()) arrays.push_back(std::move(array));
@@ -325,6 +369,7 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
 
 std::string TrainingRun::restore() {
   const Communicator& world = mesh_.world();
+  open_offload();
   std::string path;
   agree(world, [&] {
     const std::string& resume = config_.checkpoint.resume;

@@ -11,8 +11,10 @@
 #include "io/checkpoint.hpp"
 #include "io/loader.hpp"
 #include "io/token_dataset.hpp"
+#include "launcher/memory_plan.hpp"
 #include "launcher/run_config.hpp"
 #include "model/adamw.hpp"
+#include "model/attention_choice.hpp"
 #include "model/flops.hpp"
 #include "model/transformer.hpp"
 #include "parallel/data_parallel.hpp"
@@ -43,6 +45,8 @@ class TrainingRun {
   Progress& progress() { return progress_; }
   int accumulation() const { return accumulation_; }
   int threads() const { return threads_; }
+  /// What attention.scheme has come to: the same on every rank.
+  const model::SchemeChoice& scheme() const { return scheme_; }
 
   /// Waits until the gradients are complete: summed over data x context, and over the tensor ranks
   /// where several hold the same parameter. Collective.
@@ -54,6 +58,8 @@ class TrainingRun {
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
+  /// What memory.keep=auto chose and why, one line; empty otherwise.
+  const std::string& memory_reason() const { return memory_plan_.reason; }
   /// Seconds this rank has waited for bulk communication, and for data, since the run was built.
   double communication_seconds() const;
   double data_seconds() const { return loader_->wait_seconds(); }
@@ -71,10 +77,12 @@ class TrainingRun {
   /// throws AgreedError.
   std::string save();
   /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run
-  /// starts from its initial weights. Starts the loader. Collective.
+  /// starts from its initial weights. Opens the file of memory.offload and starts the loader.
+  /// Collective.
   std::string restore();
 
  private:
+  void open_offload();
   std::vector<ShardedArray> arrays() const;
   void check_fits(const io::CheckpointFacts& facts, const std::string& path) const;
 
@@ -84,12 +92,16 @@ class TrainingRun {
   int threads_;
   std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
   model::Backend backend_;
+  model::SchemeChoice scheme_;
+  model::RankShare share_;
+  std::unique_ptr<SpillFile> offload_;
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<model::AdamW> optimizer_;
   std::unique_ptr<GradientReducer> reducer_;
   std::unique_ptr<io::Loader> loader_;
   io::LoaderPlan plan_;
   int accumulation_ = 1;
+  MemoryPlan memory_plan_;
   Progress progress_;
 };
 

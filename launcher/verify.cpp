@@ -21,6 +21,8 @@
 #include "launcher/launch.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/progress.hpp"
+#include "launcher/verify_attention.hpp"
+#include "launcher/verify_training.hpp"
 #include "parallel/log.hpp"
 
 namespace longspan::launcher {
@@ -55,17 +57,26 @@ class RowsFolder {
   std::string path_;
 };
 
+VerifyScope scope_of(const Arguments& args) {
+  if (args.has("quick") && args.has("full"))
+    fail_usage("verify: --quick and --full exclude each other: give one of them, or neither");
+  return {args.integer("tokens"), args.has("quick")  ? Extent::kQuick
+                                  : args.has("full") ? Extent::kFull
+                                                     : Extent::kUsual};
+}
+
 /// One of the processes that verify starts: measures, and rank 0 writes the rows.
 ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
-  const Arguments args({arguments.begin() + 1, arguments.end()}, "verify", "",
-                       {{"rows", "FILE", ""}, {"tokens", "N", ""}, {"quick", "", ""}}, "");
+  const Arguments args(
+      {arguments.begin() + 1, arguments.end()}, "verify", "",
+      {{"rows", "FILE", ""}, {"tokens", "N", ""}, {"quick", "", ""}, {"full", "", ""}}, "");
   // The wish to stop, as launch passes it on: there is nothing to save.
   std::signal(SIGUSR1, [](int) { ::_exit(static_cast<int>(ExitStatus::kRequeue)); });
   const MpiRuntime mpi;
   const Communicator world = Communicator::world();
   log::set_rank(world.rank());
   set_threads(0, world);
-  const VerifyScope scope{args.integer("tokens"), args.has("quick")};
+  const VerifyScope scope = scope_of(args);
   VerifyReport report;
   report.attention = measure_attention(world, scope);
   report.training = measure_training(world, scope);
@@ -80,7 +91,7 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
 VerifyReport start_on(int ranks, const VerifyScope& scope, const std::string& rows_file) {
   std::vector<std::string> words = {"verify",  kOnRanks,   "--rows",
                                     rows_file, "--tokens", std::to_string(scope.tokens)};
-  if (scope.quick) words.emplace_back("--quick");
+  if (scope.extent != Extent::kUsual) words.push_back(fmt::format("--{}", name_of(scope.extent)));
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const int status = run_and_watch(mpirun_command(ranks, usable_cores(), ::geteuid() == 0,
                                                   /*several_nodes=*/false, self, words));
@@ -116,15 +127,14 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
   if (!arguments.empty() && arguments[0] == kOnRanks) return verify_on_ranks(arguments);
   const Arguments args(
       arguments, "verify",
-      "proves on this machine that sharding does not change the answer: attention on every rank "
-      "count, layout and "
-      "mask against dense attention in double precision, and the losses of small models on every "
-      "mesh against one "
-      "rank. Exit status 1 if any bound is broken",
+      "proves on this machine that sharding does not change the answer: attention by every scheme, "
+      "rank count, layout, mask and precision against dense attention in double precision, and the "
+      "losses of small models on every mesh against one rank. Exit status 1 if any bound is broken",
       {{"ranks", "N,N,...", "rank counts, each started with mpirun", "1,2,3,4"},
        {"tokens", "N", "length of the attention problems; time grows with its square",
         std::to_string(VerifyScope().tokens)},
-       {"quick", "", "one case of every kind instead of all combinations"},
+       {"quick", "", "one case of every kind: a few seconds"},
+       {"full", "", "all combinations: a few minutes"},
        {"json", "", "one JSON object instead of tables"}},
       "longspan verify --ranks 1,2,4");
   if (args.help_wanted()) {
@@ -135,7 +145,7 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
     fail_usage("verify: '{}' is not expected: rank counts are given as --ranks 1,2,4",
                args.positional()[0]);
   const std::vector<int> rank_counts = parse_ranks(args.text("ranks"));
-  const VerifyScope scope{args.integer("tokens"), args.has("quick")};
+  const VerifyScope scope = scope_of(args);
   if (scope.tokens < 16 || scope.tokens > kMostTokens)
     fail_usage(
         "verify: --tokens {}: it must be between 16 and {}; the dense attention it is compared "

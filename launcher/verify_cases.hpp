@@ -1,7 +1,7 @@
-/// What `longspan verify` measures, and how: the rows of its two tables, the problem behind each,
-/// and the code that the ranks run. It goes through the program's own paths (model::Attention,
-/// Transformer, GradientReducer); only the problems are small. Read next: verify.hpp, which judges
-/// the rows.
+/// The rows of `longspan verify`: which cases there are, and what is measured of each. Everything
+/// that is listed stands here once: a new scheme, mesh axis or setting is one more line in one of
+/// the lists of verify_cases.cpp. Read next: verify_attention.hpp and verify_training.hpp, which
+/// measure them; verify.hpp, which judges them.
 #pragma once
 
 #include <cstdint>
@@ -9,118 +9,122 @@
 #include <string_view>
 #include <vector>
 
-#include "model/kernels/kernels.hpp"
-#include "model/oracle.hpp"
-#include "model/transformer.hpp"
+#include "model/config.hpp"
 #include "parallel/context_parallel.hpp"
-#include "parallel/mesh.hpp"
 
 namespace longspan::launcher {
+
+/// kQuick: one case of every kind. kUsual: every scheme with every mask, layout, length and kind of
+/// heads in fp32, a part of them in bf16, every mesh. kFull: all combinations.
+enum class Extent { kQuick, kUsual, kFull };
+std::string_view name_of(Extent extent);
 
 /// How much is measured.
 struct VerifyScope {
   std::int64_t tokens = 193;  ///< of an attention problem; odd, so that no rank count divides it
-  bool quick = false;         ///< one case of every kind instead of all combinations
+  Extent extent = Extent::kUsual;
 };
 
-enum class MaskCase { kCausal, kFull, kWindow, kDocuments };
-std::string_view name_of(MaskCase mask);
-std::string_view name_of(model::Keep keep);
+/// A way to share a sequence, as it is verified.
+struct VerifiedScheme {
+  std::string_view name;  ///< as in attention.scheme
+  model::AttentionSchemeKind kind;
+  /// Of `ranks` ranks, how many neighbours share out the heads among them: 1 = every rank has all
+  /// heads of its own tokens; 0 = the scheme does not serve such heads on so many ranks. Says where
+  /// log-sum-exps lie (model::AttentionSaved).
+  int (*inner)(const model::ModelConfig& config, int ranks);
+};
+const std::vector<VerifiedScheme>& verified_schemes();
+/// Throws Error if there is none of that name.
+const VerifiedScheme& verified_scheme(std::string_view name);
 
-/// One row of the attention table.
+/// A shard is the number of tokens a rank holds; the windows reach over its borders.
+enum class MaskCase {
+  kCausal,
+  kFull,
+  kShortWindow,  ///< causal, shorter than a shard
+  kLongWindow,   ///< causal, longer than a shard
+  kFullWindow,   ///< keys on both sides, shorter than a shard
+  kDocuments,    ///< causal, several documents in a sequence
+};
+enum class HeadsCase {
+  kMha,  ///< 4 heads
+  kGqa,  ///< 4 query heads, 2 key/value heads
+  kFew,  ///< one query head fewer than ranks, one key/value head
+};
+std::string_view name_of(MaskCase mask);
+std::string_view name_of(HeadsCase heads);
+std::string_view name_of(SequenceLayout layout);
+std::string_view name_of(model::Keep keep);
+std::string_view name_of(model::Precision precision);
+
+/// heads, kv_heads, head_size and width of an attention problem of `ranks` ranks.
+model::ModelConfig heads_config(HeadsCase heads, int ranks);
+
 struct AttentionCase {
   int ranks = 1;
-  std::string scheme = "ring";  ///< attention.scheme; attention_cases() lists those there are
+  std::string scheme = "ring";  ///< one of verified_schemes()
   SequenceLayout layout = SequenceLayout::kContiguous;
   MaskCase mask = MaskCase::kCausal;
-  bool grouped = false;  ///< two query heads share a key/value head
+  HeadsCase heads = HeadsCase::kMha;
+  model::Precision precision = model::Precision::kFp32;
   std::int64_t tokens = 0;
   bool operator==(const AttentionCase&) const = default;
 };
-/// Against the oracle. Relative L2, lse: largest absolute difference; infinity where anything is
-/// NaN.
+/// Against the oracle. Relative L2 of output, dq, dk, dv; lse: largest absolute difference in fp32,
+/// relative L2 in bf16; infinity where anything is NaN.
 struct AttentionErrors {
   double output = 0, dq = 0, dk = 0, dv = 0, lse = 0;
   bool padding_is_silent = true;  ///< rows of padding: output and gradients 0, lse -inf
+  /// Bit for bit on every rank: the gradients with what memory.keep=attention leaves, and with what
+  /// memory.keep=block computes again, are those of memory.keep=all.
+  bool keeps_agree = true;
+  bool same_again = true;  ///< forward and backward once more gave the same bits on every rank
 };
 struct AttentionRow {
   AttentionCase what;
   AttentionErrors sharded, one_rank;
 };
 
-/// One row of the training table.
-struct TrainingCase {
+/// How the ranks of a training run are arranged.
+struct TrainingLayout {
   int data = 1, context = 1;  ///< the mesh
+  std::string scheme;         ///< one of verified_schemes(); empty where context is 1
+  int ranks() const { return data * context; }
+  bool operator==(const TrainingLayout&) const = default;
+};
+std::string to_string(const TrainingLayout& layout);  ///< "2 x 2 ring", "4 x 1"
+
+struct TrainingCase {
+  TrainingLayout layout;
   model::Keep keep = model::Keep::kAll;
-  std::string model;  ///< "gpt2" or "llama"; training_problem() says what they are
+  std::string model;  ///< of verified_models()
   bool operator==(const TrainingCase&) const = default;
 };
 struct TrainingRow {
   TrainingCase what;
-  double loss_difference = 0;     ///< largest |loss / loss of one rank - 1| over the steps
-  bool same_as_keep_all = false;  ///< losses and weights, bit for bit, on every rank
-  bool same_again = false;        ///< the same run once more, likewise
+  double loss_difference = 0;      ///< largest |loss / loss of one rank - 1| over the steps
+  double gradient_difference = 0;  ///< relative L2 of the first gradients to those of one rank
+  bool same_as_keep_all = false;   ///< losses and weights, bit for bit, on every rank
+  bool same_again = false;         ///< the same run once more, likewise
 };
+
+/// The models that are trained; training_problem() says what they are.
+struct VerifiedModel {
+  std::string_view name, shown;
+  bool has_bounds;  ///< fp32: losses and gradients have bounds; bf16: only its bits
+};
+const std::vector<VerifiedModel>& verified_models();
+const VerifiedModel& verified_model(std::string_view name);
+
+/// `shards` with the inner and outer groups that schemes of two levels need: all of `context`, the
+/// communicator behind shards.group. Collective over it.
+SequenceShards split_for(const VerifiedScheme& scheme, const model::ModelConfig& config,
+                         SequenceShards shards, const Communicator& context);
 
 /// The rows of one rank count, in the order of the tables. Pure.
 std::vector<AttentionCase> attention_cases(int ranks, const VerifyScope& scope);
+std::vector<TrainingLayout> training_layouts(int ranks);
 std::vector<TrainingCase> training_cases(int ranks, const VerifyScope& scope);
-
-/// Whole sequences of random queries, keys, values and gradients, the same on every rank.
-struct AttentionProblem {
-  model::ModelConfig config;
-  model::AttentionConfig attention;
-  std::int64_t sequences = 2, tokens = 0;
-  std::vector<float> q, k, v, dout;     ///< [sequences, tokens, heads or kv_heads, head_size]
-  std::vector<std::int32_t> documents;  ///< [sequences, tokens]; empty: one per sequence
-};
-/// What came out, put together to whole sequences in the order of the positions.
-struct AttentionResult {
-  std::vector<float> output, dq, dk, dv;  ///< shaped like q, q, k, v
-  std::vector<float> lse;                 ///< [sequences, heads, tokens]
-  bool padding_is_silent = true;          ///< as in AttentionErrors
-};
-
-AttentionProblem attention_problem(MaskCase mask, bool grouped, std::int64_t tokens);
-model::OracleOutputs attention_truth(const AttentionProblem& problem);
-/// Forward and backward with the sequences spread over `group` (null: one rank). Every rank gets
-/// the whole result. Collective over `group`.
-AttentionResult run_attention(const AttentionProblem& problem, SequenceLayout layout,
-                              ProcessGroup* group, model::Backend backend);
-AttentionErrors compare(const AttentionResult& result, const model::OracleOutputs& truth);
-
-/// A small model and the global batches it learns from. Labels are shifted here, before any
-/// sharding.
-struct TrainingProblem {
-  struct Batch {
-    std::vector<std::int32_t> inputs, targets,
-        documents;           ///< [sequences, tokens]; targets: -1 = none
-    std::int64_t valid = 0;  ///< targets that count
-  };
-  model::ModelConfig config;
-  std::int64_t sequences = 0, tokens = 29, steps = 20;
-  bool documents = false;
-  std::vector<Batch> batches;  ///< taken in turn
-};
-struct TrainingOutcome {
-  std::vector<double> losses;                     ///< of every step, the same on every rank
-  std::vector<float> weights;                     ///< after the last
-  bool operator==(const TrainingOutcome&) const;  ///< bit for bit
-};
-
-/// "gpt2": learned positions, LayerNorm, GELU, biases, tied embeddings, dropout; "llama": RoPE,
-/// RMSNorm, SwiGLU, grouped heads, packed documents. `ranks` only makes the batch large enough for
-/// all of them.
-TrainingProblem training_problem(const std::string& model, int ranks);
-/// Optimizer steps as train.cpp makes them, two micro-batches each. `gradients` sums them over the
-/// mesh. Collective over the mesh.
-TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, model::Keep keep,
-                             ProcessGroup& gradients, model::Backend backend);
-/// Largest |loss / expected loss - 1|; infinity if the numbers of steps differ or anything is NaN.
-double loss_difference(const TrainingOutcome& outcome, const TrainingOutcome& expected);
-
-/// All rows of world.size() ranks; they are complete on rank 0 only. Collective over `world`.
-std::vector<AttentionRow> measure_attention(const Communicator& world, const VerifyScope& scope);
-std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope);
 
 }  // namespace longspan::launcher

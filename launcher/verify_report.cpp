@@ -1,12 +1,10 @@
-/// The rows of `longspan verify`: verdicts, tables, JSON.
+/// The rows of `longspan verify`: verdicts and tables.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <nlohmann/json.hpp>
 
-#include "launcher/machine.hpp"
 #include "launcher/progress.hpp"
 #include "launcher/table.hpp"
 #include "launcher/verify.hpp"
@@ -14,45 +12,14 @@
 namespace longspan::launcher {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-std::string_view name_of(SequenceLayout layout) {
-  return layout == SequenceLayout::kZigzag ? "zigzag" : "contiguous";
-}
-/// With one rank there is nothing to lay out.
-std::string_view layout_of(const AttentionCase& what) {
-  return what.ranks == 1 ? "whole" : name_of(what.layout);
-}
-std::string_view heads_of(const AttentionCase& what) {
-  return what.grouped ? "GQA" : "MHA";
-}
-std::string_view shape_of(const TrainingCase& what) {
-  return what.model == "gpt2" ? "GPT-2-like" : "Llama-like";
-}
-
-std::string describe(const AttentionCase& what) {
-  return fmt::format("attention, {}, {} {} {} {}, {}", counted(what.ranks, "rank"), what.scheme,
-                     layout_of(what), launcher::name_of(what.mask), heads_of(what),
-                     counted(what.tokens, "token"));
-}
-std::string describe(const TrainingCase& what) {
-  return fmt::format("training, {} x {}, memory.keep={}, {}", what.data, what.context,
-                     launcher::name_of(what.keep), shape_of(what));
-}
-
 std::string error_text(double error) {
   return std::isfinite(error) ? fmt::format("{:.1e}", error) : "inf";
 }
 
 std::string cell(double value) {
   if (!std::isfinite(value)) return "inf";
-  return value < 1000 ? fmt::format("{:.2f}", value) : fmt::format("{:.0e}", value);
-}
-/// "0.27" for 2.7e-07: side by side, such numbers are compared at a glance.
-std::string in_millionths(double error) {
-  return cell(error * 1e6);
+  if (value < 1000) return fmt::format("{:.2f}", value);
+  return value < 1e5 ? fmt::format("{:.0f}", value) : fmt::format("{:.0e}", value);
 }
 
 struct NamedErrors {
@@ -65,75 +32,16 @@ std::vector<NamedErrors> relative_errors(const AttentionRow& row) {
           {"dK", row.sharded.dk, row.one_rank.dk},
           {"dV", row.sharded.dv, row.one_rank.dv}};
 }
-double over_one_rank(const NamedErrors& errors) {
-  return errors.sharded / std::max(errors.one_rank, kRoundingStep / kTimesOneRankBound);
+double over_one_rank(const NamedErrors& errors, const AttentionBounds& bounds) {
+  return errors.sharded / std::max(errors.one_rank, bounds.rounding_step / bounds.times_one_rank);
 }
 /// NaN is above every bound.
 bool above(double value, double bound) {
   return !(value <= bound);
 }
-
-/// --- Rows as JSON. Infinity has no JSON: null.
-
-Json number(double value) {
-  return std::isfinite(value) ? Json(value) : Json(nullptr);
-}
-double number_from(const Json& json) {
-  return json.is_null() ? kInfinity : json.get<double>();
-}
-
-Json to_json(const AttentionErrors& e) {
-  return {{"output", number(e.output)}, {"dq", number(e.dq)},
-          {"dk", number(e.dk)},         {"dv", number(e.dv)},
-          {"lse", number(e.lse)},       {"padding_is_silent", e.padding_is_silent}};
-}
-AttentionErrors errors_from(const Json& json) {
-  return {number_from(json.at("output")), number_from(json.at("dq")),
-          number_from(json.at("dk")),     number_from(json.at("dv")),
-          number_from(json.at("lse")),    json.at("padding_is_silent").get<bool>()};
-}
-
-template <class Row>
-void add_verdict(Json& json, const Row& row) {
-  const auto broken = broken_bounds(row);
-  json["verdict"] = broken.empty() ? "ok" : "BROKEN";
-  json["broken"] = broken;
-}
-
-Json to_json(const AttentionRow& row) {
-  const AttentionCase& what = row.what;
-  Json json = {{"ranks", what.ranks},
-               {"scheme", what.scheme},
-               {"layout", layout_of(what)},
-               {"mask", launcher::name_of(what.mask)},
-               {"heads", heads_of(what)},
-               {"tokens", what.tokens},
-               {"error", to_json(row.sharded)},
-               {"error_of_one_rank", to_json(row.one_rank)},
-               {"times_one_rank", number(times_one_rank(row))}};
-  add_verdict(json, row);
-  return json;
-}
-
-Json to_json(const TrainingRow& row) {
-  const TrainingCase& what = row.what;
-  Json json = {{"ranks", what.data * what.context},
-               {"data", what.data},
-               {"context", what.context},
-               {"keep", launcher::name_of(what.keep)},
-               {"model", what.model},
-               {"loss_difference", number(row.loss_difference)},
-               {"same_as_keep_all", row.same_as_keep_all},
-               {"same_again", row.same_again}};
-  add_verdict(json, row);
-  return json;
-}
-
-template <class Row>
-Json to_json(const std::vector<Row>& rows) {
-  Json json = Json::array();
-  for (const Row& row : rows) json.push_back(to_json(row));
-  return json;
+/// NaN is the worst.
+double worse(double a, double b) {
+  return above(a, b) ? a : b;
 }
 
 /// --- Tables.
@@ -158,36 +66,76 @@ class Groups {
   std::vector<std::string> last_;
 };
 
+const char* bits_text(bool same) {
+  return same ? "same" : "DIFFER";
+}
+
+/// The worst of all rows of one rank count, scheme and mask.
+struct Worst {
+  AttentionErrors errors;
+  double times_one_rank = 0;
+  int cases = 0;
+  bool ok = true;
+  void add(const AttentionRow& row) {
+    const AttentionErrors& e = row.sharded;
+    errors.output = worse(e.output, errors.output), errors.lse = worse(e.lse, errors.lse);
+    errors.dq = worse(e.dq, errors.dq), errors.dk = worse(e.dk, errors.dk);
+    errors.dv = worse(e.dv, errors.dv);
+    errors.keeps_agree = errors.keeps_agree && e.keeps_agree;
+    errors.same_again = errors.same_again && e.same_again;
+    times_one_rank = worse(launcher::times_one_rank(row), times_one_rank);
+    ++cases;
+    ok = ok && broken_bounds(row).empty();
+  }
+};
+
+/// Errors in millionths: side by side, numbers without exponents are compared at a glance.
 std::string attention_table(const std::vector<AttentionRow>& rows, bool colour) {
   constexpr auto kLeft = Table::Align::kLeft;
   Table table({{"ranks"},
                {"scheme", kLeft},
-               {"layout", kLeft},
-               {"tokens"},
+               {"", kLeft},
                {"mask", kLeft},
-               {"heads", kLeft},
+               {"cases"},
                {"output"},
                {"dQ"},
                {"dK"},
                {"dV"},
                {"LSE"},
                {"ratio"},
+               {"keep", kLeft},
+               {"twice", kLeft},
                {"", kLeft}});
-  const std::string bound = in_millionths(kAttentionBound);
-  table.add({"", "", "", "", "at most", "", bound, bound, bound, bound, in_millionths(kLseBound),
-             cell(kTimesOneRankBound)});
-  Groups groups;
+  const auto in_millionths = [](double error) { return cell(error * 1e6); };
+  for (const auto precision : {model::Precision::kFp32, model::Precision::kBf16}) {
+    const AttentionBounds& bounds = bounds_of(precision);
+    const std::string bound = in_millionths(bounds.relative);
+    table.add({"", "", std::string(name_of(precision)), "at most", "", bound, bound, bound, bound,
+               in_millionths(bounds.lse), cell(bounds.times_one_rank), bits_text(true),
+               bits_text(true)});
+  }
+  using Key = std::vector<std::string>;
+  std::vector<std::pair<Key, Worst>> groups;
   for (const AttentionRow& row : rows) {
-    const AttentionCase& what = row.what;
-    auto cells =
-        groups.cells({std::to_string(what.ranks), what.scheme, std::string(layout_of(what)),
-                      std::to_string(what.tokens), std::string(launcher::name_of(what.mask))});
-    cells.emplace_back(heads_of(what));
-    for (const NamedErrors& errors : relative_errors(row))
-      cells.push_back(in_millionths(errors.sharded));
-    cells.push_back(in_millionths(row.sharded.lse));
-    cells.push_back(what.ranks == 1 ? "" : cell(times_one_rank(row)));
-    cells.push_back(verdict(broken_bounds(row).empty(), colour));
+    const Key key = {std::to_string(row.what.ranks), row.what.ranks == 1 ? "" : row.what.scheme,
+                     std::string(name_of(row.what.precision)), std::string(name_of(row.what.mask))};
+    if (groups.empty() || groups.back().first != key) groups.emplace_back(key, Worst());
+    groups.back().second.add(row);
+  }
+  Groups shown;
+  for (const auto& [key, worst] : groups) {
+    auto cells = shown.cells(key);
+    cells.push_back(std::to_string(worst.cases));
+    const AttentionErrors& e = worst.errors;
+    for (const double error : {e.output, e.dq, e.dk, e.dv, e.lse})
+      cells.push_back(in_millionths(error));
+    // 0: all below the rounding step.
+    cells.push_back(key[0] == "1"                  ? ""
+                    : worst.times_one_rank < 0.005 ? "flat"
+                                                   : cell(worst.times_one_rank));
+    cells.emplace_back(bits_text(e.keeps_agree));
+    cells.emplace_back(bits_text(e.same_again));
+    cells.push_back(verdict(worst.ok, colour));
     table.add(std::move(cells));
   }
   return table.text(2);
@@ -200,20 +148,23 @@ std::string training_table(const std::vector<TrainingRow>& rows, bool colour) {
                {"model", kLeft},
                {"memory.keep", kLeft},
                {"loss"},
+               {"gradient"},
                {"as keep=all", kLeft},
                {"run twice", kLeft},
                {"", kLeft}});
-  table.add({"", "", "", "at most", error_text(kLossBound), "same bits", "same bits"});
+  table.add({"", "", "", "at most", error_text(kLossBound), error_text(kGradientBound), "same bits",
+             "same bits"});
   Groups groups;
   for (const TrainingRow& row : rows) {
     const TrainingCase& what = row.what;
-    auto cells = groups.cells({std::to_string(what.data * what.context),
-                               fmt::format("{} x {}", what.data, what.context),
-                               std::string(shape_of(what))});
-    cells.emplace_back(launcher::name_of(what.keep));
-    cells.push_back(error_text(row.loss_difference));
-    cells.emplace_back(row.same_as_keep_all ? "same" : "DIFFER");
-    cells.emplace_back(row.same_again ? "same" : "DIFFER");
+    const VerifiedModel& model = verified_model(what.model);
+    auto cells = groups.cells(
+        {std::to_string(what.layout.ranks()), to_string(what.layout), std::string(model.shown)});
+    cells.emplace_back(name_of(what.keep));
+    for (const double difference : {row.loss_difference, row.gradient_difference})
+      cells.push_back(error_text(difference) + (model.has_bounds ? "" : " *"));
+    cells.emplace_back(bits_text(row.same_as_keep_all));
+    cells.emplace_back(bits_text(row.same_again));
     cells.push_back(verdict(broken_bounds(row).empty(), colour));
     table.add(std::move(cells));
   }
@@ -231,36 +182,59 @@ std::string broken_text(const std::vector<Row>& rows) {
 
 }  // namespace
 
+std::string_view layout_of(const AttentionCase& what) {
+  return what.ranks == 1 ? "whole" : name_of(what.layout);
+}
+
+std::string describe(const AttentionCase& what) {
+  return fmt::format("attention, {}, {}{}{} {} {} {}, {}", counted(what.ranks, "rank"),
+                     what.ranks == 1 ? "" : what.scheme, what.ranks == 1 ? "" : " ",
+                     layout_of(what), name_of(what.mask), name_of(what.heads),
+                     name_of(what.precision), counted(what.tokens, "token"));
+}
+
+std::string describe(const TrainingCase& what) {
+  return fmt::format("training, {}, memory.keep={}, {}", to_string(what.layout), name_of(what.keep),
+                     verified_model(what.model).shown);
+}
+
 double times_one_rank(const AttentionRow& row) {
   double largest = 0;
   for (const NamedErrors& errors : relative_errors(row))
-    largest = std::max(largest, over_one_rank(errors));
+    largest = worse(over_one_rank(errors, bounds_of(row.what.precision)), largest);
   return largest;
 }
 
 std::vector<std::string> broken_bounds(const AttentionRow& row) {
+  const AttentionBounds& bounds = bounds_of(row.what.precision);
   std::vector<std::string> broken;
   for (const NamedErrors& errors : relative_errors(row)) {
-    if (above(errors.sharded, kAttentionBound))
+    if (above(errors.sharded, bounds.relative))
       broken.push_back(fmt::format("{} {} > {}", errors.name, error_text(errors.sharded),
-                                   error_text(kAttentionBound)));
-    else if (above(over_one_rank(errors), kTimesOneRankBound))
+                                   error_text(bounds.relative)));
+    else if (above(over_one_rank(errors, bounds), bounds.times_one_rank))
       broken.push_back(fmt::format("{} {} > {} x {} of one rank", errors.name,
-                                   error_text(errors.sharded), kTimesOneRankBound,
+                                   error_text(errors.sharded), bounds.times_one_rank,
                                    error_text(errors.one_rank)));
   }
-  if (above(row.sharded.lse, kLseBound))
+  if (above(row.sharded.lse, bounds.lse))
     broken.push_back(
-        fmt::format("LSE {} > {}", error_text(row.sharded.lse), error_text(kLseBound)));
+        fmt::format("LSE {} > {}", error_text(row.sharded.lse), error_text(bounds.lse)));
   if (!row.sharded.padding_is_silent) broken.emplace_back("rows of padding are not zero");
+  if (!row.sharded.keeps_agree) broken.emplace_back("not the bits of memory.keep=all");
+  if (!row.sharded.same_again) broken.emplace_back("the second run had other bits");
   return broken;
 }
 
 std::vector<std::string> broken_bounds(const TrainingRow& row) {
   std::vector<std::string> broken;
-  if (above(row.loss_difference, kLossBound))
-    broken.push_back(
-        fmt::format("loss {} > {}", error_text(row.loss_difference), error_text(kLossBound)));
+  const bool bounded = verified_model(row.what.model).has_bounds;
+  const auto check = [&](const char* name, double difference, double bound) {
+    if (bounded ? above(difference, bound) : !std::isfinite(difference))
+      broken.push_back(fmt::format("{} {} > {}", name, error_text(difference), error_text(bound)));
+  };
+  check("loss", row.loss_difference, kLossBound);
+  check("gradient", row.gradient_difference, kGradientBound);
   if (!row.same_as_keep_all) broken.emplace_back("not the bits of memory.keep=all");
   if (!row.same_again) broken.emplace_back("the second run had other bits");
   return broken;
@@ -282,12 +256,13 @@ std::string report_text(const VerifyReport& report, bool colour) {
   const int broken = broken_rows(report);
   const auto all = static_cast<std::int64_t>(report.attention.size() + report.training.size());
   std::string text =
-      "Attention against dense attention in double precision. Errors in millionths: relative L2 "
-      "of\n"
-      "output, dQ, dK and dV, absolute of the log-sum-exp; ratio: largest to the error of one "
-      "rank.\n\n" +
+      "Attention against dense attention in double precision, the worst of all layouts, heads and\n"
+      "lengths. Errors in millionths: relative L2 of output, dQ, dK, dV; log-sum-exp: largest "
+      "absolute\none in fp32, relative L2 in bf16. ratio: largest to the error of one rank. keep: "
+      "memory.keep =\nall, attention and block bit for bit. twice: run again, bit for bit.\n\n" +
       attention_table(report.attention, colour) +
-      "\nTraining, 20 steps: largest relative difference of the loss to one rank.\n\n" +
+      "\nTraining, 20 steps, against one rank: largest relative difference of the loss, and "
+      "relative L2\nof the first gradients (* has no bound).\n\n" +
       training_table(report.training, colour) + "\n" + broken_text(report.attention) +
       broken_text(report.training);
   if (broken == 0)
@@ -297,55 +272,6 @@ std::string report_text(const VerifyReport& report, bool colour) {
     text += fmt::format("{}: {} of {} rows break a bound; {}", verdict(false, colour),
                         grouped(broken), grouped(all), duration_text(report.seconds));
   return text;
-}
-
-std::string report_json(const VerifyReport& report) {
-  const Json json = {{"verdict", report_status(report) == ExitStatus::kDone ? "ok" : "BROKEN"},
-                     {"broken_rows", broken_rows(report)},
-                     {"bounds",
-                      {{"attention", kAttentionBound},
-                       {"lse", kLseBound},
-                       {"times_one_rank", kTimesOneRankBound},
-                       {"loss", kLossBound}}},
-                     {"attention", to_json(report.attention)},
-                     {"training", to_json(report.training)},
-                     {"seconds", report.seconds},
-                     {"program", version_line()}};
-  return json.dump(2);
-}
-
-std::string rows_to_text(const VerifyReport& report) {
-  return Json{{"attention", to_json(report.attention)}, {"training", to_json(report.training)}}
-      .dump();
-}
-
-VerifyReport rows_from_text(const std::string& text, int ranks, const VerifyScope& scope) {
-  VerifyReport report;
-  try {
-    const Json json = Json::parse(text);
-    const Json &attention = json.at("attention"), &training = json.at("training");
-    for (const AttentionCase& what : attention_cases(ranks, scope)) {
-      const Json& row = attention.at(report.attention.size());
-      report.attention.push_back(
-          {what, errors_from(row.at("error")), errors_from(row.at("error_of_one_rank"))});
-      if (to_json(report.attention.back()) != row)
-        fail("the row of {} is another one: {}", describe(what), row.dump());
-    }
-    for (const TrainingCase& what : training_cases(ranks, scope)) {
-      const Json& row = training.at(report.training.size());
-      report.training.push_back({what, number_from(row.at("loss_difference")),
-                                 row.at("same_as_keep_all").get<bool>(),
-                                 row.at("same_again").get<bool>()});
-      if (to_json(report.training.back()) != row)
-        fail("the row of {} is another one: {}", describe(what), row.dump());
-    }
-    if (attention.size() != report.attention.size() || training.size() != report.training.size())
-      fail("{} rows came, {} were expected", attention.size() + training.size(),
-           report.attention.size() + report.training.size());
-  } catch (const std::exception& e) {
-    fail("verify: what {} left is not what was asked for: {}", counted(ranks, "rank"), e.what());
-  }
-  return report;
 }
 
 }  // namespace longspan::launcher

@@ -14,6 +14,8 @@ std::unique_ptr<AttentionScheme> make_attention_scheme(AttentionSchemeKind kind,
       return make_allgather_attention(geometry, backend);
     case AttentionSchemeKind::kUlysses:
       return make_ulysses_attention(geometry, backend);
+    case AttentionSchemeKind::kHybrid:
+      return make_hybrid_attention(geometry, backend);
     case AttentionSchemeKind::kAuto:
     case AttentionSchemeKind::kRing:
       break;
@@ -39,7 +41,8 @@ void Attention::forward(View<const float> qkv, Saved& saved, const PassContext& 
 void Attention::backward(View<const float> dout_NHK, View<const float> qkv, const Saved& saved,
                          View<float> dqkv, const PassContext& pass) const {
   if (pass.shards.ranks() > 1) return scheme_->backward(dout_NHK, qkv, saved, dqkv, pass);
-  BlockBackward(geometry_, backend_, dout_NHK, qkv, saved, dqkv, pass)
+  BlockBackward(geometry_, backend_, dout_NHK, qkv, saved.lse,
+                attention_delta(geometry_, backend_, dout_NHK, saved, pass), dqkv, pass)
       .attend(home_block(geometry_, qkv), 0, dqkv.data() + geometry_.query_width(), dqkv.cols());
 }
 

@@ -22,7 +22,8 @@ class AllgatherAttention : public AttentionScheme {
                 View<float> dqkv, const PassContext& pass) const override {
     const std::int64_t rows = qkv.rows(), width = 2 * geometry_.kv_width();
     Gathered all(*this, qkv, pass);
-    BlockBackward queries(geometry_, backend_, dout_NHK, qkv, saved, dqkv, pass);
+    BlockBackward queries(geometry_, backend_, dout_NHK, qkv, saved.lse,
+                          attention_delta(geometry_, backend_, dout_NHK, saved, pass), dqkv, pass);
     // Part r: what this rank's queries contribute to the gradients of rank r's keys and values.
     Buffer<float> parts(backend_.device, pass.shards.ranks() * rows, width);
     fill_zero(backend_, parts);

@@ -1,20 +1,22 @@
 #include "model/attention_blocks.hpp"
 
+#include <utility>
+
 namespace longspan::model {
 namespace {
 
-AttentionShape block_shape(const AttentionGeometry& geometry, const PassContext& pass, int source) {
+AttentionShape block_shape(const AttentionGeometry& geometry, const PassContext& pass,
+                           const KeyTokens& keys) {
   AttentionShape shape;
   shape.batch = pass.batch.sequences;
-  shape.queries = shape.keys = pass.tokens();
+  shape.queries = pass.tokens(), shape.keys = keys.count;
   shape.heads = geometry.heads, shape.kv_heads = geometry.kv_heads;
   shape.head_size = geometry.head_size;
-  const auto theirs = static_cast<std::size_t>(source);
   shape.query_positions = pass.shards.mine().data();
-  shape.key_positions = pass.shards.positions[theirs].data();
+  shape.key_positions = keys.positions;
   if (!pass.documents.empty()) {
     shape.query_documents = pass.documents[static_cast<std::size_t>(pass.shards.index)].data();
-    shape.key_documents = pass.documents[theirs].data();
+    shape.key_documents = keys.documents;
   }
   shape.mask = geometry.mask;
   shape.scale = geometry.scale;
@@ -22,6 +24,12 @@ AttentionShape block_shape(const AttentionGeometry& geometry, const PassContext&
 }
 
 }  // namespace
+
+KeyTokens tokens_of(const PassContext& pass, int source) {
+  const auto at = static_cast<std::size_t>(source);
+  return {pass.tokens(), pass.shards.positions[at].data(),
+          pass.documents.empty() ? nullptr : pass.documents[at].data()};
+}
 
 KeyBlock home_block(const AttentionGeometry& geometry, View<const float> qkv) {
   const float* keys = qkv.data() + geometry.query_width();
@@ -81,37 +89,35 @@ BlockForward::BlockForward(const AttentionGeometry& geometry, Backend backend,
   args_.lse = saved.lse.data();
 }
 
-void BlockForward::attend(const KeyBlock& block, int source) {
-  args_.shape = block_shape(geometry_, pass_, source);
+void BlockForward::attend(const KeyBlock& block, const KeyTokens& tokens) {
+  args_.shape = block_shape(geometry_, pass_, tokens);
   args_.k = block.keys, args_.v = block.values;
-  args_.kv_row = block.row, args_.kv_batch = pass_.tokens() * block.row;
+  args_.kv_row = block.row, args_.kv_batch = tokens.count * block.row;
   backend_.kernels.attention_forward(args_, backend_.stream);
   args_.merge = true;
 }
 
 BlockBackward::BlockBackward(const AttentionGeometry& geometry, Backend backend,
                              View<const float> dout_NHK, View<const float> qkv,
-                             const AttentionSaved& saved, View<float> dqkv, const PassContext& pass)
-    : geometry_(geometry),
-      backend_(backend),
-      pass_(pass),
-      delta_BHT_(attention_delta(geometry, backend, dout_NHK, saved, pass)) {
+                             View<const float> lse, Buffer<float> delta_BHT, View<float> dqkv,
+                             const PassContext& pass)
+    : geometry_(geometry), backend_(backend), pass_(pass), delta_BHT_(std::move(delta_BHT)) {
   fill_zero(backend, dqkv);
   const std::int64_t tokens = pass.tokens(), query_width = geometry.query_width();
   args_.q = qkv.data(), args_.q_row = qkv.cols(), args_.q_batch = tokens * qkv.cols();
   args_.dout = dout_NHK.data(), args_.dout_row = query_width;
   args_.dout_batch = tokens * query_width;
-  args_.lse = saved.lse.data(), args_.delta = delta_BHT_.data();
+  args_.lse = lse.data(), args_.delta = delta_BHT_.data();
   args_.dq = dqkv.data(), args_.dq_row = dqkv.cols(), args_.dq_batch = tokens * dqkv.cols();
 }
 
-void BlockBackward::attend(const KeyBlock& block, int source, float* dkeys, std::int64_t row) {
-  const std::int64_t tokens = pass_.tokens();
-  args_.shape = block_shape(geometry_, pass_, source);
+void BlockBackward::attend(const KeyBlock& block, const KeyTokens& tokens, float* dkeys,
+                           std::int64_t row) {
+  args_.shape = block_shape(geometry_, pass_, tokens);
   args_.k = block.keys, args_.v = block.values;
-  args_.kv_row = block.row, args_.kv_batch = tokens * block.row;
+  args_.kv_row = block.row, args_.kv_batch = tokens.count * block.row;
   args_.dk = dkeys, args_.dv = dkeys + geometry_.kv_width();
-  args_.dkv_row = row, args_.dkv_batch = tokens * row;
+  args_.dkv_row = row, args_.dkv_batch = tokens.count * row;
   backend_.kernels.attention_backward(args_, backend_.stream);
 }
 

@@ -22,6 +22,15 @@ KeyBlock packed_block(const AttentionGeometry& geometry, const float* packed);
 Buffer<float> pack_keys_values(const AttentionGeometry& geometry, Backend backend,
                                View<const float> qkv);
 
+/// Which tokens the keys of a block are: positions [count], documents [B, count] or null.
+struct KeyTokens {
+  std::int64_t count;
+  const std::int32_t* positions;
+  const std::int32_t* documents;
+};
+/// All tokens of rank `source`.
+KeyTokens tokens_of(const PassContext& pass, int source);
+
 /// Copies `width` elements of each of `rows` rows.
 void copy_columns(Backend backend, std::int64_t rows, std::int64_t width, const float* from,
                   std::int64_t from_row, float* to, std::int64_t to_row);
@@ -36,8 +45,10 @@ class BlockForward {
  public:
   BlockForward(const AttentionGeometry& geometry, Backend backend, View<const float> qkv,
                AttentionSaved& saved, const PassContext& pass);
-  /// The keys are those of rank `source`. The first block writes, the others merge.
-  void attend(const KeyBlock& block, int source);
+  /// The first block writes, the others merge.
+  void attend(const KeyBlock& block, const KeyTokens& tokens);
+  /// The keys are all of rank `source`.
+  void attend(const KeyBlock& block, int source) { attend(block, tokens_of(pass_, source)); }
 
  private:
   const AttentionGeometry& geometry_;
@@ -49,11 +60,16 @@ class BlockForward {
 /// Zeroes dqkv and adds the gradients of block after block.
 class BlockBackward {
  public:
+  /// lse and delta_BHT: [B, H, T] of this rank's tokens, over all keys.
   BlockBackward(const AttentionGeometry& geometry, Backend backend, View<const float> dout_NHK,
-                View<const float> qkv, const AttentionSaved& saved, View<float> dqkv,
-                const PassContext& pass);
+                View<const float> qkv, View<const float> lse, Buffer<float> delta_BHT,
+                View<float> dqkv, const PassContext& pass);
   /// Adds to dq, and to dkeys and the values' gradients kv_width() behind it, in rows of `row`.
-  void attend(const KeyBlock& block, int source, float* dkeys, std::int64_t row);
+  void attend(const KeyBlock& block, const KeyTokens& tokens, float* dkeys, std::int64_t row);
+  /// The keys are all of rank `source`.
+  void attend(const KeyBlock& block, int source, float* dkeys, std::int64_t row) {
+    attend(block, tokens_of(pass_, source), dkeys, row);
+  }
 
  private:
   const AttentionGeometry& geometry_;

@@ -13,8 +13,10 @@ enum class NormKind { kLayerNorm, kRmsNorm };
 enum class PositionKind { kRope, kLearned, kSinusoidal, kNone };
 enum class Precision { kFp32, kBf16 };
 enum class MaskKind { kCausal, kFull };
-enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses };
-enum class Keep { kAll, kAttention, kBlock };
+enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses, kHybrid };
+/// What a layer keeps for backward; auto is a setting only, worked out before a model is built.
+enum class Keep { kAll, kAttention, kBlock, kAuto };
+enum class Offload { kNone, kFile };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 
 struct ModelConfig {
@@ -41,12 +43,15 @@ struct AttentionConfig {
   MaskKind mask = MaskKind::kCausal;
   std::int64_t window = 0;  ///< tokens a query sees, itself included; 0 = all
   AttentionSchemeKind scheme =
-      AttentionSchemeKind::kAuto;  ///< how ranks share a sequence; auto = ring
+      AttentionSchemeKind::kAuto;  ///< how ranks share a sequence (attention_choice.hpp)
 };
 
 struct MemoryConfig {
   Keep keep = Keep::kAll;
   std::int64_t loss_chunk = 0;  ///< tokens whose logits exist at a time; 0 = work it out
+  std::int64_t budget = 0;      ///< bytes per rank that keep=auto may use; 0 = what the rank has
+  Offload offload = Offload::kNone;
+  std::string offload_directory;  ///< where offload=file writes; empty = the run directory
 };
 
 struct OptimizerConfig {

@@ -59,8 +59,9 @@ void Embedding::prepare(std::int64_t length) {
   if (config_.position != PositionKind::kSinusoidal) return;
   sinusoids_ = Buffer<float>(backend_.device, length, config_.width);
   for (std::int64_t i = 0; i < config_.width; ++i) {
+    const std::int64_t pair = i / 2;
     const double frequency =
-        std::pow(10000.0, -2.0 * static_cast<double>(i / 2) / static_cast<double>(config_.width));
+        std::pow(10000.0, -2.0 * static_cast<double>(pair) / static_cast<double>(config_.width));
     for (std::int64_t p = 0; p < length; ++p) {
       const double angle = static_cast<double>(p) * frequency;
       // Scaled to the size of the token embeddings, which start with deviation 0.02.

@@ -1,7 +1,10 @@
 #include "model/flops.hpp"
 
 #include <algorithm>
+#include <vector>
 
+#include "model/attention_heads.hpp"
+#include "model/attention_traffic.hpp"
 #include "model/loss.hpp"
 
 namespace longspan::model {
@@ -13,7 +16,72 @@ std::int64_t block_matrix_weights(const ModelConfig& m) {
   return m.width * (2 * query + 2 * kv) + mlp_matrices * m.width * m.mlp_width;
 }
 
-/// What one of `tensor` ranks holds: a part of the heads, the MLP and the vocabulary.
+/// Elements per token of a rank that a scheme of sharing sequences adds to what one rank alone has.
+struct SchemeMemory {
+  std::int64_t kept = 0;     ///< a layer, with everything kept
+  std::int64_t at_work = 0;  ///< the most beside it in one layer's backward
+};
+
+/// Rows that the backward pass of the ring has under way at most: blocks of keys and values, of
+/// their gradients, and of both on the wire.
+std::int64_t rows_of_ring(const AttentionMask& mask, std::int64_t tokens, int ranks) {
+  if (mask.window == 0) return 5 * tokens;
+  std::int64_t most = 0;
+  for (int me = 0; me < ranks; ++me) {
+    // Incoming and outgoing rows of the exchanges, nearest first, with none before and behind.
+    std::vector<std::int64_t> in{0}, out{0};
+    for (int distance = 1; distance < ranks; ++distance) {
+      const int from = (me + ranks - distance) % ranks, to = (me + distance) % ranks;
+      in.push_back(rows_in_window(mask, ranks * tokens, tokens, from, me));
+      out.push_back(rows_in_window(mask, ranks * tokens, tokens, me, to));
+      if (in.back() + out.back() == 0) in.pop_back(), out.pop_back();
+    }
+    in.push_back(0), out.push_back(0);
+    for (std::size_t i = 1; i + 1 < in.size(); ++i)
+      most = std::max(most, 2 * in[i] + in[i + 1] + out[i + 1] + in[i - 1] + out[i - 1]);
+  }
+  return most;
+}
+
+SchemeMemory scheme_memory(const ModelConfig& m, Keep keep, const RankShare& share) {
+  const int context = share.context;
+  const std::int64_t tokens = share.tokens;
+  const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
+  if (context == 1) return {};
+  // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
+  if (share.scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
+  const bool hybrid = share.scheme == AttentionSchemeKind::kHybrid;
+  if (!hybrid && share.scheme != AttentionSchemeKind::kUlysses)
+    return {0, 2 * kv * rows_of_ring(share.mask, tokens, context) / tokens};
+  // A rank's share of the heads over all tokens of those it shares them with: the largest share
+  // counts. All shares on this rank's tokens: their sum, more than all heads where a key/value head
+  // is in several.
+  const int ranks = hybrid ? share.inner : context;
+  std::int64_t most_heads = 0, most_keys = 0, most = 0, sum = 0;
+  for (int r = 0; r < ranks; ++r) {
+    const HeadShare heads =
+        head_share({m.heads, m.kv_heads, m.head_size, share.mask, 1.0f}, r, ranks);
+    most_heads = std::max(most_heads, heads.count);
+    most_keys = std::max(most_keys, heads.kv_count);
+    most = std::max(most, heads.count + 2 * heads.kv_count);
+    sum += heads.count + 2 * heads.kv_count;
+  }
+  const std::int64_t exchanged = m.head_size * most * ranks,
+                     exchange = exchanged + m.head_size * sum;
+  const std::int64_t output_gradients = m.head_size * most_heads * ranks;
+  const bool again = keep == Keep::kAttention;
+  // qkv travels again if what forward exchanged is gone. Hybrid has given back what it sent before
+  // the ring begins.
+  const std::int64_t at_work =
+      hybrid ? output_gradients + exchange + (again ? exchanged : 0) +
+                   2 * m.head_size * most_keys *
+                       rows_of_ring(share.mask, ranks * tokens, context / ranks) / tokens
+             : query + output_gradients + exchange + (again ? exchange : 0);
+  return {exchanged - query - 2 * kv, at_work};
+}
+
+}  // namespace
+
 ModelConfig part_of_model(ModelConfig m, std::int64_t tensor) {
   m.heads /= tensor;
   m.kv_heads = std::max<std::int64_t>(1, m.kv_heads / tensor);
@@ -21,41 +89,6 @@ ModelConfig part_of_model(ModelConfig m, std::int64_t tensor) {
   m.vocabulary /= tensor;
   return m;
 }
-
-/// Elements per token of a rank that a scheme of sharing sequences adds to what one rank alone has.
-struct SchemeMemory {
-  std::int64_t kept = 0;     ///< a layer, with everything kept
-  std::int64_t at_work = 0;  ///< the most beside it in one layer's backward
-};
-
-SchemeMemory scheme_memory(const ModelConfig& m, const MemoryConfig& memory,
-                           AttentionSchemeKind scheme, std::int64_t context) {
-  const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
-  if (context == 1) return {};
-  // Its own and everybody's keys and values, then everybody's gradients and the sum of its own.
-  if (scheme == AttentionSchemeKind::kAllgather) return {0, 2 * kv * (2 * context + 1)};
-  if (scheme != AttentionSchemeKind::kUlysses) return {0, 2 * 5 * kv};
-  // A rank's share of the heads over all tokens: the largest share counts. All shares on this
-  // rank's tokens: their sum, more than all heads where a key/value head is in several.
-  std::int64_t most_heads = 0, most = 0, sum = 0;
-  for (std::int64_t r = 0; r < context; ++r) {
-    const std::int64_t first = part_begin(m.heads, r, context),
-                       end = part_begin(m.heads, r + 1, context);
-    const std::int64_t group = m.heads / m.kv_heads,
-                       keys = end > first ? (end - 1) / group + 1 - first / group : 0;
-    most_heads = std::max(most_heads, end - first);
-    most = std::max(most, end - first + 2 * keys);
-    sum += end - first + 2 * keys;
-  }
-  const std::int64_t exchanged = m.head_size * most * context,
-                     exchange = exchanged + m.head_size * sum;
-  const std::int64_t output_gradients = query + m.head_size * most_heads * context;
-  // qkv travels again if what forward exchanged is gone.
-  return {exchanged - query - 2 * kv,
-          output_gradients + exchange + (memory.keep == Keep::kAttention ? exchange : 0)};
-}
-
-}  // namespace
 
 double attention_pairs(const AttentionConfig& attention, std::int64_t n) {
   const double length = static_cast<double>(n);
@@ -89,31 +122,52 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
-MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
-                               std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context, int tensor) {
-  const ModelConfig part = part_of_model(m, tensor);
-  const std::int64_t d = m.width, t = tensor;
-  // Everything is counted per own row, of which there are 1/t of the context rank's: what a rank
-  // has of all rows, with its part of the heads and the MLP, counts t times.
-  const std::int64_t rows = sequences * tokens / t;
+std::int64_t state_memory(const ModelConfig& m, int tensor) {
+  return 16 * parameter_count(m, tensor);
+}
+
+std::int64_t table_memory(const ModelConfig& m, const RankShare& share) {
+  const std::int64_t statistics = m.norm == NormKind::kLayerNorm ? 2 : 1;
+  // Sines and cosines of this rank's positions, or a row of the width for all positions.
+  const std::int64_t positions = m.position == PositionKind::kRope ? share.tokens * m.head_size
+                                 : m.position == PositionKind::kSinusoidal
+                                     ? share.tokens * share.context * m.width
+                                     : 0;
+  return 4 * (positions + share.own_rows() * statistics);
+}
+
+std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, const RankShare& share) {
+  const std::int64_t vocabulary = m.vocabulary / share.tensor;
+  const std::int64_t chunk = std::min(
+      share.rows(), memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(vocabulary));
+  // With tensor ranks the gathered rows of a chunk, and its statistics, of this rank and of all.
+  const std::int64_t gathered = share.tensor == 1 ? 1 : m.width + 3 * (1 + share.tensor);
+  // The last layer's output, its norm and the norm's gradient.
+  return 4 * (share.own_rows() * 3 * m.width + chunk * (vocabulary + gathered));
+}
+
+LayerMemory layer_memory(const ModelConfig& m, Keep keep, const RankShare& share) {
+  // Everything is counted per own row of the residual stream: what a tensor rank has of the rows of
+  // all t ranks, with its part of the heads and of the MLP, counts t times.
+  const std::int64_t t = share.tensor, rows = share.own_rows(), d = m.width;
+  const ModelConfig part = part_of_model(m, t);
   const std::int64_t heads = t * part.heads, query = heads * m.head_size,
                      kv = t * part.kv_heads * m.head_size, product = t * part.mlp_width;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? product : 2 * product;
-  const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
   const std::int64_t gathered = t == 1 ? 0 : t * d;
+  const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
   // Per token: x | norm, qkv, x2, norm2, norm statistics, hidden, product | attention output,
   // log-sum-exp.
   const std::int64_t input = d, attention = query + heads;
-  const SchemeMemory sharing = scheme_memory(part, memory, scheme, context);
+  const SchemeMemory sharing = scheme_memory(part, keep, share);
   const std::int64_t inner = 3 * d + query + 2 * kv + norm_rows + hidden + product +
-                             (memory.keep == Keep::kAttention ? 0 : t * sharing.kept);
-  const std::int64_t kept = memory.keep == Keep::kAll         ? input + inner + attention
-                            : memory.keep == Keep::kAttention ? input + attention
-                                                              : input;
-  const std::int64_t recomputed = memory.keep == Keep::kAll         ? 0
-                                  : memory.keep == Keep::kAttention ? inner
-                                                                    : inner + attention;
+                             (keep == Keep::kAttention ? 0 : t * sharing.kept);
+  const std::int64_t kept = keep == Keep::kAll         ? input + inner + attention
+                            : keep == Keep::kAttention ? input + attention
+                                                       : input;
+  const std::int64_t recomputed = keep == Keep::kAll         ? 0
+                                  : keep == Keep::kAttention ? inner
+                                                             : inner + attention;
   // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
   // of its steps: the MLP's product gradient beside everything recomputed, or attention's gradients
   // once the MLP's buffers are gone, or the input projection's once attention's are.
@@ -125,19 +179,39 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const std::int64_t projection_step = recomputed - mlp_buffers + 2 * gathered;
   const std::int64_t backward =
       2 * d + drops + std::max({mlp_step, attention_step, projection_step});
-  // Forward of the last layer: its output beside everything it made.
-  const std::int64_t forward = d + (memory.keep == Keep::kAll ? 0 : recomputed) + 2 * gathered;
-  const std::int64_t chunk = std::min(
-      rows * t, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(part.vocabulary));
-  const std::int64_t loss = rows * 3 * d + chunk * (part.vocabulary + (t == 1 ? 0 : d + 3 * t + 3));
+  // The sum over all rows that is a bias' gradient goes by at most 128 blocks of 16 rows or more.
+  const std::int64_t bias_sums =
+      m.bias ? std::min<std::int64_t>(128, (share.rows() + 15) / 16) * d : 0;
+  // Forward: its output beside everything it made.
+  const std::int64_t forward = d + recomputed + 2 * gathered;
+  return {4 * rows * kept, 4 * rows * (keep == Keep::kAttention ? input + attention : input),
+          4 * rows * std::max(backward, forward) + 4 * bias_sums};
+}
+
+std::int64_t offloaded_bytes(const ModelConfig& m, const MemoryConfig& memory,
+                             const RankShare& share, const ActivationPlan& plan) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i + 1 < plan.keep_L.size(); ++i)  // the last layer's stay
+    if (memory.offload == Offload::kFile) bytes += layer_memory(m, plan.keep_L[i], share).movable;
+  return bytes;
+}
+
+MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
+                               const RankShare& share, const ActivationPlan& plan) {
+  const ActivationPlan& used = plan.keep_L.empty() ? uniform_plan(memory.keep, m.layers) : plan;
+  ActivationChain chain;
   MemoryEstimate estimate;
-  estimate.states = 16 * parameter_count(m, tensor);
-  // Made once, and there all the time: the angles of a rank's tokens, or the positions of all.
-  const std::int64_t tables = m.position == PositionKind::kRope         ? tokens * m.head_size
-                              : m.position == PositionKind::kSinusoidal ? tokens * context * d
-                                                                        : 0;
-  estimate.activations = 4 * (rows * m.layers * kept + tables);
-  estimate.transient = 4 * std::max({rows * backward, rows * forward, loss});
+  for (const Keep keep : used.keep_L) {
+    const LayerMemory layer = layer_memory(m, keep, share);
+    const std::int64_t moved = memory.offload == Offload::kFile ? layer.movable : 0;
+    chain.options_L.push_back({{keep, layer.kept - moved, moved, layer.at_work, 0}});
+    estimate.activations += layer.kept - moved;
+  }
+  chain.state_bytes = table_memory(m, share);
+  chain.loss_bytes = loss_memory(m, memory, share);
+  estimate.states = state_memory(m, share.tensor);
+  estimate.transient =
+      peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0)) - estimate.activations;
   return estimate;
 }
 

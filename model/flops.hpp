@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
+#include "model/activation_plan.hpp"
 #include "model/config.hpp"
+#include "model/rank_share.hpp"
 
 namespace longspan::model {
 
@@ -25,25 +27,50 @@ double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_l
 /// Of the whole model, or what one of `tensor` ranks holds of it.
 std::int64_t parameter_count(const ModelConfig& model, int tensor = 1);
 
+/// The model with one tensor rank's part of the heads, of the MLP's width and of the vocabulary.
+ModelConfig part_of_model(ModelConfig model, std::int64_t tensor);
+
+/// Bytes of one layer on one rank, after notes/long-sequences.md section 7 in fp32: per token 6D +
+/// 2GK + H + 2F (GELU) or 3F (SwiGLU) elements are kept with keep = all, D + HK + H with attention,
+/// D with block.
+struct LayerMemory {
+  std::int64_t kept = 0;     ///< from its forward to its backward, its input included
+  std::int64_t movable = 0;  ///< of these, what memory.offload moves out: the input, and with keep
+                             ///< = attention the attention output and its log-sum-exp
+  std::int64_t at_work = 0;  ///< the most beside the kept, in its forward or backward
+};
+
+/// Of what travels (notes section 4) the ring has five blocks of keys, values and their gradients
+/// under way (through a window, up to six of the rows within it), allgather those of the whole
+/// sequence, Ulysses what it exchanges, hybrid both. Tensor ranks keep their part of all that, and
+/// while a layer works the rows of all of them that it gathers (parallel/tensor_parallel.hpp).
+LayerMemory layer_memory(const ModelConfig& model, Keep keep, const RankShare& share);
+
+/// Bytes that memory.offload=file has in its file at the most; 0 without. `plan` as below.
+std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memory,
+                             const RankShare& share, const ActivationPlan& plan);
+
+/// Bytes of weights, gradients and two optimizer moments on one of `tensor` ranks.
+std::int64_t state_memory(const ModelConfig& model, int tensor = 1);
+
+/// Bytes of what goes with the tokens and is no layer's: tables of positions, the final norm's
+/// statistics.
+std::int64_t table_memory(const ModelConfig& model, const RankShare& share);
+
+/// Bytes beside what the layers keep while the loss is worked out.
+std::int64_t loss_memory(const ModelConfig& model, const MemoryConfig& memory,
+                         const RankShare& share);
+
 struct MemoryEstimate {
-  std::int64_t states = 0;  ///< weights, gradients, two optimizer moments
-  /// What all layers keep for the backward pass, and the table of their positions.
-  std::int64_t activations = 0;
-  std::int64_t transient =
-      0;  ///< the most that exists besides at one time: one layer at work, or the loss
+  std::int64_t states = 0;       ///< weights, gradients, two optimizer moments
+  std::int64_t activations = 0;  ///< what all layers keep for the backward pass, files not counted
+  std::int64_t transient = 0;    ///< what else exists at the moment of the most: one layer at work,
+                                 ///< or the loss; less what layers keep that is gone by then
   std::int64_t total() const { return states + activations + transient; }
 };
 
-/// Bytes on one rank that trains `sequences` sequences of which it holds `tokens` tokens each,
-/// after notes/long-sequences.md section 7 in fp32: per token and layer 6D + 2GK + H + 2F (GELU) or
-/// 3F (SwiGLU) elements with keep = all, D + HK + H with attention, D with block. `context` ranks
-/// share a sequence by `scheme` (notes section 4 for what travels): the ring has five blocks of
-/// keys, values and their gradients under way, allgather those of the whole sequence, Ulysses what
-/// it exchanges. With one rank the scheme does not matter. `tensor` ranks share the weights, and
-/// the `tokens` between them: of what they keep each has its part, beside it the rows of all of
-/// them that a layer gathers (parallel/tensor_parallel.hpp).
+/// Bytes on one rank that trains by `plan`; without one, by memory.keep in every layer.
 MemoryEstimate memory_estimate(const ModelConfig& model, const MemoryConfig& memory,
-                               std::int64_t sequences, std::int64_t tokens,
-                               AttentionSchemeKind scheme, int context, int tensor = 1);
+                               const RankShare& share, const ActivationPlan& plan = {});
 
 }  // namespace longspan::model

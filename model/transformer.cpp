@@ -10,12 +10,21 @@
 #include "parallel/error.hpp"
 
 namespace longspan::model {
+namespace {
+
+/// What waits in a file between a block's forward and backward; LayerMemory::movable counts it.
+std::vector<Buffer<float>*> movable(Buffer<float>& x_ND, Block::Saved& saved, Keep keep) {
+  if (keep != Keep::kAttention) return {&x_ND};
+  return {&x_ND, &saved.attention.output_NHK, &saved.attention.lse};
+}
+
+}  // namespace
 
 Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention,
                          const MemoryConfig& memory, SequenceShards shards, Backend backend,
-                         const TensorShards& tensor)
+                         ActivationPlan plan, const TensorShards& tensor)
     : config_(config),
-      memory_(memory),
+      plan_(plan.keep_L.empty() ? uniform_plan(memory.keep, config.layers) : std::move(plan)),
       shards_(std::move(shards)),
       tensor_(tensor),
       backend_(backend),
@@ -75,16 +84,22 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   const std::int64_t rows = pass.own_rows(), width = config_.width;
   const std::size_t layers = blocks_.size();
 
-  // Forward: x[i] is the input of block i. With memory.keep = all, saved[i] keeps everything
-  // backward needs.
+  // Forward: x[i] is the input of block i, saved[i] what else backward needs and
+  // the plan keeps.
   std::vector<Buffer<float>> x_ND(layers + 1);
   std::vector<Block::Saved> saved(layers);
+  if (offload_ != nullptr) offload_->clear();
   x_ND[0] = Buffer<float>(backend_.device, rows, width);
   embedding_.forward(x_ND[0], pass);
   for (std::size_t i = 0; i < layers; ++i) {
     x_ND[i + 1] = Buffer<float>(backend_.device, rows, width);
     blocks_[i].forward(x_ND[i], x_ND[i + 1], saved[i], pass, rotary_.get());
-    saved[i].trim(memory_.keep);
+    saved[i].trim(plan_.keep_L[i]);
+    if (offload_ == nullptr || i + 1 == layers) continue;
+    SpillFile::Group group;
+    for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
+      group.push_back(std::move(*buffer));
+    offload_->push(std::move(group));
   }
   Norm::Saved final_saved;
   Buffer<float> normed_ND(backend_.device, rows, width);
@@ -105,7 +120,14 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale,
   x_ND[layers].clear();
   if (ready && !config_.tie_embeddings) ready(store_.offset(first_final_parameter_));
   for (std::size_t i = layers; i-- > 0;) {
-    blocks_[i].recompute(x_ND[i], saved[i], memory_.keep, pass, rotary_.get());
+    if (offload_ != nullptr && i + 1 < layers) {
+      SpillFile::Group group = offload_->pop();
+      std::size_t at = 0;
+      for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
+        *buffer = std::move(group[at++]);
+    }
+    if (offload_ != nullptr) offload_->prefetch();  // the layer below, behind this one's compute
+    blocks_[i].recompute(x_ND[i], saved[i], plan_.keep_L[i], pass, rotary_.get());
     blocks_[i].backward(x_ND[i], saved[i], dx_ND, pass, rotary_.get());
     x_ND[i].clear();
     if (ready) ready(store_.offset(blocks_[i].first_parameter()));

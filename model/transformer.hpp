@@ -9,9 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "model/activation_plan.hpp"
 #include "model/block.hpp"
 #include "model/embedding.hpp"
 #include "model/loss.hpp"
+#include "parallel/spill_file.hpp"
 
 namespace longspan::model {
 
@@ -25,9 +27,15 @@ class Transformer {
   /// holds, `tensor` which part of the weights; their groups outlive the model. The tokens of a
   /// rank are a multiple of the tensor ranks (shard_sequence), and so are heads, MLP width and
   /// vocabulary; key/value heads too, or a divisor of it. Every tensor rank gets the same batches.
+  /// Without a plan every layer follows memory.keep, which then is not auto.
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
               const MemoryConfig& memory, SequenceShards shards, Backend backend,
-              const TensorShards& tensor = {});
+              ActivationPlan plan = {}, const TensorShards& tensor = {});
+
+  /// From now on block inputs, and where attention is kept its output and log-sum-exp, wait in
+  /// `file` between forward and backward (memory.offload=file); all but the last layer's, which
+  /// are needed at once. The same bits. `file` outlives the model; its errors come out of train().
+  void offload_to(SpillFile& file) { offload_ = &file; }
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
@@ -63,7 +71,8 @@ class Transformer {
       const std::function<bool(const std::string&, View<const float>)>& visit);
 
   ModelConfig config_;
-  MemoryConfig memory_;
+  ActivationPlan plan_;
+  SpillFile* offload_ = nullptr;
   SequenceShards shards_;
   TensorShards tensor_;
   Backend backend_;

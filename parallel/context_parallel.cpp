@@ -17,6 +17,10 @@ void append_chunk(std::vector<std::int32_t>& positions, std::int64_t begin, std:
 
 }  // namespace
 
+SequenceLayout layout_for(bool causal, std::int64_t window) {
+  return causal && window == 0 ? SequenceLayout::kZigzag : SequenceLayout::kContiguous;
+}
+
 std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int count,
                                              SequenceLayout layout, std::int64_t multiple) {
   std::vector<std::int32_t> positions;
@@ -31,6 +35,26 @@ std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int
   append_chunk(positions, index * chunk, chunk, length);
   append_chunk(positions, (2 * count - 1 - index) * chunk, chunk, length);
   return positions;
+}
+
+std::int64_t SequenceShards::bytes_sent() const {
+  std::int64_t sum = 0;
+  for (const ProcessGroup* g : {group, inner.get(), outer.get()})
+    if (g != nullptr) sum += g->bytes_sent();
+  return sum;
+}
+
+double SequenceShards::exposed_seconds() const {
+  double sum = 0;
+  for (const ProcessGroup* g : {group, inner.get(), outer.get()})
+    if (g != nullptr) sum += g->exposed_seconds();
+  return sum;
+}
+
+void split_context(SequenceShards& shards, const Communicator& context, int inner) {
+  const int rank = context.rank();
+  shards.inner = make_mpi_group(context.split(rank / inner, rank));
+  shards.outer = make_mpi_group(context.split(rank % inner, rank));
 }
 
 SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, ProcessGroup* group,

@@ -21,8 +21,8 @@ enum class ExitStatus : int {
 
 class Error : public std::runtime_error {
  public:
-  explicit Error(std::string message, ExitStatus status = ExitStatus::kFailed)
-      : std::runtime_error(std::move(message)), status_(status) {}
+  explicit Error(const std::string& message, ExitStatus status = ExitStatus::kFailed)
+      : std::runtime_error(message), status_(status) {}
   ExitStatus status() const { return status_; }
 
  private:

@@ -199,7 +199,7 @@ class JobPending : public Pending {
 class MpiGroup : public ProcessGroup {
  public:
   explicit MpiGroup(const Communicator& comm) : engine_(std::make_shared<Engine>(comm)) {
-    if (size() > 1) thread_ = std::thread([engine = engine_] { engine->run(); });
+    if (engine_->size() > 1) thread_ = std::thread([engine = engine_] { engine->run(); });
   }
 
   ~MpiGroup() override {

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <sstream>
 
 #include "launcher/run_directory.hpp"
@@ -112,6 +113,17 @@ TEST_F(Cli, TrainsAloneUnderMpirunAndByLaunchWithTheSameLosses) {
   ASSERT_EQ(one.size(), 8u);
   EXPECT_LT(one.back(), one.front());
 
+  // mfu is what the header says: model FLOPs of a step, per second, over the peak.
+  std::smatch flops, peak;
+  ASSERT_TRUE(std::regex_search(a.out, flops, std::regex("([0-9.e+]+) GFLOP \\(model FLOPs")));
+  ASSERT_TRUE(std::regex_search(a.out, peak, std::regex("peak: ([0-9.]+) GFLOP/s")));
+  std::istringstream lines(read(metrics("alone")));
+  for (std::string line; std::getline(lines, line);) {
+    const auto j = nlohmann::json::parse(line);
+    const double expected = std::stod(flops[1]) / double(j["step_seconds"]) / std::stod(peak[1]);
+    EXPECT_NEAR(double(j["mfu"]) / expected, 1.0, 0.02) << line;
+  }
+
   std::vector<std::string> plain = {
       "mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", longspan_path(), "train"};
   const auto settings = tiny("plain");
@@ -132,6 +144,36 @@ TEST_F(Cli, TrainsAloneUnderMpirunAndByLaunchWithTheSameLosses) {
   }
   const auto losses = losses_of(metrics("plain"));
   for (std::size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5);
+}
+
+TEST_F(Cli, TheChoiceOfTheAttentionSchemeIsSaidOnceAndTrainsLikeOneRank) {
+  const std::vector<std::string> window = {"--attention.window", "40"};
+  ASSERT_EQ(launch(1, tiny("scheme_alone", window)).status, 0);
+  const auto one = losses_of(metrics("scheme_alone"));
+  struct Choice {
+    const char *setting, *ranks, *says;
+  };
+  for (const Choice& c : {Choice{"auto", "2", "attention over 2 ranks: ring, because by formula"},
+                          Choice{"hybrid", "4", "attention over 4 ranks: hybrid: 2 x 2 ranks"},
+                          Choice{"hybrid", "3", "because attention.scheme=hybrid finds no divisor"},
+                          Choice{"ring", "3", ""}}) {
+    const std::string name = std::string("scheme_") + c.setting + c.ranks;
+    auto settings = tiny(name, window);
+    settings.insert(settings.end(), {"--attention.scheme", c.setting, "--mesh.context", c.ranks});
+    const auto r = launch(c.ranks[0] - '0', settings);
+    ASSERT_EQ(r.status, 0) << r.err << r.out;
+    const std::string line = "attention over";
+    const auto at = r.out.find(line);
+    EXPECT_NE(r.out.find(c.says), std::string::npos) << r.out;
+    EXPECT_EQ(at == std::string::npos, *c.says == '\0');
+    if (at != std::string::npos) {
+      EXPECT_EQ(r.out.find(line, at + 1), std::string::npos);
+    }
+    const auto losses = losses_of(metrics(name));
+    ASSERT_EQ(losses.size(), one.size());
+    for (std::size_t i = 0; i < one.size(); ++i)
+      EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5) << name << " step " << i + 1;
+  }
 }
 
 TEST_F(Cli, StoppedAndResumedEqualsUninterruptedBitForBit) {

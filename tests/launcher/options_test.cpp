@@ -62,7 +62,7 @@ RunConfig unusual() {
   c.data = {" /data/with space.h5", 4097, io::Pack::kDocuments};
   c.mesh = {2, 4, 2};
   c.attention = {model::MaskKind::kFull, 77, model::AttentionSchemeKind::kUlysses};
-  c.memory = {model::Keep::kAttention, 33};
+  c.memory = {model::Keep::kAuto, 33, 3 << 20, model::Offload::kFile, "/local disk"};
   c.train = {7, 2, 24, 3, 5, 9, 4};
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear, 11, 0.0, 0.7, 0.1, 0.2, 3e-9};
   c.checkpoint = {6, 0, "never"};
@@ -89,7 +89,8 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "data.sequence-length data.pack mesh.data mesh.context mesh.tensor attention.mask "
             "attention.window "
             "attention.scheme memory.keep "
-            "memory.loss-chunk train.steps train.stop-after train.global-batch train.micro-batch "
+            "memory.loss-chunk memory.budget memory.offload memory.offload-directory train.steps "
+            "train.stop-after train.global-batch train.micro-batch "
             "train.validate-every "
             "train.validate-sequences train.patience optimizer.learning-rate "
             "optimizer.minimum-learning-rate "
@@ -182,6 +183,7 @@ TEST_F(Options, ValuesOfEveryKind) {
     EXPECT_TRUE(with("model.bias", on).model.bias) << on;
   for (const char* off : {"off", "false", "no", "0"})
     EXPECT_FALSE(with("model.tie-embeddings", off).model.tie_embeddings) << off;
+  EXPECT_EQ(with("memory.budget", "3G").memory.budget, std::int64_t{3} << 30);
   EXPECT_EQ(with("memory.keep", "block").memory.keep, model::Keep::kBlock);
   EXPECT_EQ(with("optimizer.clip", ".5").optimizer.clip, 0.5);
   EXPECT_EQ(with("optimizer.clip", "0").optimizer.clip, 0.0);

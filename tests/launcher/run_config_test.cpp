@@ -83,6 +83,7 @@ TEST(RunConfig, EveryRuleIsReportedWithItsValues) {
        "mesh.tensor=2, which fits the whole model"},
       {[](auto& c) { c.attention.window = -1; }, "attention.window=-1: "},
       {[](auto& c) { c.memory.loss_chunk = -1; }, "memory.loss-chunk=-1: "},
+      {[](auto& c) { c.memory.budget = -1; }, "memory.budget=-1: "},
       {[](auto& c) { c.train.steps = 0; }, "train.steps=0: "},
       {[](auto& c) { c.train.stop_after = -1; }, "train.stop-after=-1: "},
       {[](auto& c) { c.train.micro_batch = 0; }, "train.micro-batch=0: "},

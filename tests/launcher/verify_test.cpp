@@ -3,12 +3,16 @@
 /// the contract says. That wrong sharding is found is in verify_faults_test.cpp.
 #include "launcher/verify.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
+#include "launcher/verify_attention.hpp"
 #include "support/attention_reference.hpp"
 #include "support/process.hpp"
 
@@ -28,7 +32,7 @@ VerifyReport good_report(const VerifyScope& scope) {
   for (const AttentionCase& what : attention_cases(2, scope))
     report.attention.push_back({what, errors, errors});
   for (const TrainingCase& what : training_cases(2, scope))
-    report.training.push_back({what, 4e-9, true, true});
+    report.training.push_back({what, 4e-9, 4e-7, true, true});
   return report;
 }
 
@@ -38,15 +42,19 @@ TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
   const Json json = Json::parse(run.out);
   EXPECT_EQ(json.at("verdict"), "ok");
   EXPECT_EQ(json.at("broken_rows"), 0);
-  EXPECT_EQ(json.at("bounds").at("attention"), 2e-6);
+  EXPECT_EQ(json.at("bounds").at("fp32").at("relative"), 2e-6);
+  EXPECT_EQ(json.at("bounds").at("bf16").at("relative"), 4e-3);
   EXPECT_GT(json.at("seconds"), 0);
-  const VerifyScope scope{61, true};
+  const VerifyScope scope{61, Extent::kQuick};
   ASSERT_EQ(json.at("attention").size(),
             attention_cases(1, scope).size() + attention_cases(2, scope).size());
   ASSERT_EQ(json.at("training").size(),
             training_cases(1, scope).size() + training_cases(2, scope).size());
+  std::set<std::string> schemes;
   for (const Json& row : json.at("attention")) {
-    EXPECT_EQ(row.at("scheme"), "ring");
+    schemes.insert(row.at("scheme").get<std::string>());
+    EXPECT_TRUE(row.at("error").at("keeps_agree"));
+    EXPECT_TRUE(row.at("error").at("same_again"));
     EXPECT_EQ(row.at("tokens"), 61);
     EXPECT_EQ(row.at("verdict"), "ok");
     for (const char* tensor : {"output", "dq", "dk", "dv"}) {
@@ -56,26 +64,35 @@ TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
     }
     EXPECT_LE(row.at("error").at("lse"), 1e-5);
   }
+  std::set<std::string> expected = {""};  // one rank
+  for (const VerifiedScheme& scheme : verified_schemes())
+    if (scheme.name != "hybrid") expected.emplace(scheme.name);  // needs four ranks
+  EXPECT_EQ(schemes, expected);
   for (const Json& row : json.at("training")) {
     EXPECT_TRUE(row.at("same_as_keep_all"));
     EXPECT_TRUE(row.at("same_again"));
     EXPECT_LE(row.at("loss_difference"), 1e-5);
+    EXPECT_LE(row.at("gradient_difference"), 2e-6);
   }
 }
 
 TEST(Verify, TheProgramPrintsATableThatEndsWithTheVerdict) {
   const auto run = longspan({"verify", "--ranks", "2", "--quick", "--tokens", "16"});
   ASSERT_EQ(run.status, 0) << run.err << run.out;
-  for (const char* text : {"zigzag", "contiguous", "causal", "documents", "2 x 1", "1 x 2",
-                           "GPT-2-like", "Llama-like", "\nok: 8 of 8 rows keep their bounds; "})
+  const VerifyScope scope{16, Extent::kQuick};
+  const std::size_t count = attention_cases(2, scope).size() + training_cases(2, scope).size();
+  const std::string rows = fmt::format("\nok: {0} of {0} rows keep their bounds; ", count);
+  for (const char* text : {"ring", "allgather", "ulysses", "bf16", "causal", "documents", "2 x 1",
+                           "1 x 2 ring", "GPT-2-like", "Llama-like", rows.c_str()})
     EXPECT_NE(run.out.find(text), std::string::npos) << text << "\n" << run.out;
   EXPECT_EQ(run.out.find('\033'), std::string::npos) << "colours are for terminals";
 }
 
 TEST(Verify, WrongUsageIsSaidBeforeAnythingStarts) {
   const std::vector<std::vector<std::string>> wrong = {
-      {"--ranks", "0"},  {"--ranks", "2,"},        {"--ranks", "1,x"},     {"--ranks", "1000"},
-      {"--tokens", "3"}, {"--tokens", "99999999"}, {"--layout", "zigzag"}, {"2"}};
+      {"--ranks", "0"},     {"--ranks", "2,"},        {"--ranks", "1,x"},     {"--ranks", "1000"},
+      {"--tokens", "3"},    {"--tokens", "99999999"}, {"--layout", "zigzag"}, {"2"},
+      {"--quick", "--full"}};
   for (std::vector<std::string> arguments : wrong) {
     arguments.insert(arguments.begin(), "verify");
     const auto run = longspan(arguments);
@@ -86,30 +103,71 @@ TEST(Verify, WrongUsageIsSaidBeforeAnythingStarts) {
 }
 
 TEST(Verify, TheMatrixHasEveryCombination) {
-  const auto attention = [](int ranks) { return attention_cases(ranks, {}).size(); };
-  EXPECT_EQ(attention(1), 4u * 2);          // masks, heads
-  EXPECT_EQ(attention(2), 2u * 4 * 2);      // and layouts
-  EXPECT_EQ(attention(3), 2u * 4 * 2 + 2);  // and two so short that a rank has only padding
-  EXPECT_EQ(attention(4), 2u * 4 * 2 + 2);
-  EXPECT_EQ(training_cases(1, {}).size(), 1u * 2 * 3);  // meshes, models, memory.keep
-  EXPECT_EQ(training_cases(3, {}).size(), 2u * 2 * 3);
-  EXPECT_EQ(training_cases(4, {}).size(), 3u * 2 * 3);
-  for (const int ranks : {3, 4, 7})
-    for (const AttentionCase& what : attention_cases(ranks, {})) {
-      if (what.tokens >= ranks * ranks) continue;
-      for (const std::int32_t position :
-           sequence_positions(what.tokens, ranks - 1, ranks, what.layout))
-        EXPECT_EQ(position, -1);
+  const VerifyScope full{193, Extent::kFull};
+  const auto attention = [&](int ranks) { return attention_cases(ranks, full).size(); };
+  EXPECT_EQ(attention(1), 2u * 5 * 2);  // precisions, masks, heads
+  // Masks, layouts, heads, precisions; and lengths with causal and full masks: one that divides,
+  // two so short that a rank has only padding. Ring, allgather, ulysses serve all of it.
+  EXPECT_EQ(attention(2), 3u * (6 * 2 * 3 * 2 + 1 * 2 * 2));
+  EXPECT_EQ(attention(3), 3u * (6 * 2 * 3 * 2 + 3 * 2 * 2));
+  // Hybrid needs a grid of ranks, and heads that its inner groups share evenly: not 3.
+  EXPECT_EQ(attention(4), 3u * (6 * 2 * 3 * 2 + 3 * 2 * 2) + (6 * 2 * 2 * 2 + 3 * 2 * 2));
+  EXPECT_EQ(training_layouts(1).size(), 1u);
+  EXPECT_EQ(training_layouts(3).size(), 1u + 3);
+  EXPECT_EQ(training_layouts(4).size(), 1u + 3 + 4);
+  for (const int ranks : {1, 3, 4})
+    EXPECT_EQ(training_cases(ranks, full).size(),
+              training_layouts(ranks).size() * verified_models().size() * 3);  // memory.keep
+  for (const Extent extent : {Extent::kQuick, Extent::kUsual})
+    for (const int ranks : {1, 2, 4}) {
+      const VerifyScope scope{193, extent};
+      EXPECT_LT(attention_cases(ranks, scope).size(), attention(ranks));
+      for (const AttentionCase& what : attention_cases(ranks, scope)) {
+        const auto all = attention_cases(ranks, full);
+        EXPECT_NE(std::find(all.begin(), all.end(), what), all.end()) << describe(what);
+      }
+      for (const TrainingLayout& layout : training_layouts(ranks)) {
+        const auto cases = training_cases(ranks, scope);
+        EXPECT_TRUE(std::any_of(cases.begin(), cases.end(), [&](const TrainingCase& what) {
+          return what.layout == layout;
+        })) << to_string(layout);
+      }
     }
+}
+
+TEST(Verify, WindowsLengthsAndHeadsReachOverTheBordersOfRanks) {
+  for (const int ranks : {2, 3, 4, 7}) {
+    bool only_padding[2] = {}, divides = false, few = false;
+    for (const AttentionCase& what : attention_cases(ranks, {})) {
+      const AttentionProblem problem = attention_problem(what);
+      const auto last = sequence_positions(what.tokens, ranks - 1, ranks, what.layout);
+      const auto shard = static_cast<std::int64_t>(last.size());
+      only_padding[static_cast<int>(what.layout)] |=
+          *std::max_element(last.begin(), last.end()) < 0;
+      divides |= shard * ranks == what.tokens;
+      few |= problem.config.heads < ranks;
+      const std::int64_t window = problem.attention.window;
+      if (what.mask == MaskCase::kShortWindow || what.mask == MaskCase::kFullWindow)
+        EXPECT_TRUE(1 < window && window < shard);
+      else if (what.mask == MaskCase::kLongWindow)
+        EXPECT_TRUE(shard < window && window < what.tokens);
+      else
+        EXPECT_EQ(window, 0);
+    }
+    EXPECT_TRUE(divides && few);
+    EXPECT_TRUE(ranks == 2 || (only_padding[0] && only_padding[1]));
+  }
 }
 
 /// The oracle and the tests' own reference were written apart and take different ways to the
 /// gradient.
 TEST(Oracle, AgreesWithTheReferenceOfTheTests) {
-  for (const MaskCase mask :
-       {MaskCase::kCausal, MaskCase::kFull, MaskCase::kWindow, MaskCase::kDocuments})
-    for (const bool grouped : {false, true}) {
-      const AttentionProblem problem = attention_problem(mask, grouped, 37);
+  using enum MaskCase;
+  for (const MaskCase mask : {kCausal, kFull, kShortWindow, kLongWindow, kFullWindow, kDocuments})
+    for (const HeadsCase heads : {HeadsCase::kMha, HeadsCase::kGqa, HeadsCase::kFew}) {
+      AttentionCase what;
+      what.ranks = 3, what.mask = mask, what.heads = heads, what.tokens = 37;
+      const AttentionProblem problem = attention_problem(what);
       const auto positions = sequence_positions(37, 0, 1, SequenceLayout::kContiguous);
       model::AttentionShape shape;
       shape.batch = problem.sequences, shape.queries = shape.keys = 37;
@@ -118,7 +176,7 @@ TEST(Oracle, AgreesWithTheReferenceOfTheTests) {
       shape.query_positions = shape.key_positions = positions.data();
       if (!problem.documents.empty())
         shape.query_documents = shape.key_documents = problem.documents.data();
-      shape.mask = {mask != MaskCase::kFull, problem.attention.window};
+      shape.mask = {mask != kFull && mask != kFullWindow, problem.attention.window};
       shape.scale = 0.25f;
       const auto wide = [](const std::vector<float>& x) {
         return std::vector<double>(x.begin(), x.end());
@@ -139,6 +197,22 @@ TEST(Oracle, AgreesWithTheReferenceOfTheTests) {
       EXPECT_LT(difference(actual.dk, expected.dk), 1e-12);
       EXPECT_LT(difference(actual.dv, expected.dv), 1e-12);
     }
+}
+
+TEST(Oracle, KnowsInBf16OnlyTheRoundedNumbers) {
+  AttentionCase what;
+  what.tokens = 37, what.precision = model::Precision::kBf16;
+  AttentionProblem problem = attention_problem(what);
+  const auto truth = attention_truth(problem);
+  for (std::vector<float>* part : {&problem.q, &problem.k, &problem.v})
+    model::cpu_backend().kernels.round_to_bf16(static_cast<std::int64_t>(part->size()),
+                                               part->data(), model::cpu_backend().stream);
+  EXPECT_EQ(attention_truth(problem).output, truth.output);
+  problem.config.precision = model::Precision::kFp32;  // already rounded
+  EXPECT_EQ(attention_truth(problem).output, truth.output);
+  EXPECT_EQ(attention_truth(problem).dk, truth.dk);
+  what.precision = model::Precision::kFp32;
+  EXPECT_NE(attention_truth(attention_problem(what)).output, truth.output);
 }
 
 TEST(Oracle, AQueryWithNothingToSeeGivesZeroAndMinusInfinity) {
@@ -176,8 +250,8 @@ TEST(Verify, EveryBoundBreaksOnItsOwn) {
     const auto at = text.find("\nBROKEN: ");
     return at == std::string::npos ? "" : text.substr(at + 9, text.find('\n', at + 1) - at - 9);
   };
-  const std::string attention = "attention, 2 ranks, ring zigzag causal MHA, 193 tokens: ";
-  const std::string training = "training, 2 x 1, memory.keep=all, GPT-2-like: ";
+  const std::string attention = "attention, 2 ranks, ring zigzag causal MHA fp32, 193 tokens: ";
+  const std::string training = "training, 2 x 1, memory.keep=block, GPT-2-like: ";
   EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.output = 2.1e-6; }),
             attention + "output 2.1e-06 > 2.0e-06");
   EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.dq = kInfinity; }),
@@ -191,10 +265,31 @@ TEST(Verify, EveryBoundBreaksOnItsOwn) {
             attention + "LSE 1.1e-05 > 1.0e-05");
   EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.padding_is_silent = false; }),
             attention + "rows of padding are not zero");
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.keeps_agree = false; }),
+            attention + "not the bits of memory.keep=all");
+  EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.same_again = false; }),
+            attention + "the second run had other bits");
+  // In bf16: the bound of its own, and flat in the number of ranks.
+  const auto bf16_row =
+      std::find_if(good.attention.begin(), good.attention.end(),
+                   [](const auto& r) { return r.what.precision == model::Precision::kBf16; });
+  const auto at = static_cast<std::size_t>(bf16_row - good.attention.begin());
+  const std::string bf16 = describe(bf16_row->what) + ": ";
+  EXPECT_EQ(broken_by([&](auto& r) { r.attention[at].sharded.output = 4.1e-3; }),
+            bf16 + "output 4.1e-03 > 4.0e-03");
+  EXPECT_EQ(broken_by([&](auto& r) {
+              r.attention[at].one_rank.dq = 2e-3;
+              r.attention[at].sharded.dq = 2.1e-3;
+            }),
+            bf16 + "dQ 2.1e-03 > 1.02 x 2.0e-03 of one rank");
+  EXPECT_EQ(broken_by([&](auto& r) { r.attention[at].sharded.lse = 4.1e-3; }),
+            bf16 + "LSE 4.1e-03 > 4.0e-03");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].loss_difference = kNan; }),
             training + "loss inf > 1.0e-05");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].loss_difference = 1.2e-5; }),
             training + "loss 1.2e-05 > 1.0e-05");
+  EXPECT_EQ(broken_by([](auto& r) { r.training[0].gradient_difference = 2.1e-6; }),
+            training + "gradient 2.1e-06 > 2.0e-06");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_as_keep_all = false; }),
             training + "not the bits of memory.keep=all");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_again = false; }),
@@ -203,7 +298,7 @@ TEST(Verify, EveryBoundBreaksOnItsOwn) {
 }
 
 TEST(Verify, RowsTravelUnchangedAndNoneMayBeMissing) {
-  const VerifyScope scope{193, true};
+  const VerifyScope scope{193, Extent::kQuick};
   VerifyReport report = good_report(scope);
   report.attention[1].sharded.dq = kInfinity;  // has no JSON of its own
   const std::string text = rows_to_text(report);
@@ -215,7 +310,7 @@ TEST(Verify, RowsTravelUnchangedAndNoneMayBeMissing) {
 
   EXPECT_THROW(rows_from_text("", 2, scope), Error);
   EXPECT_THROW(rows_from_text(text, 3, scope), Error);
-  EXPECT_THROW(rows_from_text(text, 2, {61, true}), Error);
+  EXPECT_THROW(rows_from_text(text, 2, {61, Extent::kQuick}), Error);
   Json fewer = Json::parse(text), other = fewer;
   fewer["training"].erase(0);
   EXPECT_THROW(rows_from_text(fewer.dump(), 2, scope), Error);

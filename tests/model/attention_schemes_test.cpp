@@ -1,16 +1,17 @@
-// ranks: 1 2 3 4 5
+// ranks: 1 2 3 4 5 6 7
 // timeout: 120
 /// Every way to share a sequence against dense attention in double precision, and what it sends
-/// against the formulas of attention_scheme.hpp.
+/// against the formulas of attention_traffic.hpp.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
-#include <set>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "model/attention.hpp"
+#include "model/attention_traffic.hpp"
 #include "model/flops.hpp"
 #include "parallel/random.hpp"
 #include "support/attention_reference.hpp"
@@ -31,7 +32,8 @@ struct NamedScheme {
 };
 constexpr NamedScheme kSchemes[] = {{"ring", AttentionSchemeKind::kRing},
                                     {"allgather", AttentionSchemeKind::kAllgather},
-                                    {"ulysses", AttentionSchemeKind::kUlysses}};
+                                    {"ulysses", AttentionSchemeKind::kUlysses},
+                                    {"hybrid", AttentionSchemeKind::kHybrid}};
 
 struct NamedMask {
   const char* name;
@@ -42,10 +44,17 @@ struct NamedMask {
 };
 const NamedMask kMasks[] = {
     {"causal", MaskKind::kCausal, 0, false, SequenceLayout::kZigzag},
-    {"window", MaskKind::kCausal, 5, false, SequenceLayout::kZigzag},
+    {"window", MaskKind::kCausal, 5, false, SequenceLayout::kContiguous},
+    {"window over several ranks", MaskKind::kCausal, 18, false, SequenceLayout::kContiguous},
+    {"window longer than the sequence", MaskKind::kCausal, 99, false, SequenceLayout::kContiguous},
+    {"window of two", MaskKind::kCausal, 2, false, SequenceLayout::kContiguous},
+    {"window, zigzag", MaskKind::kCausal, 6, false, SequenceLayout::kZigzag},
+    {"window and documents", MaskKind::kCausal, 13, true, SequenceLayout::kContiguous},
     {"documents", MaskKind::kCausal, 0, true, SequenceLayout::kZigzag},
     {"full", MaskKind::kFull, 0, false, SequenceLayout::kContiguous},
-    {"full window", MaskKind::kFull, 7, false, SequenceLayout::kZigzag},
+    {"full window", MaskKind::kFull, 7, false, SequenceLayout::kContiguous},
+    {"full window over several ranks", MaskKind::kFull, 16, true, SequenceLayout::kContiguous},
+    {"full window, zigzag", MaskKind::kFull, 7, false, SequenceLayout::kZigzag},
     {"full documents", MaskKind::kFull, 0, true, SequenceLayout::kContiguous},
 };
 
@@ -146,7 +155,7 @@ Result run(const Problem& problem, AttentionSchemeKind scheme, const SequenceSha
   auto qkv = problem.slice<float>({{&in.q, query}, {&in.k, kv}, {&in.v, kv}}, shards.mine(), 3.0);
   auto dout = problem.slice<float>({{&in.dout, query}}, shards.mine(), 5.0);
   const View<const float> qkv_view(qkv.data(), pass.rows(), query + 2 * kv);
-  const auto sent = [&] { return shards.group ? shards.group->bytes_sent() : 0; };
+  const auto sent = [&] { return shards.bytes_sent(); };
 
   Result result;
   Attention::Saved saved;
@@ -168,14 +177,19 @@ Result run(const Problem& problem, AttentionSchemeKind scheme, const SequenceSha
 /// Log-sum-exp as AttentionSaved describes it.
 std::vector<double> expected_lse(const Problem& problem, AttentionSchemeKind scheme,
                                  const SequenceShards& shards) {
-  const bool by_heads = scheme == AttentionSchemeKind::kUlysses && shards.ranks() > 1;
-  const std::int64_t heads = problem.heads.query, ranks = shards.ranks();
-  const std::int64_t first = by_heads ? part_begin(heads, shards.index, ranks) : 0;
-  const std::int64_t end = by_heads ? part_begin(heads, shards.index + 1, ranks) : heads;
-  std::vector<std::int32_t> at = shards.mine();
-  if (by_heads) {
-    at.clear();
-    for (const auto& theirs : shards.positions) at.insert(at.end(), theirs.begin(), theirs.end());
+  // The ranks that share heads, and this one's place among them.
+  const int ranks = shards.ranks() == 1                       ? 1
+                    : scheme == AttentionSchemeKind::kUlysses ? shards.ranks()
+                    : scheme == AttentionSchemeKind::kHybrid  ? shards.inner->size()
+                                                              : 1;
+  const int index = shards.index % ranks;
+  const std::int64_t heads = problem.heads.query;
+  const std::int64_t first = part_begin(heads, index, ranks);
+  const std::int64_t end = part_begin(heads, index + 1, ranks);
+  std::vector<std::int32_t> at;
+  for (int r = shards.index - index; r < shards.index - index + ranks; ++r) {
+    const auto& theirs = shards.positions[static_cast<std::size_t>(r)];
+    at.insert(at.end(), theirs.begin(), theirs.end());
   }
   std::vector<double> all;
   for (std::int64_t b = 0; b < kSequences; ++b)
@@ -226,55 +240,67 @@ bool is_right(const Problem& problem, AttentionSchemeKind scheme, const Sequence
          testing_support::largest_error(result.lse, lse) <= 1e-5;
 }
 
-struct Bytes {
-  std::int64_t forward, backward, again;  ///< again: what backward adds if `exchanged` is gone
+AttentionGeometry geometry_of(const Problem& problem) {
+  return {problem.heads.query,
+          problem.heads.kv,
+          kHeadSize,
+          {problem.mask.kind == MaskKind::kCausal, problem.mask.window},
+          1.0f};
+}
+
+/// The largest inner group that is not the whole context group; 1 if there is none.
+int inner_of(const AttentionGeometry& geometry, int ranks) {
+  int inner = 1;
+  for (int n = 2; n < ranks; ++n)
+    if (ranks % n == 0 && even_heads(geometry, n)) inner = n;
+  return inner;
+}
+
+/// Context groups of this many ranks, and the grids that hybrid makes of them.
+class Grids {
+ public:
+  Grids() : world_(Communicator::world()), group_(make_mpi_group(world_)) {}
+  SequenceShards shard(std::int64_t length, SequenceLayout layout) const {
+    return shard_sequence(length, layout, group_.get());
+  }
+  /// False: these heads do not allow hybrid. Collective.
+  bool split(SequenceShards& shards, const AttentionGeometry& geometry) {
+    const int inner = inner_of(geometry, world_.size());
+    if (inner == 1) return false;
+    SequenceShards& made = made_[inner];
+    if (!made.inner) split_context(made, world_, inner);
+    shards.inner = made.inner, shards.outer = made.outer;
+    return true;
+  }
+
+ private:
+  Communicator world_;
+  std::unique_ptr<ProcessGroup> group_;
+  std::map<int, SequenceShards> made_;
 };
 
-/// notes/long-sequences.md section 4 with 4 bytes an element; Ulysses head by head.
-Bytes expected_bytes(AttentionSchemeKind scheme, Heads heads, std::int64_t rows, int me,
-                     int ranks) {
-  const std::int64_t p = ranks, kv = rows * heads.kv * kHeadSize;
-  if (ranks == 1) return {0, 0, 0};
-  if (scheme == AttentionSchemeKind::kRing)
-    return {4 * (p - 1) * 2 * kv, 4 * ((p - 1) * 2 * kv + p * 2 * kv), 0};
-  if (scheme == AttentionSchemeKind::kAllgather)
-    return {4 * (p - 1) * 2 * kv, 4 * (p - 1) * 4 * kv, 0};
-  // Query heads, and the key/value heads that they read, of rank r.
-  const auto queries = [&](int r) {
-    return part_begin(heads.query, r + 1, ranks) - part_begin(heads.query, r, ranks);
-  };
-  const auto keys = [&](int r) {
-    std::set<std::int64_t> read;
-    for (std::int64_t h = 0; h < heads.query; ++h)
-      if (h >= part_begin(heads.query, r, ranks) && h < part_begin(heads.query, r + 1, ranks))
-        read.insert(h / (heads.query / heads.kv));
-    return static_cast<std::int64_t>(read.size());
-  };
-  std::int64_t inputs = 0, douts = 0;  // heads, times the width of one
-  for (int r = 0; r < ranks; ++r) {
-    if (r == me) continue;
-    inputs += queries(r) + 2 * keys(r);
-    douts += queries(r);
-  }
-  const std::int64_t head = 4 * rows * kHeadSize;
-  return {head * (inputs + (p - 1) * queries(me)),
-          head * (douts + (p - 1) * (queries(me) + 2 * keys(me))) + 4 * rows * douts,
-          head * inputs};
+AttentionTraffic traffic_of(const Problem& problem, AttentionSchemeKind scheme,
+                            const SequenceShards& shards) {
+  const SequenceSharing sharing{kSequences, problem.length, shards.ranks(),
+                                shards.inner ? shards.inner->size() : 1};
+  return attention_traffic(scheme, geometry_of(problem), sharing, shards.index);
 }
 
 template <class Case>
 void for_all(Case run_case) {
-  const auto world = Communicator::world();
-  const auto group = make_mpi_group(world);
+  Grids grids;
   for (const NamedMask& mask : kMasks)
     for (const Heads heads : kHeads)
       for (const std::int64_t length : {3, 29, 40}) {  // ranks of padding alone; some; mostly none
         const Problem problem(heads, mask, length);
-        const SequenceShards shards = shard_sequence(length, mask.layout, group.get());
         for (const NamedScheme& scheme : kSchemes) {
           SCOPED_TRACE(std::string(scheme.name) + ", " + mask.name + ", " +
                        std::to_string(heads.query) + "/" + std::to_string(heads.kv) +
                        " heads, length " + std::to_string(length));
+          SequenceShards shards = grids.shard(length, mask.layout);
+          if (scheme.kind == AttentionSchemeKind::kHybrid &&
+              !grids.split(shards, geometry_of(problem)))
+            continue;
           run_case(problem, scheme.kind, shards);
         }
       }
@@ -289,88 +315,86 @@ TEST(AttentionSchemes, AgreeWithDenseAttentionInDoublePrecision) {
 TEST(AttentionSchemes, SendWhatTheFormulasSayToTheByteAndTheSameBitsTwice) {
   for_all([](const Problem& problem, AttentionSchemeKind scheme, const SequenceShards& shards) {
     const Result result = run(problem, scheme, shards), again = run(problem, scheme, shards, true);
-    const Bytes bytes = expected_bytes(scheme, problem.heads, kSequences * shards.tokens(),
-                                       shards.index, shards.ranks());
+    EXPECT_ALL_RANKS(result.o == again.o && result.lse == again.lse && result.dqkv == again.dqkv);
+    const NamedMask& mask = problem.mask;
+    if (mask.layout != layout_for(mask.kind == MaskKind::kCausal, mask.window)) return;
+    const AttentionTraffic bytes = traffic_of(problem, scheme, shards);
     EXPECT_ALL_RANKS(result.forward_bytes == bytes.forward);
     EXPECT_ALL_RANKS(result.backward_bytes == bytes.backward);
     EXPECT_ALL_RANKS(again.backward_bytes == bytes.backward + bytes.again);
-    EXPECT_ALL_RANKS(result.o == again.o && result.lse == again.lse && result.dqkv == again.dqkv);
   });
 }
 
-TEST(AttentionSchemes, UlyssesSendsTheSectionFourVolumeWhereRanksDivideHeads) {
-  const auto world = Communicator::world();
-  const std::int64_t p = world.size(), rows = 12, h = 4 * p;
-  const auto sent = [&](std::int64_t kv_heads) {
-    return expected_bytes(AttentionSchemeKind::kUlysses, {h, kv_heads}, rows, world.rank(),
-                          world.size());
-  };
-  // P divides G: (P-1)/P * n * (2d + 2dkv) both ways; backward also carries the rowsums.
-  const std::int64_t d = h * kHeadSize, dkv = 2 * p * kHeadSize;
-  EXPECT_EQ(sent(2 * p).forward, 4 * (p - 1) * rows * (2 * d + 2 * dkv) / p);
-  EXPECT_EQ(sent(2 * p).backward,
-            4 * (p - 1) * rows * (2 * d + 2 * dkv) / p + 4 * (p - 1) * rows * h / p);
-  // One key/value head on all ranks: its traffic is P times that of one that is on one.
-  EXPECT_EQ(sent(1).forward, 4 * (p - 1) * rows * (2 * d + 2 * p * kHeadSize) / p);
-}
-
 TEST(AttentionSchemes, NeedTheMemoryThatIsPredicted) {
+  Grids grids;
   const auto world = Communicator::world();
-  const auto group = make_mpi_group(world);
   testing_support::Variant v = testing_support::variants()[1];
   v.config.layers = 3, v.config.mlp_width = 16;  // so that attention, not the MLP, needs the most
-  const std::int64_t length = 1024 * world.size();
-  const SequenceShards shards = shard_sequence(length, SequenceLayout::kZigzag, group.get());
-  v.attention.window = 64;  // quick; memory does not depend on it
+  const std::int64_t length = 512 * world.size();
   testing_support::TinyBatch data(1, length, v.config.vocabulary, 1);
-  const MicroBatch batch = data.slice(0, 1, shards.mine());
-  for (const NamedScheme& scheme : kSchemes)
-    for (const Keep keep : {Keep::kAll, Keep::kAttention, Keep::kBlock}) {
-      v.attention.scheme = scheme.kind;
-      MemoryConfig memory;
-      memory.keep = keep, memory.loss_chunk = 64;
-      const std::int64_t before = cpu_device().bytes_in_use();
-      Transformer model(v.config, v.attention, memory, shards, cpu_backend());
-      model.parameters().initialize(1);
-      cpu_device().reset_peak();
-      model.train(batch, 1.0f);
-      const auto measured = static_cast<double>(cpu_device().peak_bytes() - before);
-      const MemoryEstimate estimate =
-          memory_estimate(v.config, memory, 1, shards.tokens(), scheme.kind, world.size());
-      // No optimizer here: weights and gradients only.
-      const auto predicted = static_cast<double>(estimate.total() - estimate.states / 2);
-      // Shares of the heads may be uneven, and the prediction is for the largest.
-      const double most = world.all_reduce_max(measured);
-      SCOPED_TRACE(std::string(scheme.name) + " keep " + std::to_string(static_cast<int>(keep)));
-      EXPECT_NEAR(most / predicted, 1.0, 0.05);
-    }
+  // A window of a shard, of several, none.
+  for (const std::int64_t window : {64, 600, 1200, 0})
+    for (const NamedScheme& scheme : kSchemes)
+      for (const Keep keep : {Keep::kAll, Keep::kAttention, Keep::kBlock}) {
+        // Of the schemes that do not look at the window, one quick case is enough.
+        if (window != 64 && scheme.kind != AttentionSchemeKind::kRing) continue;
+        v.attention.scheme = scheme.kind, v.attention.window = window;
+        SequenceShards shards = grids.shard(length, layout_for(true, window));
+        const AttentionGeometry geometry{
+            v.config.heads, v.config.kv_heads, v.config.head_size, {true, window}, 1.0f};
+        if (scheme.kind == AttentionSchemeKind::kHybrid && !grids.split(shards, geometry)) continue;
+        const int inner = shards.inner ? shards.inner->size() : 1;
+        const MicroBatch batch = data.slice(0, 1, shards.mine());
+        MemoryConfig memory;
+        memory.keep = keep, memory.loss_chunk = 64;
+        const std::int64_t tokens = shards.tokens(), before = cpu_device().bytes_in_use();
+        Transformer model(v.config, v.attention, memory, std::move(shards), cpu_backend());
+        model.parameters().initialize(1);
+        cpu_device().reset_peak();
+        model.train(batch, 1.0f);
+        const auto measured = static_cast<double>(cpu_device().peak_bytes() - before);
+        const MemoryEstimate estimate = memory_estimate(
+            v.config, memory, {1, tokens, world.size(), scheme.kind, {true, window}, inner});
+        // No optimizer here: weights and gradients only.
+        const auto predicted = static_cast<double>(estimate.total() - estimate.states / 2);
+        // Shares of the heads may be uneven, and the prediction is for the largest.
+        const double most = world.all_reduce_max(measured);
+        SCOPED_TRACE(std::string(scheme.name) + " keep " + std::to_string(static_cast<int>(keep)) +
+                     " window " + std::to_string(window));
+        EXPECT_NEAR(most / predicted, 1.0, 0.05);
+      }
 }
 
 TEST(AttentionSchemes, RecomputationThatKeepsAttentionSendsNothing) {
-  const auto world = Communicator::world();
-  const auto group = make_mpi_group(world);
-  testing_support::Variant v = testing_support::variants()[1];
-  const SequenceShards shards = shard_sequence(29, SequenceLayout::kZigzag, group.get());
-  for (const NamedScheme& scheme : kSchemes) {
-    v.attention.scheme = scheme.kind;
-    const auto step_bytes = [&](Keep keep) {
-      MemoryConfig memory;
-      memory.keep = keep;
-      Transformer model(v.config, v.attention, memory, shards, cpu_backend());
-      model.parameters().initialize(3);
-      testing_support::TinyBatch data(2, 29, v.config.vocabulary, 1);
-      const std::int64_t before = group->bytes_sent();
-      model.train(data.slice(0, 2, shards.mine()), 1.0f);
-      return group->bytes_sent() - before;
-    };
-    const Bytes bytes = expected_bytes(scheme.kind, {v.config.heads, v.config.kv_heads},
-                                       2 * shards.tokens(), shards.index, shards.ranks());
-    const std::int64_t all = step_bytes(Keep::kAll);
-    SCOPED_TRACE(scheme.name);
-    EXPECT_ALL_RANKS(all == v.config.layers * (bytes.forward + bytes.backward));
-    EXPECT_ALL_RANKS(step_bytes(Keep::kAttention) == all + v.config.layers * bytes.again);
-    EXPECT_ALL_RANKS(step_bytes(Keep::kBlock) == all + v.config.layers * bytes.forward);
-  }
+  Grids grids;
+  const testing_support::Variant v = testing_support::variants()[1];
+  for (const NamedScheme& scheme : kSchemes)
+    for (const std::int64_t window : {0, 8}) {
+      AttentionConfig attention = v.attention;
+      attention.scheme = scheme.kind, attention.window = window;
+      const AttentionGeometry geometry{
+          v.config.heads, v.config.kv_heads, v.config.head_size, {true, window}, 1.0f};
+      SequenceShards shards = grids.shard(29, layout_for(true, window));
+      if (scheme.kind == AttentionSchemeKind::kHybrid && !grids.split(shards, geometry)) continue;
+      const auto step_bytes = [&](Keep keep) {
+        MemoryConfig memory;
+        memory.keep = keep;
+        Transformer model(v.config, attention, memory, shards, cpu_backend());
+        model.parameters().initialize(3);
+        testing_support::TinyBatch data(2, 29, v.config.vocabulary, 1);
+        const std::int64_t before = shards.bytes_sent();
+        model.train(data.slice(0, 2, shards.mine()), 1.0f);
+        return shards.bytes_sent() - before;
+      };
+      const AttentionTraffic bytes = attention_traffic(
+          scheme.kind, geometry, {2, 29, shards.ranks(), shards.inner ? shards.inner->size() : 1},
+          shards.index);
+      const std::int64_t all = step_bytes(Keep::kAll);
+      SCOPED_TRACE(std::string(scheme.name) + " window " + std::to_string(window));
+      EXPECT_ALL_RANKS(all == v.config.layers * bytes.total());
+      EXPECT_ALL_RANKS(step_bytes(Keep::kAttention) == all + v.config.layers * bytes.again);
+      EXPECT_ALL_RANKS(step_bytes(Keep::kBlock) == all + v.config.layers * bytes.forward);
+    }
 }
 
 }  // namespace

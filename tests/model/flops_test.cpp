@@ -67,8 +67,7 @@ TEST(Flops, MemoryEstimateIsWithinFivePercentOfTheAllocator) {
       cpu_device().reset_peak();
       model.train(batch, 1.0f);
       const double measured = static_cast<double>(cpu_device().peak_bytes() - before);
-      const MemoryEstimate estimate =
-          memory_estimate(config, memory, 2, 768, AttentionSchemeKind::kAuto, 1);
+      const MemoryEstimate estimate = memory_estimate(config, memory, {2, 768});
       // No optimizer here: weights and gradients only.
       const double predicted = static_cast<double>(estimate.total() - estimate.states / 2);
       EXPECT_NEAR(measured / predicted, 1.0, 0.05) << v.name << " keep " << static_cast<int>(keep);

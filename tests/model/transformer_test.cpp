@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "model/flops.hpp"
 #include "parallel/random.hpp"
+#include "support/temporary_directory.hpp"
 #include "support/tiny_model.hpp"
 
 namespace longspan::model {
@@ -16,12 +18,12 @@ using testing_support::TinyBatch;
 using testing_support::Variant;
 
 std::unique_ptr<Transformer> make(const Variant& v, std::int64_t length, Keep keep = Keep::kAll,
-                                  std::int64_t chunk = 0) {
+                                  std::int64_t chunk = 0, ActivationPlan plan = {}) {
   MemoryConfig memory;
   memory.keep = keep, memory.loss_chunk = chunk;
   auto model = std::make_unique<Transformer>(
       v.config, v.attention, memory, shard_sequence(length, SequenceLayout::kContiguous, nullptr),
-      cpu_backend());
+      cpu_backend(), std::move(plan));
   model->parameters().initialize(3);
   // Larger matrices than a real start: gradients must be well above the rounding of fp32.
   for (std::size_t id = 0; id < model->parameters().parameters().size(); ++id)
@@ -97,6 +99,53 @@ TEST_P(TransformerVariants, ActivationCheckpointingIsBitForBitNeutral) {
     EXPECT_EQ(loss, expected_loss);
     EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)), 0)
         << GetParam().name << " keep=" << (keep == Keep::kBlock ? "block" : "attention");
+  }
+}
+
+TEST_P(TransformerVariants, AnyMixOfKeepModesIsBitForBitNeutral) {
+  Variant v = GetParam();
+  v.config.layers = 3;
+  TinyBatch data(2, 21, v.config.vocabulary, 5, v.documents);
+  double expected_loss = 0;
+  const std::vector<float> expected = gradients_of(*make(v, 21), data, &expected_loss);
+  const Keep modes[] = {Keep::kAll, Keep::kAttention, Keep::kBlock};
+  for (int mix = 0; mix < 27; ++mix) {
+    double loss = 0;
+    const ActivationPlan plan = {{modes[mix / 9], modes[mix / 3 % 3], modes[mix % 3]}};
+    const auto gradients = gradients_of(*make(v, 21, Keep::kAuto, 0, plan), data, &loss);
+    EXPECT_EQ(loss, expected_loss) << v.name << " mix " << mix;
+    EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)), 0)
+        << v.name << " mix " << mix;
+  }
+}
+
+TEST_P(TransformerVariants, OffloadIsBitForBitNeutral) {
+  Variant v = GetParam();
+  v.config.layers = 4;
+  TinyBatch data(2, 21, v.config.vocabulary, 5, v.documents);
+  double expected_loss = 0;
+  const std::vector<float> expected = gradients_of(*make(v, 21), data, &expected_loss);
+  const testing_support::TemporaryDirectory folder;
+  SpillFile file(folder.path(), 0);
+  const std::vector<std::vector<Keep>> mixes = {
+      std::vector<Keep>(4, Keep::kAll),
+      std::vector<Keep>(4, Keep::kAttention),
+      std::vector<Keep>(4, Keep::kBlock),
+      {Keep::kBlock, Keep::kAttention, Keep::kAll, Keep::kAttention}};
+  for (const auto& mix : mixes) {
+    const auto model = make(v, 21, Keep::kAuto, 0, {mix});
+    model->offload_to(file);
+    const std::int64_t before = file.bytes_written();
+    for (int pass = 0; pass < 2; ++pass) {
+      double loss = 0;
+      const auto gradients = gradients_of(*model, data, &loss);
+      EXPECT_EQ(loss, expected_loss) << v.name;
+      EXPECT_EQ(std::memcmp(gradients.data(), expected.data(), expected.size() * sizeof(float)), 0)
+          << v.name << " pass " << pass;
+    }
+    MemoryConfig memory;
+    memory.offload = Offload::kFile;
+    EXPECT_EQ(file.bytes_written() - before, 2 * offloaded_bytes(v.config, memory, {2, 21}, {mix}));
   }
 }
 

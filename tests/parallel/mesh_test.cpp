@@ -55,6 +55,14 @@ TEST(SequencePositions, CoverEveryTokenOnceOnAnyNumberOfRanks) {
       }
 }
 
+TEST(SequencePositions, TheLayoutIsZigzagForACausalMaskWithoutAWindowAlone) {
+  EXPECT_EQ(layout_for(true, 0), SequenceLayout::kZigzag);
+  EXPECT_EQ(layout_for(true, 1), SequenceLayout::kContiguous);
+  EXPECT_EQ(layout_for(true, 4096), SequenceLayout::kContiguous);
+  EXPECT_EQ(layout_for(false, 0), SequenceLayout::kContiguous);
+  EXPECT_EQ(layout_for(false, 7), SequenceLayout::kContiguous);
+}
+
 TEST(SequencePositions, ZigzagGivesEveryRankTheSameCausalWork) {
   const std::int64_t length = 960;
   for (int ranks : {2, 3, 5, 8}) {

@@ -50,7 +50,7 @@ struct Sharded {
         replicas(make_mpi_group(m.replicas())),
         model(v.config, v.attention, memory_of(keep),
               shard_sequence(kLength, layout_of(v), context.get(), m.shape().tensor), cpu_backend(),
-              shard_weights(tensor.get())) {
+              {}, shard_weights(tensor.get())) {
     model.parameters().initialize(11);
   }
   static MemoryConfig memory_of(Keep keep) {
@@ -60,8 +60,7 @@ struct Sharded {
     return memory;
   }
   static SequenceLayout layout_of(const Variant& v) {
-    return v.attention.mask == MaskKind::kCausal ? SequenceLayout::kZigzag
-                                                 : SequenceLayout::kContiguous;
+    return layout_for(v.attention.mask == MaskKind::kCausal, v.attention.window);
   }
   std::vector<FlatRange> everything() const { return {{0, model.parameters().count()}}; }
   double gradient_norm() const {
@@ -297,15 +296,16 @@ TEST(TensorParity, TheMemoryEstimateIsWithinFivePercentOfTheAllocator) {
       const std::int64_t before = cpu_device().bytes_in_use();
       Transformer model(config, v.attention, memory,
                         shard_sequence(kTokens, SequenceLayout::kContiguous, nullptr, world.size()),
-                        cpu_backend(), shard_weights(group.get()));
+                        cpu_backend(), {}, shard_weights(group.get()));
       model.parameters().initialize(1);
       TinyBatch data(2, kTokens, config.vocabulary, 1);
       const MicroBatch batch = data.slice(0, 2, model.shards().mine());
       cpu_device().reset_peak();
       model.train(batch, 1.0f);
       const double measured = static_cast<double>(cpu_device().peak_bytes() - before);
-      const MemoryEstimate estimate =
-          memory_estimate(config, memory, 2, kTokens, AttentionSchemeKind::kAuto, 1, world.size());
+      RankShare share;
+      share.sequences = 2, share.tokens = kTokens, share.tensor = world.size();
+      const MemoryEstimate estimate = memory_estimate(config, memory, share);
       EXPECT_EQ(estimate.states, 16 * model.parameters().count()) << v.name;
       // No optimizer here: weights and gradients only.
       const double predicted = static_cast<double>(estimate.total() - estimate.states / 2);

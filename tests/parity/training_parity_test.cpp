@@ -34,12 +34,12 @@ struct Outcome {
 Outcome train(const Variant& v, const Mesh& mesh, Keep keep, int steps = kSteps) {
   const auto context = mesh.shape().context > 1 ? make_mpi_group(mesh.context()) : nullptr;
   const auto gradient_group = make_mpi_group(mesh.world());
-  const auto layout =
-      v.attention.mask == MaskKind::kCausal ? SequenceLayout::kZigzag : SequenceLayout::kContiguous;
+  const auto layout = layout_for(v.attention.mask == MaskKind::kCausal, v.attention.window);
   MemoryConfig memory;
   memory.keep = keep;
-  Transformer model(v.config, v.attention, memory, shard_sequence(kLength, layout, context.get()),
-                    cpu_backend());
+  SequenceShards shards = shard_sequence(kLength, layout, context.get());
+  if (v.attention.scheme == AttentionSchemeKind::kHybrid) split_context(shards, mesh.context(), 2);
+  Transformer model(v.config, v.attention, memory, std::move(shards), cpu_backend());
   model.parameters().initialize(11);
   OptimizerConfig settings;
   settings.learning_rate = 3e-3;
@@ -103,9 +103,12 @@ struct SchemeCase {
 std::vector<SchemeCase> schemes_of(const MeshShape& shape) {
   const SchemeCase ring = {"ring", AttentionSchemeKind::kRing, Keep::kAttention, kSteps};
   if (shape.context == 1) return {ring};
-  return {ring,
-          {"allgather", AttentionSchemeKind::kAllgather, Keep::kBlock, 4},
-          {"ulysses", AttentionSchemeKind::kUlysses, Keep::kAttention, 4}};
+  std::vector<SchemeCase> all = {ring,
+                                 {"allgather", AttentionSchemeKind::kAllgather, Keep::kBlock, 4},
+                                 {"ulysses", AttentionSchemeKind::kUlysses, Keep::kAttention, 4}};
+  if (shape.context == 4)
+    all.push_back({"hybrid", AttentionSchemeKind::kHybrid, Keep::kAttention, 4});
+  return all;
 }
 
 TEST(TrainingParity, EveryMeshLearnsLikeOneRank) {
