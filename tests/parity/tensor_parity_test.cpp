@@ -48,8 +48,7 @@ struct Sharded {
         context(m.shape().context > 1 ? make_mpi_group(m.context()) : nullptr),
         tensor(m.shape().tensor > 1 ? make_mpi_group(m.tensor()) : nullptr),
         replicas(make_mpi_group(m.replicas())),
-        model(v.config, v.attention, memory_of(keep),
-              shard_sequence(kLength, layout_of(v), context.get(), m.shape().tensor), cpu_backend(),
+        model(v.config, v.attention, memory_of(keep), shards_of(v, m, context.get()), cpu_backend(),
               {}, shard_weights(tensor.get())) {
     model.parameters().initialize(11);
   }
@@ -59,8 +58,12 @@ struct Sharded {
     memory.loss_chunk = 12;  // several chunks, and a last one that is shorter
     return memory;
   }
-  static SequenceLayout layout_of(const Variant& v) {
-    return layout_for(v.attention.mask == MaskKind::kCausal, v.attention.window);
+  static SequenceShards shards_of(const Variant& v, const Mesh& m, ProcessGroup* context) {
+    const bool causal = v.attention.mask == MaskKind::kCausal;
+    SequenceShards shards =
+        shard_sequence(kLength, layout_for(causal, v.attention.window), context, m.shape().tensor);
+    if (v.attention.scheme == AttentionSchemeKind::kHybrid) split_context(shards, m.context(), 2);
+    return shards;
   }
   std::vector<FlatRange> everything() const { return {{0, model.parameters().count()}}; }
   double gradient_norm() const {
@@ -148,7 +151,8 @@ std::vector<SchemeCase> schemes_of(const MeshShape& shape) {
   if (shape.context == 1) return {ring};
   return {ring,
           {"allgather", AttentionSchemeKind::kAllgather, Keep::kBlock, 4},
-          {"ulysses", AttentionSchemeKind::kUlysses, Keep::kAttention, 4}};
+          {"ulysses", AttentionSchemeKind::kUlysses, Keep::kAttention, 4},
+          {"hybrid", AttentionSchemeKind::kHybrid, Keep::kAttention, 4}};
 }
 
 TEST(TensorParity, EveryMeshLearnsLikeOneRank) {
