@@ -395,8 +395,10 @@ TEST(AttentionKernel, RefusesShapesOutsideTheContract) {
   EXPECT_THROW(attention_forward(odd_size), Error);
   AttentionProblem uneven_heads(1, 4, 4, 3, 2, 16);
   EXPECT_THROW(attention_forward(uneven_heads), Error);
-  const auto with = [](bool merge, bool more) {
+  AttentionProblem in_blocks(1, 4, 4, 1, 1, 16);
+  const auto with = [&](bool merge, bool more) {
     model::AttentionForwardArgs args;  // without `sum`
+    args.shape = in_blocks.bind();
     args.merge = merge, args.more = more;
     model::cpu::attention_forward(args);
   };

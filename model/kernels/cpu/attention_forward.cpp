@@ -238,9 +238,9 @@ HWY_EXPORT(forward_task);
 
 void attention_forward(const AttentionForwardArgs& args) {
   const AttentionShape& shape = args.shape;
-  if ((args.merge || args.more) && args.sum == nullptr)
-    fail("attention: keys in several blocks (merge {}, more {}) need `sum`", args.merge, args.more);
   const MaskIndex mask(shape);
+  if ((args.merge || args.more) && args.sum == nullptr && shape.batch * shape.queries > 0)
+    fail("attention: keys in several blocks (merge {}, more {}) need `sum`", args.merge, args.more);
   const std::int64_t threads = omp_get_max_threads(), heads = shape.heads / shape.kv_heads;
   // About 768 row-heads share a packed group; fewer where threads would go without work. The cut
   // does not show in the result.
