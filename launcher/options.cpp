@@ -110,8 +110,13 @@ class Registry {
   }
   void section(const char* name, MeshConfig& m) {
     section_ = name;
-    bind("data", m.data, "ranks", "that share the batch; 0 = whatever mesh.context leaves");
-    bind("context", m.context, "ranks", "that share one sequence; 0 = whatever mesh.data leaves");
+    bind("data", m.data, "ranks", "that share the batch; 0 = whatever the other axes leave");
+    bind("context", m.context, "ranks",
+         "that share one sequence; 0 = whatever the other axes leave");
+    bind("tensor", m.tensor, "ranks",
+         "that share the weights of every layer, and the tokens between them; 0 = whatever the "
+         "other "
+         "axes leave");
   }
   void section(const char* name, model::AttentionConfig& a) {
     section_ = name;

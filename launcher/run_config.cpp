@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -103,6 +105,7 @@ void check_sequence(const RunConfig& c, Problems& problems) {
                   kLongest);
   problems.at_least(0, "mesh.data", c.mesh.data);
   problems.at_least(0, "mesh.context", c.mesh.context);
+  problems.at_least(0, "mesh.tensor", c.mesh.tensor);
   problems.unless(
       c.mesh.context <= 0 || c.data.sequence_length < 1 || c.mesh.context <= c.data.sequence_length,
       "mesh.context={} ranks cannot share data.sequence-length={} tokens: every rank needs one",
@@ -111,6 +114,18 @@ void check_sequence(const RunConfig& c, Problems& problems) {
   problems.at_least(kZero, "memory.loss-chunk", c.memory.loss_chunk);
   problems.at_least(kZero, "memory.budget", c.memory.budget);
   problems.at_least(kZero, "memory.mlp-chunk", c.memory.mlp_chunk);
+}
+
+/// As far as it can be told without ranks and files; TrainingRun checks the rest.
+void check_tensor(const RunConfig& c, Problems& problems) {
+  const model::ModelConfig& m = c.model;
+  const bool fine = m.width > 0 && m.heads > 0 && m.kv_heads >= 0 && m.head_size >= 0 &&
+                    m.mlp_width >= 0 && m.vocabulary >= 0;
+  if (c.mesh.tensor < 2 || !fine) return;
+  RunConfig resolved = c;
+  resolve(resolved, 0);
+  for (const std::string& problem : tensor_problems(resolved.model, c.mesh.tensor))
+    problems.unless(false, "{}", problem);
 }
 
 void check_train(const RunConfig& c, Problems& problems) {
@@ -151,11 +166,38 @@ void check_optimizer(const model::OptimizerConfig& o, Problems& problems) {
 
 }  // namespace
 
+std::vector<std::string> tensor_problems(const model::ModelConfig& m, int tensor) {
+  struct Shared {
+    const char* name;
+    std::int64_t value;
+    bool may_repeat;  ///< fewer than the ranks: several hold the same
+    bool by(std::int64_t ranks) const {
+      return value % ranks == 0 || (may_repeat && value > 0 && ranks % value == 0);
+    }
+  };
+  const Shared all[] = {{"model.heads", m.heads, false},
+                        {"model.kv-heads", m.kv_heads, true},
+                        {"model.mlp-width", m.mlp_width, false},
+                        {"model.vocabulary", m.vocabulary, false}};
+  // One rank always can.
+  int fits = tensor;
+  while (!std::all_of(std::begin(all), std::end(all), [&](const Shared& s) { return s.by(fits); }))
+    --fits;
+  Problems problems;
+  for (const Shared& s : all)
+    problems.unless(s.by(tensor),
+                    "{}={} cannot be shared evenly by mesh.tensor={} ranks: set it to {}, or "
+                    "mesh.tensor={}, which fits the whole model",
+                    s.name, s.value, tensor, (s.value / tensor + 1) * tensor, fits);
+  return problems.take();
+}
+
 std::vector<std::string> problems_of(const RunConfig& c) {
   Problems problems;
   check_run(c.run, problems);
   check_model(c, problems);
   check_sequence(c, problems);
+  check_tensor(c, problems);
   check_train(c, problems);
   check_optimizer(c.optimizer, problems);
   problems.at_least(kZero, "checkpoint.every", c.checkpoint.every);

@@ -56,6 +56,10 @@ struct RunConfig {
 /// empty = fine. Needs neither ranks nor files.
 std::vector<std::string> problems_of(const RunConfig& config);
 
+/// What of a resolved model `tensor` ranks cannot share evenly, one line each; empty = fine. A
+/// vocabulary of 0 (not known yet) is fine.
+std::vector<std::string> tensor_problems(const model::ModelConfig& model, int tensor);
+
 /// Replaces every 0 that means "work it out" and can be worked out without files: kv-heads,
 /// head-size, mlp-width, ... `vocabulary` is the dataset's (used when model.vocabulary is 0).
 void resolve(RunConfig& config, std::int64_t vocabulary);

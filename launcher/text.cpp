@@ -27,6 +27,12 @@ std::vector<std::string> wrap(const std::string& text, std::size_t width) {
     if (!lines.back().empty() && lines.back().size() + 1 + word.size() > width)
       lines.emplace_back();
     if (!lines.back().empty()) lines.back() += ' ';
+    // A list of choices that is longer than a line goes on after one of them.
+    for (std::size_t cut; word.size() > width && (cut = word.rfind('|', width - 1)) != word.npos;) {
+      lines.back() += word.substr(0, cut + 1);
+      lines.emplace_back();
+      word.erase(0, cut + 1);
+    }
     lines.back() += word;
   }
   return lines;

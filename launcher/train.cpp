@@ -51,7 +51,8 @@ StepResult train_step(TrainingRun& run) {
     const auto& targets = batches.back().targets_BT;
     valid += std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; });
   }
-  valid = std::max<std::int64_t>(1, world.all_reduce_sum(valid));
+  // Tensor ranks read the same tokens: one of them counts.
+  valid = std::max<std::int64_t>(1, run.mesh().replicas().all_reduce_sum(valid));
   const float gradient_scale = 1.0f / static_cast<float>(valid);
 
   // Forward and backward. During the last micro-batch finished gradients start on their way while
@@ -62,12 +63,12 @@ StepResult train_step(TrainingRun& run) {
     loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]),
                                         gradient_scale);
   }
-  run.sharding().finish_gradients();
+  run.finish_gradients();
 
   // The same numbers on every rank from here on.
   StepResult result;
   result.loss = world.all_reduce_sum(loss_sum) / static_cast<double>(valid);
-  result.gradient_norm = run.optimizer().gradient_norm();
+  result.gradient_norm = run.gradient_norm();
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
     const std::string culprit = run.diagnose(batches);
     run.saver().wait();  // it becomes the last good one
@@ -238,12 +239,14 @@ void print_header(const TrainingRun& run, double peak_flops) {
     log::warn(
         "attention.mask=full lets every token see the one it is to predict: the loss says nothing "
         "about the data");
-  if (run.scheme().scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > c.model.heads)
+  const std::int64_t heads = c.model.heads / c.mesh.tensor;
+  if (run.scheme().scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > heads)
     log::warn(
-        "attention.scheme=ulysses shares model.heads={} among mesh.context={} ranks: {} of them "
+        "attention.scheme=ulysses shares model.heads={}{} among mesh.context={} ranks: {} of them "
         "idle in attention; "
         "attention.scheme=ring keeps all busy",
-        c.model.heads, c.mesh.context, c.mesh.context - c.model.heads);
+        c.model.heads, c.mesh.tensor == 1 ? "" : fmt::format(" / mesh.tensor={}", c.mesh.tensor),
+        c.mesh.context, c.mesh.context - heads);
 }
 
 ExitStatus train(const RunConfig& requested, const Communicator& world) {

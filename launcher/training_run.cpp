@@ -1,5 +1,7 @@
 #include "launcher/training_run.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -11,6 +13,7 @@
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
 #include "launcher/resume.hpp"
+#include "model/replicated_gradients.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
 #include "parallel/random.hpp"
@@ -96,6 +99,18 @@ std::pair<std::string, std::string> differing_model_settings(const RunConfig& sa
   return differ;
 }
 
+/// The share of a block that this rank writes when `alike` tensor ranks hold the same one. Whole
+/// parameters: all ranks that hold it split its rows. Shared ones: the first tensor rank that owns
+/// it writes it.
+ShardedArray share_to_write(ShardedArray array, int alike, bool whole, const Mesh& mesh) {
+  const int place = mesh.tensor_index() % alike;
+  if (whole)
+    return rows_of_replica(array, mesh.replicas().rank() * alike + place,
+                           mesh.replicas().size() * alike);
+  if (place > 0 && !array.shape.empty()) array.shape[0] = 0;
+  return array;
+}
+
 model::AttentionMask mask_of(const model::AttentionConfig& attention) {
   return {attention.mask == model::MaskKind::kCausal, attention.window};
 }
@@ -107,8 +122,9 @@ model::SchemeChoice scheme_of(const RunConfig& config, const Mesh& mesh) {
   for (const std::int64_t ranks :
        mesh.world().all_gather(std::int64_t{mesh.context().split_by_node().size()}))
     per_node = std::gcd(per_node, ranks);
-  const model::AttentionGeometry geometry{config.model.heads, config.model.kv_heads,
-                                          config.model.head_size, mask_of(config.attention), 1.0f};
+  const model::ModelConfig part = model::part_of_model(config.model, mesh.shape().tensor);
+  const model::AttentionGeometry geometry{part.heads, part.kv_heads, part.head_size,
+                                          mask_of(config.attention), 1.0f};
   return model::choose_scheme(
       config.attention.scheme, geometry,
       {config.train.micro_batch, config.data.sequence_length, mesh.shape().context},
@@ -135,13 +151,18 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
   check_same_everywhere(config_, dataset_, world);
   accumulation_ = accumulation_of(config_, shape);
+  agree(world, [&] {
+    if (const auto problems = tensor_problems(config_.model, shape.tensor); !problems.empty())
+      throw Error(fmt::format("{}", fmt::join(problems, "\n")), ExitStatus::kUsage);
+  });
 
   if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
+  if (shape.tensor > 1) tensor_group_ = make_mpi_group(mesh_.tensor());
   gradient_group_ = make_mpi_group(mesh_.replicas());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
   SequenceShards shards =
       shard_sequence(config_.data.sequence_length, layout_for(causal, config_.attention.window),
-                     context_group_.get());
+                     context_group_.get(), shape.tensor);
 
   scheme_ = scheme_of(config_, mesh_);
   if (scheme_.scheme == model::AttentionSchemeKind::kHybrid)
@@ -178,6 +199,7 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   share_.scheme = scheme_.scheme;
   share_.mask = mask_of(config_.attention);
   share_.inner = scheme_.inner;
+  share_.tensor = shape.tensor;
   share_.shard = shard;
   share_.owners = mesh_.replicas().size();
   // Weights and two moments, of which each rank writes its share.
@@ -186,9 +208,9 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   const MemoryLimit limit = memory_limit(config_.memory.budget, world);
   agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
   agree(world, [&] {
-    model_ =
-        std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
-                                             std::move(shards), backend_, memory_plan_.plan, shard);
+    model_ = std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
+                                                  std::move(shards), backend_, memory_plan_.plan,
+                                                  shard, shard_weights(tensor_group_.get()));
     sharding_ = std::make_unique<model::ParameterSharding>(
         shard, model_->parameters(), *gradient_group_, mesh_.replicas(), backend_);
     optimizer_ = std::make_unique<model::AdamW>(model_->parameters(), *sharding_, config_.optimizer,
@@ -207,7 +229,21 @@ model::MemoryEstimate TrainingRun::memory_estimate() const {
 }
 
 double TrainingRun::communication_seconds() const {
-  return gradient_group_->exposed_seconds() + model_->shards().exposed_seconds();
+  return gradient_group_->exposed_seconds() + model_->shards().exposed_seconds() +
+         (tensor_group_ ? tensor_group_->exposed_seconds() : 0.0);
+}
+
+void TrainingRun::finish_gradients() {
+  sharding_->finish_gradients();
+  model::sum_replicated_gradients(model_->parameters(), sharding_->owned(), model_->tensor(),
+                                  backend_);
+}
+
+double TrainingRun::gradient_norm() const {
+  if (model_->tensor().alone()) return optimizer_->gradient_norm();
+  return std::sqrt(
+      mesh_.tensor().all_reduce_sum(sharding_->sum_over_owners(model::sum_of_squares_once(
+          model_->parameters(), sharding_->owned(), model_->tensor(), backend_))));
 }
 
 model::MicroBatch TrainingRun::micro_batch(const io::Batch& batch) const {
@@ -242,8 +278,10 @@ double TrainingRun::validate() {
                            [](std::int32_t t) { return t >= 0; });
     sum += model_->evaluate(micro_batch(batch));
   }
+  // Every tensor rank has counted the targets of all its context rank's tokens, but summed the
+  // losses of its own.
   return mesh_.world().all_reduce_sum(sum) /
-         static_cast<double>(mesh_.world().all_reduce_sum(valid));
+         static_cast<double>(mesh_.replicas().all_reduce_sum(valid));
 }
 
 std::string TrainingRun::diagnose(const std::vector<io::Batch>& batches) {
@@ -307,11 +345,10 @@ std::vector<ShardedArray> TrainingRun::arrays() const {
 }
 
 std::vector<ShardedArray> TrainingRun::written_arrays() const {
-  const Communicator& world = mesh_.world();
-  // Where all ranks own the same tensors, each writes its share of the rows.
   std::vector<ShardedArray> mine = arrays();
-  if (sharding_->whole())
-    for (ShardedArray& array : mine) array = rows_of_replica(array, world.rank(), world.size());
+  for (ShardedArray& array : mine)
+    array = share_to_write(array, model_->parameters().replicas_of(array.name), sharding_->whole(),
+                           mesh_);
   return mine;
 }
 

@@ -48,6 +48,13 @@ class TrainingRun {
   /// What attention.scheme has come to: the same on every rank.
   const model::SchemeChoice& scheme() const { return scheme_; }
 
+  /// Waits until the gradients are complete: summed over data x context, and over the tensor ranks
+  /// where several hold the same parameter. Collective.
+  void finish_gradients();
+  /// L2 norm of the complete gradients of the whole model, the same on every rank. Collective over
+  /// the tensor group.
+  double gradient_norm() const;
+
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
@@ -92,7 +99,7 @@ class TrainingRun {
   io::TokenDataset dataset_;
   Mesh mesh_;
   int threads_;
-  std::unique_ptr<ProcessGroup> context_group_, gradient_group_;
+  std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
   model::Backend backend_;
   model::SchemeChoice scheme_;
   model::RankShare share_;

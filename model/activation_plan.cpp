@@ -72,14 +72,18 @@ bool fits(const ActivationChain& chain, std::int64_t budget) {
 double recompute_seconds(const ModelConfig& m, const AttentionConfig& attention, Keep keep,
                          std::int64_t length, const RankShare& share, const NominalRates& rates) {
   if (keep == Keep::kAll) return 0;
-  const double rows = static_cast<double>(share.rows());
+  // Tensor ranks share heads and MLP: each does its part for the rows of all.
+  const double rows = static_cast<double>(share.own_rows());
   const int context = share.context;
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
   // The way into attention, the way out of it, the way into the MLP; not the way out, which only
   // makes the next layer's input.
   const double weights = static_cast<double>(m.width * (query + 2 * kv + query + hidden));
-  const double linear = 2 * weights * rows / rates.linear_flops;
+  // What was gathered is gathered again, and attention's output summed (tensor_parallel.hpp).
+  const double tensor_wire =
+      2 * 4 * rows * static_cast<double>((share.tensor - 1) * m.width) / rates.link_bytes;
+  const double linear = 2 * weights * rows / rates.linear_flops + tensor_wire;
   // Hybrid exchanges heads among `inner` ranks, and keys and values round the rest.
   const bool hybrid = share.scheme == AttentionSchemeKind::kHybrid;
   const int swapping = hybrid                                          ? share.inner
@@ -94,7 +98,7 @@ double recompute_seconds(const ModelConfig& m, const AttentionConfig& attention,
   if (keep == Keep::kAttention) return linear + qkv_wire;
   const double compute = 4 * attention_pairs(attention, length) *
                          static_cast<double>(share.sequences) * static_cast<double>(query) /
-                         context / rates.attention_flops;
+                         (context * share.tensor) / rates.attention_flops;
   const double output_wire = 4 * rows * static_cast<double>(query) * swapped / rates.link_bytes;
   const double kv_wire = 4 * rows * static_cast<double>(2 * kv) * hops / rates.link_bytes;
   // Keys and values travel behind the compute; tokens are exchanged for heads before and after it.
@@ -199,10 +203,11 @@ ActivationChain activation_chain(const ModelConfig& model, const AttentionConfig
   chain.options_L.assign(static_cast<std::size_t>(model.layers), options);
   chain.options_L.back() = last;
   chain.state_bytes = state_memory(model, share) + table_memory(model, share) + share.staging;
-  chain.loss_bytes = loss_memory(model, memory, share.rows()) + units.loss;
+  chain.loss_bytes = loss_memory(model, memory, share) + units.loss;
   const StepFlops flops = model_flops(model, attention, share.sequences, length);
   chain.step_seconds =
-      (flops.linear / rates.linear_flops + flops.attention / rates.attention_flops) / share.context;
+      (flops.linear / rates.linear_flops + flops.attention / rates.attention_flops) /
+      (share.context * share.tensor);
   return chain;
 }
 

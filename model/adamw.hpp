@@ -20,8 +20,9 @@ class AdamW {
   AdamW(ParameterStore& store, const OptimizerConfig& config, Backend backend);
 
   /// L2 norm of all gradients, in double: sums over each owned range, then over the owners in rank
-  /// order. The owned gradients are complete (reduced). The same on every rank; collective unless
-  /// every rank owns everything.
+  /// order. The owned gradients are complete (reduced). With tensor ranks see
+  /// replicated_gradients.hpp. The same on every rank; collective unless every rank owns
+  /// everything.
   double gradient_norm() const;
   /// One update with the gradients, scaled so that their norm is at most config.clip, then clears
   /// the gradients and starts the weights on their way to those who need them. `step` counts from

@@ -35,7 +35,7 @@ Attention::Attention(const ModelConfig& config, const AttentionConfig& attention
 void Attention::forward(View<const float> qkv, Saved& saved, const PassContext& pass) const {
   saved.output_NHK = Buffer<float>(backend_.device, pass.rows(), geometry_.query_width());
   if (pass.shards.ranks() > 1) return scheme_->forward(qkv, saved, pass);
-  BlockForward(geometry_, backend_, qkv, saved, pass).attend(home_block(geometry_, qkv), 0);
+  BlockForward(geometry_, backend_, qkv, saved, pass, 1).attend(home_block(geometry_, qkv), 0);
 }
 
 void Attention::backward(View<const float> dout_NHK, View<const float> qkv, const Saved& saved,

@@ -1,7 +1,7 @@
 /// Softmax attention over the whole sequence, wherever its tokens are. With one rank it is the
 /// kernel; with several, a scheme (attention.scheme) brings queries, keys and values together.
 /// Queries meet blocks of keys in any order, because the kernel masks by global positions and
-/// merges partial results in fp32. Read next: attention_scheme.hpp.
+/// carries the softmax from block to block in fp32. Read next: attention_scheme.hpp.
 #pragma once
 
 #include "model/attention_scheme.hpp"

@@ -11,7 +11,7 @@ class AllgatherAttention : public AttentionScheme {
   void forward(View<const float> qkv, AttentionSaved& saved,
                const PassContext& pass) const override {
     Gathered all(*this, qkv, pass);
-    BlockForward queries(geometry_, backend_, qkv, saved, pass);
+    BlockForward queries(geometry_, backend_, qkv, saved, pass, pass.shards.ranks());
     queries.attend(home_block(geometry_, qkv), pass.shards.index);
     all.wait();
     for (int source = 0; source < pass.shards.ranks(); ++source)

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "parallel/error.hpp"
+
 namespace longspan::model {
 namespace {
 
@@ -79,17 +81,24 @@ Buffer<float> attention_delta(const AttentionGeometry& geometry, Backend backend
 }
 
 BlockForward::BlockForward(const AttentionGeometry& geometry, Backend backend,
-                           View<const float> qkv, AttentionSaved& saved, const PassContext& pass)
-    : geometry_(geometry), backend_(backend), pass_(pass) {
+                           View<const float> qkv, AttentionSaved& saved, const PassContext& pass,
+                           std::int64_t blocks)
+    : geometry_(geometry), backend_(backend), pass_(pass), blocks_left_(blocks) {
   const std::int64_t tokens = pass.tokens();
-  saved.lse = Buffer<float>(backend.device, pass.batch.sequences * geometry.heads, tokens);
+  const auto statistic = [&] {
+    return Buffer<float>(backend.device, pass.batch.sequences * geometry.heads, tokens);
+  };
+  saved.lse = statistic();
+  if (blocks > 1) sum_BHT_ = statistic();
   args_.q = qkv.data(), args_.q_row = qkv.cols(), args_.q_batch = tokens * qkv.cols();
   args_.o = saved.output_NHK.data(), args_.o_row = geometry.query_width();
   args_.o_batch = tokens * geometry.query_width();
-  args_.lse = saved.lse.data();
+  args_.lse = saved.lse.data(), args_.sum = sum_BHT_.data();
 }
 
 void BlockForward::attend(const KeyBlock& block, const KeyTokens& tokens) {
+  if (blocks_left_ == 0) fail("attention: more blocks of keys than were announced");
+  args_.more = --blocks_left_ > 0;
   args_.shape = block_shape(geometry_, pass_, tokens);
   args_.k = block.keys, args_.v = block.values;
   args_.kv_row = block.row, args_.kv_batch = tokens.count * block.row;

@@ -40,12 +40,14 @@ Buffer<float> attention_delta(const AttentionGeometry& geometry, Backend backend
                               View<const float> dout_NHK, const AttentionSaved& saved,
                               const PassContext& pass);
 
-/// Makes saved.lse and fills it and saved.output_NHK block by block.
+/// Makes saved.lse and fills it and saved.output_NHK block by block: both hold what their names say
+/// once the last block has been attended to.
 class BlockForward {
  public:
+  /// blocks: how many calls of attend() there will be, at least 1.
   BlockForward(const AttentionGeometry& geometry, Backend backend, View<const float> qkv,
-               AttentionSaved& saved, const PassContext& pass);
-  /// The first block writes, the others merge.
+               AttentionSaved& saved, const PassContext& pass, std::int64_t blocks);
+  /// The first block writes, the others merge, the last finishes. Fails after it.
   void attend(const KeyBlock& block, const KeyTokens& tokens);
   /// The keys are all of rank `source`.
   void attend(const KeyBlock& block, int source) { attend(block, tokens_of(pass_, source)); }
@@ -54,6 +56,8 @@ class BlockForward {
   const AttentionGeometry& geometry_;
   Backend backend_;
   const PassContext& pass_;
+  std::int64_t blocks_left_;
+  Buffer<float> sum_BHT_;
   AttentionForwardArgs args_;
 };
 

@@ -10,7 +10,7 @@ void ring_forward(const AttentionGeometry& geometry, Backend backend, View<const
   ProcessGroup& ring = *pass.shards.group;
   const int ranks = ring.size(), me = ring.rank();
   const int next = (me + 1) % ranks, previous = (me + ranks - 1) % ranks;
-  BlockForward queries(geometry, backend, qkv, saved, pass);
+  BlockForward queries(geometry, backend, qkv, saved, pass, ranks);
   Buffer<float> here = pack_keys_values(geometry, backend, qkv);
   Buffer<float> arriving(backend.device, here.rows(), here.cols());
   for (int step = 0; step < ranks; ++step) {

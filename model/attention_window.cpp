@@ -149,6 +149,11 @@ class Window {
 
   std::size_t count() const { return exchanges_.size(); }
   const Exchange& operator[](std::size_t i) const { return exchanges_[i]; }
+  /// Exchanges that bring this rank any keys.
+  std::int64_t incoming_blocks() const {
+    return std::count_if(exchanges_.begin(), exchanges_.end(),
+                         [](const Exchange& e) { return e.incoming_rows > 0; });
+  }
   std::int64_t width() const { return 2 * geometry_.kv_width(); }
 
   /// Posts the keys and values of exchange i, if there is one.
@@ -209,7 +214,7 @@ std::vector<RowRange> keys_in_window(const AttentionMask& mask,
 void window_ring_forward(const AttentionGeometry& geometry, Backend backend, View<const float> qkv,
                          AttentionSaved& saved, const PassContext& pass) {
   const Window window(geometry, backend, qkv, pass);
-  BlockForward queries(geometry, backend, qkv, saved, pass);
+  BlockForward queries(geometry, backend, qkv, saved, pass, 1 + window.incoming_blocks());
   std::optional<Transfer> transfer = window.post(0);
   queries.attend(home_block(geometry, qkv), pass.shards.index);
   for (std::size_t i = 0; i < window.count(); ++i) {

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "model/tensor_rows.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::model {
@@ -19,11 +20,20 @@ float output_deviation(const ModelConfig& config) {
   return 0.02f / std::sqrt(2.0f * static_cast<float>(config.layers));
 }
 
-std::vector<Linear::Part> qkv_parts(std::int64_t index, const ModelConfig& config) {
-  const std::int64_t kv = config.kv_heads * config.head_size;
-  return {{block_name(index, "attention.query"), config.heads * config.head_size},
+std::vector<Linear::Part> qkv_parts(std::int64_t index, const ModelConfig& config,
+                                    const TensorShards& tensor) {
+  const DimPart query = tensor.part_of(config.heads).times(config.head_size);
+  const DimPart kv = tensor.heads_of(config.kv_heads).times(config.head_size);
+  return {{block_name(index, "attention.query"), query},
           {block_name(index, "attention.key"), kv},
           {block_name(index, "attention.value"), kv}};
+}
+
+/// What attention sees: this rank's heads.
+ModelConfig with_own_heads(ModelConfig config, const TensorShards& tensor) {
+  config.heads = tensor.part_of(config.heads).count;
+  config.kv_heads = tensor.heads_of(config.kv_heads).count;
+  return config;
 }
 
 }  // namespace
@@ -43,35 +53,38 @@ void Block::Saved::trim(Keep keep) {
 }
 
 Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& config,
-             const AttentionConfig& attention, std::int64_t mlp_chunk, Backend backend)
+             const AttentionConfig& attention, std::int64_t mlp_chunk, Backend backend,
+             const TensorShards& tensor)
     : index_(index),
-      config_(config),
+      config_(with_own_heads(config, tensor)),
       first_parameter_(store.parameters().size()),
       attention_norm_(store, block_name(index, "attention_norm"), config, backend),
-      qkv_(store, qkv_parts(index, config), config.width, config.bias, 0.02f,
+      qkv_(store, qkv_parts(index, config, tensor), config.width, config.bias, 0.02f,
            config.precision == Precision::kBf16, backend),
       output_(store, {{block_name(index, "attention.output"), config.width}},
-              config.heads * config.head_size, config.bias, output_deviation(config),
-              config.precision == Precision::kBf16, backend),
+              tensor.part_of(config.heads).times(config.head_size), config.bias,
+              output_deviation(config), config.precision == Precision::kBf16, backend),
       mlp_norm_(store, block_name(index, "mlp_norm"), config, backend),
-      mlp_(store, block_name(index, "mlp"), config, output_deviation(config), mlp_chunk, backend),
-      attention_(config, attention, backend),
+      mlp_(store, block_name(index, "mlp"), config, output_deviation(config), mlp_chunk, backend,
+           tensor),
+      attention_(config_, attention, backend),
       backend_(backend) {}
 
 Dropout Block::dropout(const PassContext& pass, int site) const {
   if (!pass.training || config_.dropout == 0.0f) return {};
   return {config_.dropout,
           derive_key(pass.batch.dropout_key, static_cast<std::uint64_t>(2 * index_ + site + 1)),
-          pass.batch.sequence_numbers_B.data(), pass.shards.mine().data(), pass.tokens()};
+          pass.batch.sequence_numbers_B.data(), pass.own_positions(), pass.own_tokens()};
 }
 
-void Block::project_qkv(View<const float> x_ND, Saved& saved, const RotaryTable* rotary) const {
+void Block::project_qkv(View<const float> x_ND, Saved& saved, const PassContext& pass,
+                        const RotaryTable* rotary) const {
   const bool bf16 = config_.precision == Precision::kBf16;
   Buffer<float> normed_ND(backend_.device, x_ND.rows(), x_ND.cols());
   attention_norm_.forward(x_ND, normed_ND, &saved.attention_norm);
   saved.normed_ND = Activation(std::move(normed_ND), bf16, backend_);
-  saved.qkv = Buffer<float>(backend_.device, x_ND.rows(), qkv_.outputs());
-  qkv_.forward(saved.normed_ND.operand(), saved.qkv);
+  saved.qkv = Buffer<float>(backend_.device, pass.rows(), qkv_.outputs());
+  qkv_.forward(GatheredRows(saved.normed_ND, pass, backend_).operand(), saved.qkv);
   if (rotary != nullptr) rotary->apply(saved.qkv, config_.heads + config_.kv_heads, false);
   if (bf16) backend_.kernels.round_to_bf16(saved.qkv.size(), saved.qkv.data(), backend_.stream);
 }
@@ -84,7 +97,9 @@ void Block::attend(Saved& saved, const PassContext& pass) const {
 
 void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassContext& pass) const {
   saved.x2_ND = Buffer<float>(backend_.device, x_ND.rows(), x_ND.cols());
-  output_.forward(saved.attention.output_NHK, saved.x2_ND);
+  PartialRows attended(saved.x2_ND, pass, backend_);
+  output_.forward(saved.attention.output_NHK, attended.view());
+  attended.sum();
   backend_.kernels.residual_forward({x_ND.rows(), x_ND.cols(), x_ND.data(), saved.x2_ND.data(),
                                      saved.x2_ND.data(), dropout(pass, 0)},
                                     backend_.stream);
@@ -96,7 +111,7 @@ void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassCont
 
 void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, Keep keep,
                     const PassContext& pass, const RotaryTable* rotary) const {
-  project_qkv(x_ND, saved, rotary);
+  project_qkv(x_ND, saved, pass, rotary);
   attend(saved, pass);
   const bool all = keep == Keep::kAll;
   if (all)
@@ -105,7 +120,12 @@ void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, Keep
   else
     saved.trim(Keep::kAttention);  // attention's output is still needed
   attend_residual(x_ND, saved, pass);
-  mlp_.forward(saved.normed2_ND.operand(), y_ND, all ? &saved.mlp : nullptr);
+  {
+    const GatheredRows normed2(saved.normed2_ND, pass, backend_);
+    PartialRows branch(y_ND, pass, backend_);
+    mlp_.forward(normed2.operand(), branch.view(), all ? &saved.mlp : nullptr);
+    branch.sum();
+  }
   backend_.kernels.residual_forward(
       {x_ND.rows(), x_ND.cols(), saved.x2_ND.data(), y_ND.data(), y_ND.data(), dropout(pass, 1)},
       backend_.stream);
@@ -115,7 +135,7 @@ void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, Keep
 void Block::recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass,
                       const RotaryTable* rotary) const {
   if (keep == Keep::kAll) return;
-  project_qkv(x_ND, saved, rotary);
+  project_qkv(x_ND, saved, pass, rotary);
   if (keep == Keep::kBlock) attend(saved, pass);
   attend_residual(x_ND, saved, pass);
 }
@@ -135,22 +155,35 @@ void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
     return masked_ND;
   };
 
-  mlp_.backward(through_dropout(1), saved.normed2_ND.operand(), saved.mlp, dbranch_ND);
-  saved.mlp = {};
+  {
+    const GatheredRows dy(through_dropout(1), pass, backend_);
+    const GatheredRows normed2(saved.normed2_ND, pass, backend_);
+    PartialRows dnormed2(dbranch_ND, pass, backend_);
+    mlp_.backward(dy.view(), normed2.operand(), saved.mlp, dnormed2.view());
+    saved.mlp = {};
+    dnormed2.sum();
+  }
   mlp_norm_.backward(dbranch_ND, saved.x2_ND, saved.mlp_norm, dx_ND);
   saved.normed2_ND.clear();
   saved.x2_ND.clear();
 
-  Buffer<float> dattention_NHK(device, rows, config_.heads * config_.head_size);
-  output_.backward(through_dropout(0), saved.attention.output_NHK, dattention_NHK);
+  Buffer<float> dattention_NHK(device, pass.rows(), config_.heads * config_.head_size);
+  output_.backward(GatheredRows(through_dropout(0), pass, backend_).view(),
+                   saved.attention.output_NHK, dattention_NHK);
   if (!saved.kept_qkv.empty()) saved.qkv = saved.kept_qkv.take(backend_);
-  Buffer<float> dqkv(device, rows, qkv_.outputs());
+  Buffer<float> dqkv(device, pass.rows(), qkv_.outputs());
   attention_.backward(dattention_NHK, saved.qkv, saved.attention, dqkv, pass);
   dattention_NHK.clear();
   saved.qkv.clear();
   saved.attention = {};
   if (rotary != nullptr) rotary->apply(dqkv, config_.heads + config_.kv_heads, true);
-  qkv_.backward(dqkv, saved.normed_ND.operand(), dbranch_ND);
+  {
+    const GatheredRows normed(saved.normed_ND, pass, backend_);
+    PartialRows dnormed(dbranch_ND, pass, backend_);
+    qkv_.backward(dqkv, normed.operand(), dnormed.view());
+    dqkv.clear();
+    dnormed.sum();
+  }
   attention_norm_.backward(dbranch_ND, x_ND, saved.attention_norm, dx_ND);
   saved = {};
 }

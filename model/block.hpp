@@ -13,7 +13,8 @@ class Block {
  public:
   /// What forward leaves for backward, per token and in elements: norm 2D, qkv (H + 2G)K, attention
   /// D + H, x2 D, MLP 2F (GELU) or 3F (SwiGLU). With bf16 what products read, and qkv, takes 2
-  /// bytes an element, the rest 4.
+  /// bytes an element, the rest 4. Tensor ranks keep norms and x2 of their own rows, the rest of
+  /// all rows with their own heads and part of F.
   struct Saved {
     Norm::Saved attention_norm, mlp_norm;
     Activation normed_ND, normed2_ND;
@@ -26,19 +27,21 @@ class Block {
   };
   /// `mlp_chunk`: MemoryConfig::mlp_chunk.
   Block(ParameterStore& store, std::int64_t index, const ModelConfig& config,
-        const AttentionConfig& attention, std::int64_t mlp_chunk, Backend backend);
+        const AttentionConfig& attention, std::int64_t mlp_chunk, Backend backend,
+        const TensorShards& tensor = {});
 
   /// Leaves in `saved` what `keep` keeps; recompute() brings back the rest, the same bits. `rotary`
-  /// is null unless positions are rotary. Collective over the context group.
+  /// is null unless positions are rotary. x_ND, y_ND: the own rows. Collective over the context and
+  /// tensor groups.
   void forward(View<const float> x_ND, View<float> y_ND, Saved& saved, Keep keep,
                const PassContext& pass, const RotaryTable* rotary) const;
   /// Fills in what forward did not leave, but the MLP's, which its backward computes chunk by
-  /// chunk. With Keep::kAttention nothing communicates; with Keep::kBlock attention runs again:
-  /// collective.
+  /// chunk. With Keep::kBlock attention runs again: collective over the context group. Both gather
+  /// and sum over the tensor group.
   void recompute(View<const float> x_ND, Saved& saved, Keep keep, const PassContext& pass,
                  const RotaryTable* rotary) const;
   /// dx_ND holds dy on entry and dx on return; parameter gradients accumulate. Consumes `saved`.
-  /// Collective over the context group.
+  /// Collective over the context and tensor groups.
   void backward(View<const float> x_ND, Saved& saved, View<float> dx_ND, const PassContext& pass,
                 const RotaryTable* rotary);
 
@@ -51,13 +54,14 @@ class Block {
   ParameterStore::Id first_parameter() const { return first_parameter_; }
 
  private:
-  void project_qkv(View<const float> x_ND, Saved& saved, const RotaryTable* rotary) const;
+  void project_qkv(View<const float> x_ND, Saved& saved, const PassContext& pass,
+                   const RotaryTable* rotary) const;
   void attend(Saved& saved, const PassContext& pass) const;
   void attend_residual(View<const float> x_ND, Saved& saved, const PassContext& pass) const;
   Dropout dropout(const PassContext& pass, int site) const;
 
   std::int64_t index_;
-  ModelConfig config_;
+  ModelConfig config_;  ///< with the heads of this tensor rank
   ParameterStore::Id first_parameter_;
   Norm attention_norm_;
   Linear qkv_, output_;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 #include <vector>
 
+#include "model/tensor_rows.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::model {
@@ -18,12 +20,36 @@ std::vector<std::int32_t> readable(const std::vector<std::int32_t>& positions) {
   return result;
 }
 
+/// The same of every own row.
+std::vector<std::int32_t> readable_rows(const PassContext& pass) {
+  std::vector<std::int32_t> result;
+  for (std::int64_t row = 0; row < pass.own_rows(); ++row)
+    result.push_back(std::max(pass.own_positions()[row % pass.own_tokens()], 0));
+  return result;
+}
+
 }  // namespace
 
-Embedding::Embedding(ParameterStore& store, const ModelConfig& config, Backend backend)
-    : store_(store), config_(config), backend_(backend) {
-  table_ =
-      store.add("embedding.token.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
+ParameterStore::Id add_vocabulary_matrix(ParameterStore& store, const std::string& name,
+                                         const ModelConfig& config, const TensorShards& tensor) {
+  const DimPart rows = tensor.part_of(config.vocabulary);
+  Parameter matrix;
+  matrix.name = name;
+  matrix.shape = {rows.count, config.width};
+  matrix.global_shape = {rows.total, config.width};
+  matrix.block_offset = {rows.begin, 0};
+  matrix.initial = {0.02f, 0.0f};
+  matrix.decay = true;
+  return store.add(std::move(matrix));
+}
+
+Embedding::Embedding(ParameterStore& store, const ModelConfig& config, Backend backend,
+                     const TensorShards& tensor)
+    : store_(store),
+      config_(config),
+      vocabulary_(tensor.part_of(config.vocabulary)),
+      backend_(backend) {
+  table_ = add_vocabulary_matrix(store, "embedding.token.weight", config, tensor);
   if (config.position == PositionKind::kLearned)
     positions_ = store.add("embedding.position.weight", {config.max_positions, config.width},
                            {0.02f, 0.0f}, true);
@@ -54,19 +80,48 @@ const float* Embedding::position_table() const {
 Dropout Embedding::dropout(const PassContext& pass) const {
   if (!pass.training || config_.dropout == 0.0f) return {};
   return {config_.dropout, derive_key(pass.batch.dropout_key, 0),
-          pass.batch.sequence_numbers_B.data(), pass.shards.mine().data(), pass.tokens()};
+          pass.batch.sequence_numbers_B.data(), pass.own_positions(), pass.own_tokens()};
+}
+
+std::vector<std::int32_t> Embedding::own_ids(const PassContext& pass) const {
+  std::vector<std::int32_t> ids(pass.batch.inputs_BT.begin(), pass.batch.inputs_BT.end());
+  for (auto& id : ids) {
+    const std::int64_t row = id - vocabulary_.begin;
+    id = row >= 0 && row < vocabulary_.count ? static_cast<std::int32_t>(row) : -1;
+  }
+  return ids;
+}
+
+void Embedding::add_positions(View<float> x_ND, const PassContext& pass) const {
+  if (position_table() == nullptr) return;
+  const auto positions = readable_rows(pass);
+  Buffer<float> table_rows_ND(backend_.device, x_ND.rows(), x_ND.cols());
+  EmbeddingForwardArgs args;
+  args.rows = x_ND.rows(), args.width = config_.width;
+  args.ids = positions.data();
+  args.table = position_table();
+  args.y = table_rows_ND.data();
+  backend_.kernels.embedding_forward(args, backend_.stream);
+  backend_.kernels.add(x_ND.size(), table_rows_ND.data(), x_ND.data(), backend_.stream);
+  backend_.stream.synchronize();
 }
 
 void Embedding::forward(View<float> x_ND, const PassContext& pass) const {
   const auto positions = readable(pass.shards.mine());
+  const auto ids = own_ids(pass);
+  PartialRows tokens(x_ND, pass, backend_);
   EmbeddingForwardArgs args;
-  args.rows = x_ND.rows(), args.width = config_.width;
-  args.ids = pass.batch.inputs_BT.data();
+  args.rows = pass.rows(), args.width = config_.width;
+  args.ids = ids.data();
   args.table = store_.weight(table_).data();
-  args.position_table = position_table();
+  args.position_table = pass.tensor.alone() ? position_table() : nullptr;
   args.positions = positions.data(), args.tokens = pass.tokens();
-  args.y = x_ND.data();
+  args.y = tokens.view().data();
   backend_.kernels.embedding_forward(args, backend_.stream);
+  if (!pass.tensor.alone()) {
+    tokens.sum();  // exact: all summands but one are zero
+    add_positions(x_ND, pass);
+  }
   const Dropout drop = dropout(pass);
   if (drop.probability > 0.0f)
     backend_.kernels.residual_forward(
@@ -80,14 +135,24 @@ void Embedding::backward(View<float> dx_ND, const PassContext& pass) {
     backend_.kernels.residual_backward(
         {dx_ND.rows(), dx_ND.cols(), dx_ND.data(), dx_ND.data(), drop}, backend_.stream);
   const auto positions = readable(pass.shards.mine());
+  const auto ids = own_ids(pass);
+  const bool learned = config_.position == PositionKind::kLearned;
+  const GatheredRows gathered(dx_ND, pass, backend_);
   EmbeddingBackwardArgs args;
-  args.rows = dx_ND.rows(), args.width = config_.width;
-  args.ids = pass.batch.inputs_BT.data();
-  args.dy = dx_ND.data();
+  args.rows = pass.rows(), args.width = config_.width;
+  args.ids = ids.data();
+  args.dy = gathered.view().data();
   args.dtable = store_.gradient(table_).data();
-  if (config_.position == PositionKind::kLearned)
-    args.dposition_table = store_.gradient(positions_).data();
+  if (learned && pass.tensor.alone()) args.dposition_table = store_.gradient(positions_).data();
   args.positions = positions.data(), args.tokens = pass.tokens();
+  backend_.kernels.embedding_backward(args, backend_.stream);
+  backend_.stream.synchronize();
+  if (!learned || pass.tensor.alone()) return;
+  // Every rank adds its own rows to its copy of the position table.
+  const auto own = readable_rows(pass);
+  args.rows = dx_ND.rows(), args.ids = own.data();
+  args.dy = dx_ND.data();
+  args.dtable = store_.gradient(positions_).data();
   backend_.kernels.embedding_backward(args, backend_.stream);
   backend_.stream.synchronize();
 }

@@ -95,6 +95,14 @@ std::int64_t rounded_bytes(std::int64_t rows, std::int64_t outputs, std::int64_t
 
 }  // namespace
 
+ModelConfig part_of_model(ModelConfig m, std::int64_t tensor) {
+  m.heads /= tensor;
+  m.kv_heads = std::max<std::int64_t>(1, m.kv_heads / tensor);
+  m.mlp_width /= tensor;
+  m.vocabulary /= tensor;
+  return m;
+}
+
 double attention_pairs(const AttentionConfig& attention, std::int64_t n) {
   const double length = static_cast<double>(n);
   const double window = attention.window > 0
@@ -105,7 +113,8 @@ double attention_pairs(const AttentionConfig& attention, std::int64_t n) {
   return attention.mask == MaskKind::kCausal ? causal : 2 * causal - length;
 }
 
-std::int64_t parameter_count(const ModelConfig& m) {
+std::int64_t parameter_count(const ModelConfig& model, int tensor) {
+  const ModelConfig m = part_of_model(model, tensor);
   const std::int64_t query = m.heads * m.head_size, kv = m.kv_heads * m.head_size;
   const std::int64_t norm = m.norm == NormKind::kLayerNorm ? 2 * m.width : m.width;
   const std::int64_t up_biases = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
@@ -127,16 +136,17 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
 }
 
 std::int64_t state_memory(const ModelConfig& m, const RankShare& share) {
-  const std::int64_t states = 4 * sharding_memory(m, share.shard, share.owners).states;
+  const std::int64_t states =
+      4 * sharding_memory(m, share.shard, share.owners, share.tensor).states;
   if (m.precision != Precision::kBf16 || share.shard == OptimizerShard::kParameters) return states;
   const std::int64_t looked_up =
-      m.vocabulary * m.width +
+      m.vocabulary / share.tensor * m.width +
       (m.position == PositionKind::kLearned ? m.max_positions * m.width : 0);
-  return states + 2 * (parameter_count(m) - (m.tie_embeddings ? 0 : looked_up));
+  return states + 2 * (parameter_count(m, share.tensor) - (m.tie_embeddings ? 0 : looked_up));
 }
 
 UnitMemory unit_memory(const ModelConfig& m, const RankShare& share) {
-  const ShardingMemory units = sharding_memory(m, share.shard, share.owners);
+  const ShardingMemory units = sharding_memory(m, share.shard, share.owners, share.tensor);
   const bool copies = m.precision == Precision::kBf16 && share.shard == OptimizerShard::kParameters;
   // With bf16 a unit's rounded copy goes with it: at most of two blocks, or of one and the output.
   const std::int64_t copied = copies ? 2 * units.forward : 0;
@@ -152,39 +162,47 @@ std::int64_t table_memory(const ModelConfig& m, const RankShare& share) {
                                  : m.position == PositionKind::kSinusoidal
                                      ? share.tokens * share.context * m.width
                                      : 0;
-  return 4 * (positions + share.rows() * statistics);
+  return 4 * (positions + share.own_rows() * statistics);
 }
 
-std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, std::int64_t rows) {
-  const std::int64_t chunk =
-      std::min(rows, memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(m.vocabulary));
+std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, const RankShare& share) {
+  const std::int64_t vocabulary = m.vocabulary / share.tensor;
+  const std::int64_t chunk = std::min(
+      share.rows(), memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(vocabulary));
+  // With tensor ranks the gathered rows of a chunk, and its statistics, of this rank and of all.
+  const std::int64_t gathered = share.tensor == 1 ? 1 : m.width + 3 * (1 + share.tensor);
   // The last layer's output, its norm and the norm's gradient.
-  return 4 * (rows * 3 * m.width + chunk * (m.vocabulary + 1)) +
-         (m.precision == Precision::kBf16 ? rounded_bytes(chunk, m.vocabulary, m.width) : 0);
+  return 4 * (share.own_rows() * 3 * m.width + chunk * (vocabulary + gathered)) +
+         (m.precision == Precision::kBf16 ? rounded_bytes(chunk, vocabulary, m.width) : 0);
 }
 
 LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep keep,
                          const RankShare& share) {
-  const std::int64_t rows = share.rows(), d = m.width, query = m.heads * m.head_size,
-                     kv = m.kv_heads * m.head_size, qkv = query + 2 * kv;
-  const std::int64_t hidden = m.mlp == MlpKind::kGelu ? m.mlp_width : 2 * m.mlp_width;
+  // Everything is counted per own row of the residual stream: what a tensor rank has of the rows of
+  // all t ranks, with its part of the heads and of the MLP, counts t times.
+  const std::int64_t t = share.tensor, rows = share.own_rows(), d = m.width;
+  const ModelConfig part = part_of_model(m, t);
+  const std::int64_t heads = t * part.heads, query = heads * m.head_size,
+                     kv = t * part.kv_heads * m.head_size, qkv = query + 2 * kv,
+                     product = t * part.mlp_width;
+  const std::int64_t hidden = m.mlp == MlpKind::kGelu ? product : 2 * product;
   const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
-  const SchemeMemory sharing = scheme_memory(m, keep, share);
+  const SchemeMemory sharing = scheme_memory(part, keep, share);
   const bool bf16 = m.precision == Precision::kBf16, all = keep == Keep::kAll,
              block = keep == Keep::kBlock;
   const bool exchanges = share.context > 1 && (share.scheme == AttentionSchemeKind::kUlysses ||
                                                share.scheme == AttentionSchemeKind::kHybrid);
-  const std::int64_t size = bf16 ? 2 : 4;  // of what products read
+  const std::int64_t size = bf16 ? 2 : 4;                // of what products read
+  const std::int64_t gathered = t == 1 ? 0 : 4 * t * d;  // all ranks' rows of the stream
   // Bytes per token. What a layer may keep: its input; attention output and log-sum-exp; two norms,
   // x2 and the norms' statistics; qkv, or what was exchanged for it; the MLP's hidden and product.
-  const std::int64_t input = 4 * d, attention = 4 * (query + m.heads);
+  const std::int64_t input = 4 * d, attention = 4 * (query + heads);
   const std::int64_t norms = 2 * size * d + 4 * d + 4 * norm_rows;
-  const std::int64_t kept_qkv = exchanges ? 4 * (qkv + sharing.kept) : size * qkv;
-  const std::int64_t kept =
-      input + (all     ? attention + norms + kept_qkv + size * (hidden + m.mlp_width)
-               : block ? 0
-                       : attention);
-  const std::int64_t at_work_qkv = 4 * (qkv + (keep == Keep::kAttention ? 0 : sharing.kept));
+  const std::int64_t kept_qkv = exchanges ? 4 * (qkv + t * sharing.kept) : size * qkv;
+  const std::int64_t kept = input + (all ? attention + norms + kept_qkv + size * (hidden + product)
+                                     : block ? 0
+                                             : attention);
+  const std::int64_t at_work_qkv = 4 * (qkv + (keep == Keep::kAttention ? 0 : t * sharing.kept));
   const std::int64_t recomputed = all ? 0 : norms + at_work_qkv + (block ? attention : 0);
 
   // The sum over all rows that is a bias' gradient goes by at most 128 blocks of 16 rows or more.
@@ -195,25 +213,33 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
   // of four steps. The MLP, a chunk of tokens at a time: the product's gradient, and where they
   // are not kept as fp32 hidden, product and what is rounded of them.
   const std::int64_t chunk =
-      std::min(rows, memory.mlp_chunk > 0 ? memory.mlp_chunk : default_mlp_chunk(m));
-  const std::int64_t halves = bf16 && !all ? 2 * m.mlp_width : 0;
-  const std::int64_t made = (all && !bf16 ? 0 : 4 * hidden) + (all ? 0 : 4 * m.mlp_width) + halves;
+      std::min(rows * t, memory.mlp_chunk > 0 ? memory.mlp_chunk : default_mlp_chunk(m));
+  const std::int64_t part_product = part.mlp_width,
+                     part_hidden = m.mlp == MlpKind::kGelu ? part_product : 2 * part_product;
+  const std::int64_t halves = bf16 && !all ? 2 * part_product : 0;
+  const std::int64_t made =
+      (all && !bf16 ? 0 : 4 * part_hidden) + (all ? 0 : 4 * part_product) + halves;
   const std::int64_t rounded =
-      bf16 ? std::max(rounded_bytes(chunk, hidden, d), rounded_bytes(chunk, d, m.mlp_width)) : 0;
-  const std::int64_t mlp_step = rows * recomputed + chunk * (made + 4 * m.mlp_width) + rounded +
-                                bias_sums(chunk, std::max(hidden, d));
+      bf16 ? std::max(rounded_bytes(chunk, part_hidden, d), rounded_bytes(chunk, d, part_product))
+           : 0;
+  const std::int64_t mlp_step = rows * (recomputed + 3 * gathered) +
+                                chunk * (made + 4 * part_product) + rounded +
+                                bias_sums(chunk, std::max(part_hidden, d));
   // Attention's gradients, once the MLP's part and its norm's input are gone.
-  const std::int64_t gone = size * d + 4 * d + (all ? size * (hidden + m.mlp_width) : 0);
+  const std::int64_t gone = size * d + 4 * d + (all ? size * (hidden + product) : 0);
   const std::int64_t widened = all && !exchanges ? at_work_qkv - kept_qkv : 0;
   const std::int64_t attention_step =
-      rows * (recomputed - gone + widened + 4 * (query + qkv + m.heads + sharing.at_work));
+      rows * (recomputed - gone + widened + 4 * (query + qkv + heads + t * sharing.at_work));
   // The ways out of attention, whose output is rounded in the product, and into it.
   const std::int64_t output_step =
-      rows * (recomputed - gone + 4 * query) + bias_sums(rows, d) +
-      (bf16 ? rounded_bytes(rows, d, query) + 2 * std::min<std::int64_t>(rows, 4096) * query : 0);
-  const std::int64_t qkv_step =
-      rows * (recomputed - gone - (all ? kept_qkv : at_work_qkv) - attention + 4 * qkv) +
-      bias_sums(rows, qkv) + (bf16 ? rounded_bytes(rows, qkv, d) : 0);
+      rows * (recomputed - gone + 4 * query + gathered) + bias_sums(rows * t, d) +
+      (bf16 ? rounded_bytes(rows * t, d, query / t) +
+                  2 * std::min<std::int64_t>(rows * t, 4096) * query / t
+            : 0);
+  const std::int64_t qkv_step = rows * (recomputed - gone - (all ? kept_qkv : at_work_qkv) -
+                                        attention + 4 * qkv + 2 * gathered) +
+                                bias_sums(rows * t, qkv / t) +
+                                (bf16 ? rounded_bytes(rows * t, qkv / t, d) : 0);
   const std::int64_t drops = m.dropout > 0.0f ? 4 * d : 0;
   const std::int64_t backward =
       rows * (8 * d + drops) + std::max({mlp_step, output_step, attention_step, qkv_step});
@@ -223,9 +249,11 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
       all ? 0 : size * d + 2 * norm_rows + at_work_qkv + (block ? attention : 0);
   const std::int64_t forward_norms =
       all ? 0 : size * d + 4 * d + 2 * norm_rows + (block ? attention : 0);
-  const std::int64_t forward_mlp = all && !bf16 ? 0 : chunk * (4 * (hidden + m.mlp_width) + halves);
+  const std::int64_t forward_mlp =
+      all && !bf16 ? 0 : chunk * (4 * (part_hidden + part_product) + halves);
   const std::int64_t forward =
-      rows * 4 * d + std::max(rows * forward_attention, rows * forward_norms + forward_mlp);
+      rows * 4 * d + std::max(rows * (forward_attention + gathered),
+                              rows * (forward_norms + 2 * gathered) + forward_mlp);
   return {rows * kept, rows * (keep == Keep::kAttention ? input + attention : input),
           std::max(backward, forward)};
 }
@@ -254,12 +282,12 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
     estimate.activations += layer.kept - moved;
   }
   chain.state_bytes = table_memory(m, share);
-  chain.loss_bytes = loss_memory(m, memory, share.rows()) + units.loss;
+  chain.loss_bytes = loss_memory(m, memory, share) + units.loss;
   estimate.states = state_memory(m, share);
   estimate.staging = share.staging;
   const std::int64_t peak = peak_bytes(chain, std::vector<std::size_t>(chain.options_L.size(), 0));
   // At the embedding no activations are left, but units may be.
-  const std::int64_t ends = chain.state_bytes + 8 * share.rows() * m.width + units.ends;
+  const std::int64_t ends = chain.state_bytes + 8 * share.own_rows() * m.width + units.ends;
   estimate.transient = std::max(peak, ends) - estimate.activations;
   return estimate;
 }

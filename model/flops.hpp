@@ -24,7 +24,11 @@ StepFlops model_flops(const ModelConfig& model, const AttentionConfig& attention
 /// Visible query-key pairs of one sequence.
 double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_length);
 
-std::int64_t parameter_count(const ModelConfig& model);
+/// Of the whole model, or what one of `tensor` ranks holds of it.
+std::int64_t parameter_count(const ModelConfig& model, int tensor = 1);
+
+/// The model with one tensor rank's part of the heads, of the MLP's width and of the vocabulary.
+ModelConfig part_of_model(ModelConfig model, std::int64_t tensor);
 
 /// Bytes of one layer on one rank, after notes/long-sequences.md section 7: per token 6D + 2GK + H
 /// + 2F (GELU) or 3F (SwiGLU) elements are kept with keep = all, D + HK + H with attention, D with
@@ -39,7 +43,8 @@ struct LayerMemory {
 
 /// Of what travels (notes section 4) the ring has five blocks of keys, values and their gradients
 /// under way (through a window, up to six of the rows within it), allgather those of the whole
-/// sequence, Ulysses what it exchanges, hybrid both.
+/// sequence, Ulysses what it exchanges, hybrid both. Tensor ranks keep their part of all that, and
+/// while a layer works the rows of all of them that it gathers (parallel/tensor_parallel.hpp).
 LayerMemory layer_memory(const ModelConfig& model, const MemoryConfig& memory, Keep keep,
                          const RankShare& share);
 
@@ -48,7 +53,7 @@ std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memor
                              const RankShare& share, const ActivationPlan& plan);
 
 /// Bytes of weights, gradients, two optimizer moments, and with bf16 the rounded copy of the
-/// weights.
+/// weights, of a tensor rank's part of the model.
 std::int64_t state_memory(const ModelConfig& model, const RankShare& share);
 
 /// Bytes of whole units of weights and gradients that exist at moments of a step when the ranks
@@ -65,8 +70,9 @@ UnitMemory unit_memory(const ModelConfig& model, const RankShare& share);
 /// statistics.
 std::int64_t table_memory(const ModelConfig& model, const RankShare& share);
 
-/// Bytes beside what the layers keep while the loss of `rows` tokens is worked out.
-std::int64_t loss_memory(const ModelConfig& model, const MemoryConfig& memory, std::int64_t rows);
+/// Bytes beside what the layers keep while the loss is worked out.
+std::int64_t loss_memory(const ModelConfig& model, const MemoryConfig& memory,
+                         const RankShare& share);
 
 struct MemoryEstimate {
   /// Weights, gradients, two optimizer moments; with bf16 the rounded copy of the weights.

@@ -17,6 +17,7 @@
 #include "model/parameters.hpp"
 #include "parallel/array.hpp"
 #include "parallel/context_parallel.hpp"
+#include "parallel/tensor_parallel.hpp"
 
 namespace longspan::model {
 
@@ -38,9 +39,18 @@ struct PassContext {
   bool training = false;  ///< dropout is on
   /// Documents of every rank's tokens, [ranks][B * T]; empty: one document per sequence.
   std::vector<std::vector<std::int32_t>> documents;
+  TensorShards tensor = {};
 
+  /// Of this context rank: what attention and the layers with shared weights see.
   std::int64_t tokens() const { return shards.tokens(); }
   std::int64_t rows() const { return batch.sequences * tokens(); }
+  /// Of this tensor rank: the residual stream, norms and dropout.
+  std::int64_t own_tokens() const { return tokens() / tensor.ranks; }
+  std::int64_t own_rows() const { return batch.sequences * own_tokens(); }
+  /// Positions of the own tokens of every sequence, [own_tokens()].
+  const std::int32_t* own_positions() const {
+    return shards.mine().data() + tensor.index * own_tokens();
+  }
 };
 
 }  // namespace longspan::model

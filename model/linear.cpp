@@ -1,6 +1,7 @@
 #include "model/linear.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace longspan::model {
 namespace {
@@ -15,18 +16,33 @@ std::int64_t block_length(std::int64_t total) {
 
 }  // namespace
 
-Linear::Linear(ParameterStore& store, const std::vector<Part>& parts, std::int64_t inputs,
-               bool bias, float standard_deviation, bool bf16, Backend backend)
-    : store_(store), inputs_(inputs), has_bias_(bias), bf16_(bf16), backend_(backend) {
-  for (const Part& part : parts) {
-    const auto id =
-        store.add(part.name + ".weight", {part.outputs, inputs}, {standard_deviation, 0.0f}, true);
+Linear::Linear(ParameterStore& store, const std::vector<Part>& parts, DimPart inputs, bool bias,
+               float standard_deviation, bool bf16, Backend backend)
+    : store_(store),
+      inputs_(inputs.count),
+      adds_bias_(bias && inputs.begin == 0),
+      bf16_(bf16),
+      backend_(backend) {
+  for (const auto& [name, outputs] : parts) {
+    Parameter weight;
+    weight.name = name + ".weight";
+    weight.shape = {outputs.count, inputs.count};
+    weight.global_shape = {outputs.total, inputs.total};
+    weight.block_offset = {outputs.begin, inputs.begin};
+    weight.initial = {standard_deviation, 0.0f};
+    weight.decay = true;
+    const auto id = store.add(std::move(weight));
     if (outputs_ == 0) weight_ = id;
-    outputs_ += part.outputs;
+    outputs_ += outputs.count;
   }
   if (!bias) return;
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    const auto id = store.add(parts[i].name + ".bias", {parts[i].outputs}, {}, false);
+    Parameter vector;
+    vector.name = parts[i].name + ".bias";
+    vector.shape = {parts[i].outputs.count};
+    vector.global_shape = {parts[i].outputs.total};
+    vector.block_offset = {parts[i].outputs.begin};
+    const auto id = store.add(std::move(vector));
     if (i == 0) bias_ = id;
   }
 }
@@ -38,13 +54,13 @@ void Linear::forward(const Operand& x, View<float> y) const {
   args.b = store_.weight(weight_).data(), args.ldb = inputs_, args.trans_b = true;
   args.b_bf16 = store_.weight_bf16(weight_);
   args.c = y.data(), args.ldc = outputs_;
-  args.bias = has_bias_ ? store_.weight(bias_).data() : nullptr;
+  args.bias = adds_bias_ ? store_.weight(bias_).data() : nullptr;
   args.bf16_operands = bf16_;
   backend_.kernels.gemm(args, backend_.stream);
 }
 
 void Linear::backward(View<const float> dy, const Operand& x, View<float> dx) {
-  if (has_bias_)
+  if (adds_bias_)
     backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), store_.gradient(bias_).data(),
                                      backend_.stream);
   if (!bf16_) {

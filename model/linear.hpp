@@ -1,5 +1,7 @@
 /// y = x W^T + b. The weight may be stored as several tensors one under the other (query, key,
-/// value), which are adjacent in the parameter store and multiplied as one matrix.
+/// value), which are adjacent in the parameter store and multiplied as one matrix. A rank may hold
+/// a part of the outputs (column split) or of the inputs (row split; y is then one summand of the
+/// result) and knows nothing of the others (parallel/tensor_parallel.hpp).
 #pragma once
 
 #include <string>
@@ -7,6 +9,7 @@
 
 #include "model/activation.hpp"
 #include "model/layer.hpp"
+#include "parallel/tensor_parallel.hpp"
 
 namespace longspan::model {
 
@@ -14,17 +17,18 @@ class Linear {
  public:
   struct Part {
     std::string name;  ///< "blocks.0.attention.query"
-    std::int64_t outputs;
+    DimPart outputs;
   };
   /// Weights start normal with `standard_deviation`, biases at 0. bf16: operands are rounded to
-  /// bfloat16.
-  Linear(ParameterStore& store, const std::vector<Part>& parts, std::int64_t inputs, bool bias,
+  /// bfloat16. With a row split the first rank adds the bias, so that it is in the sum once; its
+  /// gradient is complete there and zero on the others.
+  Linear(ParameterStore& store, const std::vector<Part>& parts, DimPart inputs, bool bias,
          float standard_deviation, bool bf16, Backend backend);
 
   std::int64_t inputs() const { return inputs_; }
   std::int64_t outputs() const { return outputs_; }
 
-  /// x: [N, inputs], y: [N, outputs].
+  /// x: [N, inputs], y: [N, outputs], of this rank.
   void forward(const Operand& x, View<float> y) const;
   /// dx = dy W (left out if dx is empty); dW += dy^T x; db += column sums of dy.
   void backward(View<const float> dy, const Operand& x, View<float> dx);
@@ -37,7 +41,7 @@ class Linear {
   ParameterStore& store_;
   ParameterStore::Id weight_ = 0, bias_ = 0;  ///< first part of each; the others follow
   std::int64_t inputs_, outputs_ = 0;
-  bool has_bias_, bf16_;
+  bool adds_bias_, bf16_;
   Backend backend_;
 };
 

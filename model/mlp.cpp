@@ -5,9 +5,10 @@
 namespace longspan::model {
 namespace {
 
-std::vector<Linear::Part> input_parts(const std::string& name, const ModelConfig& config) {
-  if (config.mlp == MlpKind::kGelu) return {{name + ".up", config.mlp_width}};
-  return {{name + ".gate", config.mlp_width}, {name + ".up", config.mlp_width}};
+std::vector<Linear::Part> input_parts(const std::string& name, const ModelConfig& config,
+                                      DimPart width) {
+  if (config.mlp == MlpKind::kGelu) return {{name + ".up", width}};
+  return {{name + ".gate", width}, {name + ".up", width}};
 }
 
 }  // namespace
@@ -19,13 +20,14 @@ std::int64_t default_mlp_chunk(const ModelConfig& config) {
 }
 
 Mlp::Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
-         float output_deviation, std::int64_t chunk, Backend backend)
+         float output_deviation, std::int64_t chunk, Backend backend, const TensorShards& tensor)
     : kind_(config.mlp),
-      width_(config.mlp_width),
+      width_(tensor.part_of(config.mlp_width).count),
       chunk_(chunk > 0 ? chunk : default_mlp_chunk(config)),
       bf16_(config.precision == Precision::kBf16),
-      up_(store, input_parts(name, config), config.width, config.bias, 0.02f, bf16_, backend),
-      down_(store, {{name + ".down", config.width}}, config.mlp_width, config.bias,
+      up_(store, input_parts(name, config, tensor.part_of(config.mlp_width)), config.width,
+          config.bias, 0.02f, bf16_, backend),
+      down_(store, {{name + ".down", config.width}}, tensor.part_of(config.mlp_width), config.bias,
             output_deviation, bf16_, backend),
       backend_(backend) {}
 

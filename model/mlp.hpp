@@ -1,7 +1,7 @@
 /// The token-wise network of a block: GELU (up, down) or SwiGLU (gate and up, down; Shazeer 2020).
 /// Works on a chunk of tokens at a time, forward and backward, whether or not it keeps anything: so
 /// what exists between its products does not grow with the sequence, and recomputing gives the same
-/// bits.
+/// bits. F is this tensor rank's part of the MLP width; y is then one summand of the result.
 #pragma once
 
 #include <string>
@@ -18,7 +18,7 @@ class Mlp {
   };
   /// `chunk`: tokens at a time; 0 = default_mlp_chunk(config).
   Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
-      float output_deviation, std::int64_t chunk, Backend backend);
+      float output_deviation, std::int64_t chunk, Backend backend, const TensorShards& tensor = {});
 
   /// Without `saved` nothing is kept: evaluation, or backward computes it again.
   void forward(const Operand& x_ND, View<float> y_ND, Saved* saved) const;

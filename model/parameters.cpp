@@ -22,6 +22,9 @@ ParameterStore::Id ParameterStore::add(Parameter parameter) {
   assert(weights_.empty());
   if (parameter.global_shape.empty()) parameter.global_shape = parameter.shape;
   if (parameter.block_offset.empty()) parameter.block_offset = Shape(parameter.shape.size(), 0);
+  // What is not split among all of them, some hold alike.
+  parameter.replicas =
+      static_cast<int>(tensor_ranks_ * parameter.count() / element_count(parameter.global_shape));
   parameter.offset = count_;
   parameter.unit = static_cast<int>(units_.size()) - 1;
   const std::int64_t added = parameter.count();
@@ -128,6 +131,12 @@ const std::string& ParameterStore::name_at(std::int64_t index) const {
       std::upper_bound(parameters_.begin(), parameters_.end(), index,
                        [](std::int64_t i, const Parameter& p) { return i < p.offset; });
   return std::prev(after)->name;
+}
+
+int ParameterStore::replicas_of(const std::string& name) const {
+  for (const Parameter& p : parameters_)
+    if (name.ends_with("/" + p.name)) return p.replicas;
+  return 1;
 }
 
 std::vector<ShardedArray> ParameterStore::arrays(const std::string& prefix,

@@ -36,7 +36,7 @@ struct Parameter {
   Shape global_shape;       ///< of the whole tensor; empty when added: `shape`
   Shape block_offset;       ///< where the block begins in it; empty when added: zeros
   /// Tensor ranks that hold this same block, consecutive ones: their gradients are parts of one
-  /// sum.
+  /// sum. Worked out by the store.
   int replicas = 1;
   std::int64_t count() const { return element_count(shape); }
 };
@@ -64,6 +64,9 @@ struct FlatPiece {
 class ParameterStore {
  public:
   using Id = std::size_t;
+
+  /// `tensor_ranks` ranks share the parameters: the blocks they hold are equally large.
+  explicit ParameterStore(int tensor_ranks = 1) : tensor_ranks_(tensor_ranks) {}
 
   /// Declares a parameter; only before allocate().
   Id add(std::string name, Shape shape, Initial initial, bool decay);
@@ -113,6 +116,9 @@ class ParameterStore {
   /// Name of the parameter that holds flat element `index`.
   const std::string& name_at(std::int64_t index) const;
 
+  /// How many tensor ranks hold the same block as this one of the array that is called `name`
+  /// (arrays() below); 1 if it is none of these.
+  int replicas_of(const std::string& name) const;
   /// The parameters as tensors over `flat` (the weights, or an optimizer state of the same layout),
   /// named `prefix` + name.
   std::vector<ShardedArray> arrays(const std::string& prefix, View<float> flat) const;
@@ -125,6 +131,7 @@ class ParameterStore {
  private:
   View<float> placed(const std::vector<float*>& at, const char* what, Id id) const;
 
+  int tensor_ranks_;
   std::vector<Parameter> parameters_;
   std::int64_t count_ = 0;
   std::vector<FlatRange> units_{{0, 0}};

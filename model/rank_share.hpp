@@ -11,16 +11,19 @@ namespace longspan::model {
 
 struct RankShare {
   std::int64_t sequences = 1;  ///< of the micro-batch
-  std::int64_t tokens = 0;     ///< of each of them on this rank, padding included
+  std::int64_t tokens = 0;     ///< of each of them on this context rank, padding included
   int context = 1;             ///< ranks that share a sequence
   AttentionSchemeKind scheme = AttentionSchemeKind::kRing;  ///< how; with one rank it is no matter
   AttentionMask mask = {};                                  ///< what travels follows its window
-  int inner = 1;  ///< hybrid: ranks of a group that exchanges heads
+  int inner = 1;   ///< hybrid: ranks of a group that exchanges heads
+  int tensor = 1;  ///< ranks that share the weights, and these tokens between them
   OptimizerShard shard = OptimizerShard::kNone;
   int owners = 1;            ///< ranks that share what `shard` says
   std::int64_t staging = 0;  ///< bytes of the copy that a checkpoint is written from
 
   std::int64_t rows() const { return sequences * tokens; }
+  /// Of the residual stream on this tensor rank.
+  std::int64_t own_rows() const { return rows() / tensor; }
 };
 
 }  // namespace longspan::model

@@ -6,13 +6,13 @@
 
 namespace longspan::model {
 
-ShardingMemory sharding_memory(const ModelConfig& m, OptimizerShard shard, int owners) {
+ShardingMemory sharding_memory(const ModelConfig& m, OptimizerShard shard, int owners, int tensor) {
   ModelConfig no_blocks = m;
   no_blocks.layers = 0;
-  const std::int64_t count = parameter_count(m), ends = parameter_count(no_blocks);
+  const std::int64_t count = parameter_count(m, tensor), ends = parameter_count(no_blocks, tensor);
   const std::int64_t block = m.layers > 0 ? (count - ends) / m.layers : 0;
   const std::int64_t norm = m.norm == NormKind::kLayerNorm ? 2 * m.width : m.width;
-  const std::int64_t last = norm + (m.tie_embeddings ? 0 : m.vocabulary * m.width);
+  const std::int64_t last = norm + (m.tie_embeddings ? 0 : m.vocabulary / tensor * m.width);
   const std::int64_t embedding = ends - last, tied = m.tie_embeddings ? embedding : 0;
   const auto part = [&](std::int64_t unit) { return (unit + owners - 1) / owners; };
   const std::int64_t owned = part(embedding) + m.layers * part(block) + part(last);

@@ -18,8 +18,9 @@ struct ShardingMemory {
   std::int64_t ends = 0;           ///< at the embedding, where few activations exist
 };
 
-/// `owners` ranks share the parameters of `model` as `shard` says (parameter_sharding.hpp). The
-/// rank with the largest part.
-ShardingMemory sharding_memory(const ModelConfig& model, OptimizerShard shard, int owners);
+/// `owners` ranks share the parameters of `model`, or what one of `tensor` ranks holds of them, as
+/// `shard` says (parameter_sharding.hpp). The rank with the largest part.
+ShardingMemory sharding_memory(const ModelConfig& model, OptimizerShard shard, int owners,
+                               int tensor = 1);
 
 }  // namespace longspan::model

@@ -6,6 +6,9 @@
 #include <cstring>
 #include <utility>
 
+#include "model/tensor_rows.hpp"
+#include "parallel/error.hpp"
+
 namespace longspan::model {
 namespace {
 
@@ -19,25 +22,31 @@ std::vector<Buffer<float>*> movable(Buffer<float>& x_ND, Block::Saved& saved, Ke
 
 Transformer::Transformer(const ModelConfig& config, const AttentionConfig& attention,
                          const MemoryConfig& memory, SequenceShards shards, Backend backend,
-                         ActivationPlan plan, OptimizerShard shard)
+                         ActivationPlan plan, OptimizerShard shard, const TensorShards& tensor)
     : config_(config),
       plan_(plan.keep_L.empty() ? uniform_plan(memory.keep, config.layers) : std::move(plan)),
       shards_(std::move(shards)),
+      tensor_(tensor),
       backend_(backend),
-      embedding_(store_, config, backend) {
+      store_(tensor.ranks),
+      embedding_(store_, config, backend, tensor) {
+  if (shards_.tokens() % tensor.ranks != 0)
+    fail(
+        "{} tokens of a sequence cannot be shared evenly by {} tensor ranks: pad them "
+        "(shard_sequence)",
+        shards_.tokens(), tensor.ranks);
   blocks_.reserve(static_cast<std::size_t>(config.layers));
   // Units of the parameters: 0 the embedding, i + 1 block i, then what follows the blocks.
   for (std::int64_t i = 0; i < config.layers; ++i) {
     store_.begin_unit();
-    blocks_.emplace_back(store_, i, config, attention, memory.mlp_chunk, backend);
+    blocks_.emplace_back(store_, i, config, attention, memory.mlp_chunk, backend, tensor);
   }
   store_.begin_unit();
   final_norm_.emplace(store_, "final_norm", config, backend);
-  const auto output =
-      config.tie_embeddings
-          ? embedding_.table()
-          : store_.add("output.weight", {config.vocabulary, config.width}, {0.02f, 0.0f}, true);
-  loss_.emplace(store_, output, config, memory.loss_chunk, backend);
+  const auto output = config.tie_embeddings
+                          ? embedding_.table()
+                          : add_vocabulary_matrix(store_, "output.weight", config, tensor);
+  loss_.emplace(store_, output, config, memory.loss_chunk, backend, tensor);
   store_.allocate(backend.device, shard);
   // Tied embeddings are a matrix of a product, too; untied ones are only looked up.
   if (config.precision == Precision::kBf16)
@@ -53,7 +62,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
 
 PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) {
   store_.begin_pass();
-  PassContext pass{shards_, batch, training, {}};
+  PassContext pass{shards_, batch, training, {}, tensor_};
   if (batch.documents_BT.empty()) return pass;
   const std::size_t count = static_cast<std::size_t>(batch.documents_BT.size());
   pass.documents.resize(static_cast<std::size_t>(shards_.ranks()));
@@ -93,7 +102,7 @@ void Transformer::done_output_weights() {
 
 double Transformer::train(const MicroBatch& batch, float gradient_scale) {
   const PassContext pass = begin_pass(batch, true);
-  const std::int64_t rows = pass.rows(), width = config_.width;
+  const std::int64_t rows = pass.own_rows(), width = config_.width;
   const std::size_t layers = blocks_.size();
 
   // Forward: x[i] is the input of block i, saved[i] what else backward needs and
@@ -127,8 +136,8 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale) {
   store_.need_gradients(last_unit());
   if (config_.tie_embeddings) store_.need_gradients(0);
   Buffer<float> dnormed_ND(backend_.device, rows, width);
-  const double loss =
-      loss_->forward_backward(normed_ND, batch.targets_BT, gradient_scale, dnormed_ND);
+  const double loss = loss_->forward_backward(normed_ND, batch.targets_BT, gradient_scale,
+                                              dnormed_ND, batch.sequences);
   normed_ND.clear();
 
   // Backward of the same, in reverse: dx is the gradient of the residual stream.
@@ -166,8 +175,8 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale) {
 Buffer<float> Transformer::forward_only(
     const PassContext& pass,
     const std::function<void(const std::string&, View<const float>)>& visit) {
-  Buffer<float> x_ND(backend_.device, pass.rows(), config_.width),
-      y_ND(backend_.device, pass.rows(), config_.width);
+  Buffer<float> x_ND(backend_.device, pass.own_rows(), config_.width),
+      y_ND(backend_.device, pass.own_rows(), config_.width);
   store_.need_weights(0, 1);
   embedding_.forward(x_ND, pass);
   store_.done_weights(0);
@@ -190,7 +199,8 @@ Buffer<float> Transformer::forward_only(
 double Transformer::evaluate(const MicroBatch& batch) {
   const PassContext pass = begin_pass(batch, false);
   const Buffer<float> normed_ND = forward_only(pass, [](const std::string&, View<const float>) {});
-  const double loss = loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {});
+  const double loss =
+      loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {}, batch.sequences);
   done_output_weights();
   return loss;
 }
@@ -199,8 +209,24 @@ Buffer<float> Transformer::logits(const MicroBatch& batch) {
   const PassContext pass = begin_pass(batch, false);
   const Buffer<float> normed_ND = forward_only(pass, [](const std::string&, View<const float>) {});
   Buffer<float> result(backend_.device, pass.rows(), config_.vocabulary);
-  loss_->logits(normed_ND, result);
+  const GatheredRows gathered(normed_ND, pass, backend_);
+  if (tensor_.alone()) {
+    loss_->logits(gathered.view(), result);
+    done_output_weights();
+    return result;
+  }
+  const std::int64_t part = config_.vocabulary / tensor_.ranks;
+  Buffer<float> mine(backend_.device, pass.rows(), part),
+      all(backend_.device, tensor_.ranks * pass.rows(), part);
+  loss_->logits(gathered.view(), mine);
   done_output_weights();
+  backend_.stream.synchronize();
+  tensor_.group->all_gather(mine.view(), all)->wait();
+  for (std::int64_t i = 0; i < all.view().rows(); ++i)
+    backend_.device.copy(result.view().row(i % pass.rows()) + i / pass.rows() * part,
+                         all.view().row(i), static_cast<std::size_t>(part) * sizeof(float),
+                         backend_.stream);
+  backend_.stream.synchronize();
   return result;
 }
 
@@ -224,7 +250,9 @@ std::string Transformer::first_non_finite(const MicroBatch& batch) {
       forward_only(pass, [&](const std::string& layer, View<const float> output) {
         if (culprit.empty() && !finite(output)) culprit = "output of " + layer;
       });
-  const double loss = loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {});
+  // Likewise: tensor ranks share the loss.
+  const double loss =
+      loss_->forward_backward(normed_ND, batch.targets_BT, 0.0f, {}, batch.sequences);
   done_output_weights();
   if (culprit.empty() && !std::isfinite(loss)) culprit = "loss";
   return culprit;

@@ -20,12 +20,15 @@ namespace longspan::model {
 class Transformer {
  public:
   /// `config` is resolved (no zeros left). `shards` says which tokens of every sequence this rank
-  /// holds; its group outlives the model. Without a plan every layer follows memory.keep, which
-  /// then is not auto. `shard`: which of weights and gradients are not made here, because a
-  /// ParameterSharding will bring them.
+  /// holds, `tensor` which part of the weights; their groups outlive the model. The tokens of a
+  /// rank are a multiple of the tensor ranks (shard_sequence), and so are heads, MLP width and
+  /// vocabulary; key/value heads too, or a divisor of it. Every tensor rank gets the same batches.
+  /// Without a plan every layer follows memory.keep, which then is not auto. `shard`: which of
+  /// weights and gradients are not made here, because a ParameterSharding will bring them.
   Transformer(const ModelConfig& config, const AttentionConfig& attention,
               const MemoryConfig& memory, SequenceShards shards, Backend backend,
-              ActivationPlan plan = {}, OptimizerShard shard = OptimizerShard::kNone);
+              ActivationPlan plan = {}, OptimizerShard shard = OptimizerShard::kNone,
+              const TensorShards& tensor = {});
 
   /// From now on block inputs, and where attention is kept its output and log-sum-exp, wait in
   /// `file` between forward and backward (memory.offload=file); all but the last layer's, which
@@ -36,20 +39,21 @@ class Transformer {
   const ParameterStore& parameters() const { return store_; }
   const ModelConfig& config() const { return config_; }
   const SequenceShards& shards() const { return shards_; }
+  const TensorShards& tensor() const { return tensor_; }
 
-  /// One micro-batch forward and backward. Returns the sum of the token losses on this rank; adds
-  /// gradient_scale times the gradient of that sum to the gradients, and tells the keeper of the
-  /// parameters (parameters.hpp) what it uses and which gradients are final. Collective over the
-  /// context group and, like all that follows, whatever the keeper is collective over.
+  /// One micro-batch forward and backward. Returns the sum of the losses of this rank's own tokens:
+  /// over the world each token counts once. Adds gradient_scale times the gradient of the loss to
+  /// the gradients, and tells the keeper of the parameters (parameters.hpp) what it uses and which
+  /// gradients are final; those of parameters that several tensor ranks hold are still to be summed
+  /// (replicated_gradients.hpp). Collective over the context and tensor groups and, like all that
+  /// follow, whatever the keeper is collective over.
   double train(const MicroBatch& batch, float gradient_scale);
-  /// Sum of the token losses without dropout and gradients. Collective over the context group.
+  /// Sum of the losses of the own tokens without dropout and gradients.
   double evaluate(const MicroBatch& batch);
-  /// Logits of every token of this rank, [N, V]: for tests and short inputs. Collective over the
-  /// context group.
+  /// Logits of every token of this context rank, [N, V]: for tests and short inputs.
   Buffer<float> logits(const MicroBatch& batch);
   /// Runs forward again and names the first layer whose output is not finite ("blocks.3"), "loss"
   /// if only the loss is bad, or the parameter that is not finite. Empty if everything is finite.
-  /// Collective over the context group.
   std::string first_non_finite(const MicroBatch& batch);
 
   /// Everything that products read is current on return: for decoding, which calls layers by
@@ -78,6 +82,7 @@ class Transformer {
   ActivationPlan plan_;
   SpillFile* offload_ = nullptr;
   SequenceShards shards_;
+  TensorShards tensor_;
   Backend backend_;
   ParameterStore store_;
   Embedding embedding_;

@@ -20,10 +20,10 @@ enum class SequenceLayout { kContiguous, kZigzag };
 SequenceLayout layout_for(bool causal, std::int64_t window);
 
 /// Global positions of the tokens that rank `index` of `count` holds of a sequence of `length`
-/// tokens, in local order. Every rank gets the same number; positions beyond the end are -1
-/// (padding). Pure.
+/// tokens, in local order. Every rank gets the same number, a multiple of `multiple`; positions
+/// beyond the end are -1 (padding). Pure.
 std::vector<std::int32_t> sequence_positions(std::int64_t length, int index, int count,
-                                             SequenceLayout layout);
+                                             SequenceLayout layout, std::int64_t multiple = 1);
 
 /// How the sequences of a run are shared: the positions every rank of the context group holds, and
 /// the group itself.
@@ -45,8 +45,10 @@ struct SequenceShards {
   double exposed_seconds() const;
 };
 
-/// `group` may be null or of size 1: whole sequences.
-SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, ProcessGroup* group);
+/// `group` may be null or of size 1: whole sequences. `multiple` as above: the ranks of the tensor
+/// axis, which split a rank's tokens evenly once more.
+SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, ProcessGroup* group,
+                              std::int64_t multiple = 1);
 
 /// Makes shards.inner and shards.outer: inner groups of `inner` consecutive ranks, which divides
 /// the ranks of `context`, the communicator behind shards.group. Collective over it.

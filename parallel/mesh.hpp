@@ -1,6 +1,6 @@
 /// Where this rank stands: world rank = (data * C + context) * T + tensor, tensor fastest, so that
 /// the ranks that talk most stay inside a node, then those of a sequence. One group per axis. Read
-/// next: context_parallel.hpp, data_parallel.hpp.
+/// next: context_parallel.hpp, tensor_parallel.hpp, data_parallel.hpp.
 #pragma once
 
 #include <string>

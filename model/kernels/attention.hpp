@@ -34,10 +34,15 @@ struct AttentionShape {
 };
 
 /// o = softmax(scale q k^T) v, lse = log sum exp(scale q k^T) over the visible keys (natural
-/// logarithm). A query with nothing to see gets o = 0 and lse = -inf. merge = true: (o, lse)
-/// already hold the result over other keys, and these keys are merged in with the guarded formula
-/// of notes/long-sequences.md 9.1: blocks of keys may come in any order. Partial results and
-/// accumulators are fp32.
+/// logarithm). A query with nothing to see gets o = 0 and lse = -inf. All accumulators are fp32.
+///
+/// Keys that come in several blocks, in any order, are one call each, all but the first with
+/// `merge` and all but the last with `more`. Between the calls lives the state of the online
+/// softmax (Milakov & Gimelshein 2018), as between the tiles of a single call: in `lse` the largest
+/// score m times log2(e) (-inf: none yet), in `sum` l = sum exp(s - m), in `o` sum exp(s - m) v.
+/// The last call alone divides by l and takes the logarithm, so the log-sum-exp, whose rounding
+/// would otherwise weigh all earlier blocks anew with every block, is rounded once, however many
+/// blocks there are.
 struct AttentionForwardArgs {
   AttentionShape shape;
   const float* q = nullptr;
@@ -47,7 +52,9 @@ struct AttentionForwardArgs {
   float* o = nullptr;
   std::int64_t o_row = 0, o_batch = 0;
   float* lse = nullptr;
-  bool merge = false;
+  float* sum = nullptr;  ///< [batch, heads, queries], needed with `merge` or `more`
+  bool merge = false;    ///< go on from the (o, lse, sum) that a call with `more` has left
+  bool more = false;     ///< leave (o, lse, sum) for the next block
 };
 
 /// With the GLOBAL o and lse of every query (over all keys, not only these): p = exp(s - lse),

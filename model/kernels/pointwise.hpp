@@ -79,7 +79,7 @@ struct RotaryArgs {
 };
 
 /// y[row] = table[ids[row]] + (position_table ? position_table[positions[row % tokens]] : 0); y:
-/// [rows, width].
+/// [rows, width]. ids[row] < 0: the table's row is zero (another rank has it).
 struct EmbeddingForwardArgs {
   std::int64_t rows = 0, width = 0;
   const std::int32_t* ids = nullptr;
@@ -89,8 +89,8 @@ struct EmbeddingForwardArgs {
   std::int64_t tokens = 0;
   float* y = nullptr;
 };
-/// dtable[ids[row]] += dy[row]; dposition_table (may be null) likewise. Rows are added in ascending
-/// order.
+/// dtable[ids[row]] += dy[row] where ids[row] >= 0; dposition_table (may be null) likewise. Rows
+/// are added in ascending order.
 struct EmbeddingBackwardArgs {
   std::int64_t rows = 0, width = 0;
   const std::int32_t* ids = nullptr;

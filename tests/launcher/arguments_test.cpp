@@ -99,6 +99,8 @@ TEST(Text, WrapsAtWords) {
   EXPECT_EQ(wrap("one two three", 7), (std::vector<std::string>{"one two", "three"}));
   EXPECT_EQ(wrap("extraordinary a b", 4), (std::vector<std::string>{"extraordinary", "a b"}));
   EXPECT_EQ(wrap("", 10), (std::vector<std::string>{""}));
+  EXPECT_EQ(wrap("one of aa|bb|cc|dd: x", 6),
+            (std::vector<std::string>{"one of", "aa|bb|", "cc|dd:", "x"}));
 }
 
 TEST(Text, QuotesForTheShell) {

@@ -190,6 +190,60 @@ TEST_F(Cli, StoppedAndResumedEqualsUninterruptedBitForBit) {
   EXPECT_EQ(numbers_of(metrics("parts")), numbers_of(metrics("whole")));
 }
 
+/// One weight matrix on one rank, its parts on another number of ranks: the same run.
+TEST_F(Cli, TrainsWithSharedWeightsAndResumesOnAnyTensorRanks) {
+  const std::vector<std::string> model = {"--model.heads", "4",   "--model.kv-heads", "2",
+                                          "--model.bias",  "true"};
+  const auto settings = [&](const std::string& name, const char* tensor,
+                            std::vector<std::string> more = {}) {
+    auto all = tiny(name, model);
+    all.insert(all.end(), {"--mesh.tensor", tensor});
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  ASSERT_EQ(launch(1, settings("t1", "1")).status, 0);
+  const auto one = losses_of(metrics("t1"));
+  struct Case {
+    const char* name;
+    int first_ranks;
+    const char* first_tensor;
+    int then_ranks;
+    const char* then_tensor;
+    std::vector<std::string> more;
+  };
+  for (const Case& c :
+       {Case{"t2_1", 2, "2", 1, "1", {}}, Case{"t1_2", 1, "1", 2, "2", {}},
+        Case{"t4_2", 4, "4", 2, "2", {}},
+        Case{"t2_4", 4, "2", 4, "4", {"--mesh.data", "1", "--mesh.context", "2"}}}) {
+    SCOPED_TRACE(c.name);
+    auto first = c.more;
+    first.insert(first.end(), {"--train.stop-after", "3"});
+    const auto stopped = launch(c.first_ranks, settings(c.name, c.first_tensor, first));
+    ASSERT_EQ(stopped.status, 75) << stopped.err << stopped.out;
+    const auto check = longspan({"inspect", folder_->file(c.name), "--verify"});
+    EXPECT_EQ(check.status, 0) << check.err << check.out;
+    const auto r = launch(c.then_ranks, settings(c.name, c.then_tensor));
+    ASSERT_EQ(r.status, 0) << r.err << r.out;
+    const auto losses = losses_of(metrics(c.name));
+    ASSERT_EQ(losses.size(), one.size());
+    for (std::size_t i = 0; i < one.size(); ++i)
+      EXPECT_NEAR(losses[i] / one[i], 1.0, 1e-5) << "step " << i + 1;
+  }
+  // On the same mesh the bits are those of a run without a break.
+  ASSERT_EQ(launch(2, settings("t2", "2")).status, 0);
+  ASSERT_EQ(launch(2, settings("t2_2", "2", {"--train.stop-after", "3"})).status, 75);
+  ASSERT_EQ(launch(2, settings("t2_2", "2")).status, 0);
+  EXPECT_EQ(numbers_of(metrics("t2_2")), numbers_of(metrics("t2")));
+  // Only the dataset says how many tokens there are.
+  const auto odd = launch(
+      3, tiny("t3", {"--mesh.tensor", "3", "--model.heads", "3", "--model.head-size", "32"}));
+  EXPECT_EQ(odd.status, 2);
+  EXPECT_NE(odd.err.find("model.vocabulary=256 cannot be shared evenly by mesh.tensor=3 ranks: set "
+                         "it to 258, or mesh.tensor=1"),
+            std::string::npos)
+      << odd.err;
+}
+
 TEST_F(Cli, LinesAfterTheCheckpointAreDroppedOnResume) {
   ASSERT_EQ(launch(1, tiny("dropped", {"--train.stop-after", "3"})).status, 75);
   std::ofstream(metrics("dropped"), std::ios::app)
@@ -303,6 +357,8 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
       {"small vocabulary", train(tiny("bad", {"--model.vocabulary", "64"})), 2,
        "model.vocabulary=64"},
       {"mesh", train(tiny("bad", {"--mesh.data", "3"})), 2, "mesh.data=3"},
+      {"tensor mesh", train(tiny("bad", {"--mesh.tensor", "2", "--model.mlp-width", "93"})), 2,
+       "model.mlp-width=93 cannot be shared evenly by mesh.tensor=2 ranks: set it to 94"},
       {"batch", train(tiny("bad", {"--train.global-batch", "3"})), 2, "train.global-batch=3"},
       {"unknown key", train(tiny("bad", {"--model.layer", "3"})), 2, "model.layers"},
       {"cuda", train(tiny("bad", {"--run.device", "cuda"})), 2, "run.device"},

@@ -51,7 +51,7 @@ class Options : public testing::Test {
 RunConfig unusual() {
   RunConfig c;
   c.run = {"a b", "runs #3; \"x\\y\" ", 18446744073709551615u, "cpu", 3};
-  c.model.layers = 2, c.model.width = 96, c.model.heads = 6, c.model.kv_heads = 3,
+  c.model.layers = 2, c.model.width = 96, c.model.heads = 6, c.model.kv_heads = 2,
   c.model.head_size = 20;
   c.model.mlp = model::MlpKind::kGelu, c.model.mlp_width = 100;
   c.model.norm = model::NormKind::kLayerNorm, c.model.norm_epsilon = 1.1e-6f;
@@ -60,7 +60,7 @@ RunConfig unusual() {
   c.model.dropout = 0.1f;
   c.model.vocabulary = 320, c.model.precision = model::Precision::kBf16;
   c.data = {" /data/with space.h5", 4097, io::Pack::kDocuments};
-  c.mesh = {2, 4};
+  c.mesh = {2, 4, 2};
   c.attention = {model::MaskKind::kFull, 77, model::AttentionSchemeKind::kUlysses};
   c.memory = {model::Keep::kAuto, 33, 44, 3 << 20, model::Offload::kFile, "/local disk"};
   c.train = {7, 2, 24, 3, 5, 9, 4};
@@ -87,7 +87,8 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "model.position model.rope-theta "
             "model.max-positions model.bias model.tie-embeddings model.dropout model.vocabulary "
             "model.precision data.path "
-            "data.sequence-length data.pack mesh.data mesh.context attention.mask attention.window "
+            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor attention.mask "
+            "attention.window "
             "attention.scheme memory.keep "
             "memory.loss-chunk memory.mlp-chunk memory.budget memory.offload "
             "memory.offload-directory train.steps "
@@ -234,12 +235,12 @@ TEST_F(Options, AllProblemsComeAtOnceEachWithItsPlace) {
       "[data\n"          // 12: no bracket
       "pack = none\n");  // not to be taken for [optimiser]
   const auto found = problems(path, {"--data.sequence-lenght", "8k", "--train.global-batch", "3",
-                                     "7", "--mesh.tensor", "1"});
+                                     "7", "--mesh.pipeline", "1"});
   const std::vector<std::string> expected = {
       "command line: there is no setting 'data.sequence-lenght': did you mean "
       "data.sequence-length?",
       "command line: '7' stands alone",
-      "command line: there is no setting 'mesh.tensor'",
+      "command line: there is no setting 'mesh.pipeline'",
       path + ":2: there is no setting 'model.layer': did you mean model.layers?",
       path + ":3: model.width=wide: it must be a whole number",
       path + ":7: 'steps 5': a setting is written key = value",

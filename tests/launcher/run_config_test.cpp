@@ -66,6 +66,21 @@ TEST(RunConfig, EveryRuleIsReportedWithItsValues) {
       {[](auto& c) { c.mesh.context = -2; }, "mesh.context=-2: "},
       {[](auto& c) { c.mesh.context = 2000; },
        "mesh.context=2000 ranks cannot share data.sequence-length=1024"},
+      {[](auto& c) { c.mesh.tensor = -2; }, "mesh.tensor=-2: "},
+      {[](auto& c) { c.mesh.tensor = 8; },
+       "model.heads=4 cannot be shared evenly by mesh.tensor=8 ranks: set it to 8, or "
+       "mesh.tensor=4, which fits the whole model"},
+      {[](auto& c) { c.mesh.tensor = 4, c.model.mlp_width = 90; },
+       "model.mlp-width=90 cannot be shared evenly by mesh.tensor=4 ranks: set it to 92, or "
+       "mesh.tensor=2, which fits the whole model"},
+      {[](auto& c) { c.mesh.tensor = 2, c.model.vocabulary = 257; },
+       "model.vocabulary=257 cannot be shared evenly by mesh.tensor=2 ranks: set it to 258, or "
+       "mesh.tensor=1, which fits the whole model"},
+      {[](auto& c) {
+         c.mesh.tensor = 4, c.model.heads = 12, c.model.kv_heads = 6, c.model.head_size = 32;
+       },
+       "model.kv-heads=6 cannot be shared evenly by mesh.tensor=4 ranks: set it to 8, or "
+       "mesh.tensor=2, which fits the whole model"},
       {[](auto& c) { c.attention.window = -1; }, "attention.window=-1: "},
       {[](auto& c) { c.memory.loss_chunk = -1; }, "memory.loss-chunk=-1: "},
       {[](auto& c) { c.memory.budget = -1; }, "memory.budget=-1: "},
@@ -104,12 +119,27 @@ TEST(RunConfig, EveryRuleIsReportedWithItsValues) {
   }
 }
 
+TEST(RunConfig, AllThatTensorRanksCannotShareIsSaidAtOnce) {
+  RunConfig config;
+  config.mesh.tensor = 3;
+  config.model.vocabulary = 256;
+  const auto found = problems_of(config);
+  ASSERT_EQ(found.size(), 4u);
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    const char* names[] = {"model.heads=4 ", "model.kv-heads=4 ", "model.mlp-width=704 ",
+                           "model.vocabulary=256 "};
+    EXPECT_EQ(found[i].rfind(names[i], 0), 0u) << found[i];
+    EXPECT_NE(found[i].find("mesh.tensor=2, which"), std::string::npos) << found[i];
+  }
+}
+
 TEST(RunConfig, WhatIsUnusualButRightPasses) {
   const std::vector<std::function<void(RunConfig&)>> changes = {
       [](auto& c) { c.model.head_size = 32; },  // heads need not fill the width
       [](auto& c) { c.model.heads = 6, c.model.head_size = 64; },
       [](auto& c) { c.model.kv_heads = 1; },
-      [](auto& c) { c.model.heads = 1; },  // 256 channels
+      [](auto& c) { c.model.kv_heads = 2, c.mesh.tensor = 4; },  // two ranks hold the same head
+      [](auto& c) { c.model.heads = 1; },                        // 256 channels
       [](auto& c) { c.data.sequence_length = 1; },
       [](auto& c) { c.data.sequence_length = 1001, c.mesh.context = 7; },
       [](auto& c) {

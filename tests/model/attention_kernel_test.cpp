@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "model/kernels/cpu/attention.hpp"
 #include "parallel/error.hpp"
 #include "support/attention_problem.hpp"
 #include "support/attention_reference.hpp"
@@ -170,7 +171,7 @@ TEST(AttentionKernel, MergesBlocksOfKeysInAnyOrder) {
     AttentionForward merged;
     for (std::size_t i = 0; i < order.size(); ++i) {
       AttentionProblem part = whole.slice(counting(210), blocks[order[i]]);
-      merged = attention_forward(part, 4, i == 0 ? nullptr : &merged);
+      merged = attention_forward(part, 4, i == 0 ? nullptr : &merged, i + 1 < order.size());
     }
     ASSERT_LE(relative_error(merged.o, expected.o), kRelative);
     ASSERT_LE(largest_error(merged.lse, expected.lse), kAbsoluteLse);
@@ -208,7 +209,7 @@ TEST(AttentionKernel, ZigzagShardsEqualDenseForwardAndBackward) {
       AttentionForward merged;
       for (int step = 0; step < kRanks; ++step) {
         AttentionProblem part = whole.slice(shards[r], shards[(r + step) % kRanks]);
-        merged = attention_forward(part, 0, step == 0 ? nullptr : &merged);
+        merged = attention_forward(part, 0, step == 0 ? nullptr : &merged, step + 1 < kRanks);
       }
       scatter_add(merged.o, width, shards[r], o);
       for (std::int64_t row = 0; row < 2 * 4; ++row)
@@ -276,14 +277,15 @@ TEST(AttentionKernel, NothingVisibleAtAll) {
   // Merging nothing into something, something into nothing, and nothing into nothing.
   AttentionProblem visible(1, 130, 140, 2, 2, 64, kFull);
   const AttentionForward something = attention_forward(visible);
-  const AttentionForward kept = attention_forward(problem, 0, &something);
+  const AttentionForward first = attention_forward(visible, 0, nullptr, true);
+  const AttentionForward kept = attention_forward(problem, 0, &first);
   EXPECT_EQ(kept.o, something.o);
-  for (std::size_t i = 0; i < kept.lse.size(); ++i)
-    EXPECT_NEAR(kept.lse[i], something.lse[i], 1e-6);
-  const AttentionForward started = attention_forward(visible, 0, &actual);
+  EXPECT_EQ(kept.lse, something.lse);
+  const AttentionForward nothing = attention_forward(problem, 0, nullptr, true);
+  const AttentionForward started = attention_forward(visible, 0, &nothing);
   EXPECT_EQ(started.o, something.o);
   EXPECT_EQ(started.lse, something.lse);
-  const AttentionForward still_nothing = attention_forward(problem, 0, &actual);
+  const AttentionForward still_nothing = attention_forward(problem, 0, &nothing);
   EXPECT_EQ(still_nothing.o, actual.o);
   EXPECT_EQ(still_nothing.lse, actual.lse);
 }
@@ -325,7 +327,7 @@ TEST(AttentionKernel, HugeLogitsNeitherOverflowNorVanish) {
     AttentionProblem first = problem.slice(counting(150), high_first ? high : low);
     AttentionProblem second = problem.slice(counting(150), high_first ? low : high);
     first.shape.scale = second.shape.scale = 1.0f;
-    const AttentionForward start = attention_forward(first);
+    const AttentionForward start = attention_forward(first, 0, nullptr, true);
     const AttentionForward merged = attention_forward(second, 0, &start);
     EXPECT_LE(relative_error(merged.o, expected.o), kRelative);
     EXPECT_LE(largest_error(merged.lse, expected.lse), 2e-3);
@@ -342,6 +344,13 @@ TEST(AttentionKernel, NanInAQueryOrKeyIsNotHidden) {
   const Floats o_key = attention_forward(with_key).o;
   for (std::int64_t i = 0; i < 120; ++i)
     EXPECT_EQ(std::isnan(o_key[i * 16]), i >= 70) << "query " << i;
+  // Nor by blocks of keys that come after it.
+  AttentionProblem part = problem.slice(counting(120), counting(60));
+  const AttentionForward start = attention_forward(part, 0, nullptr, true);
+  part = problem.slice(counting(120), counting(60, 60));
+  const Floats o_merged = attention_forward(part, 0, &start).o;
+  for (std::int64_t i = 0; i < 120; ++i)
+    EXPECT_EQ(std::isnan(o_merged[i * 16]), i == 50) << "query " << i;
 }
 
 TEST(AttentionKernel, GradientsAccumulate) {
@@ -386,6 +395,15 @@ TEST(AttentionKernel, RefusesShapesOutsideTheContract) {
   EXPECT_THROW(attention_forward(odd_size), Error);
   AttentionProblem uneven_heads(1, 4, 4, 3, 2, 16);
   EXPECT_THROW(attention_forward(uneven_heads), Error);
+  AttentionProblem in_blocks(1, 4, 4, 1, 1, 16);
+  const auto with = [&](bool merge, bool more) {
+    model::AttentionForwardArgs args;  // without `sum`
+    args.shape = in_blocks.bind();
+    args.merge = merge, args.more = more;
+    model::cpu::attention_forward(args);
+  };
+  EXPECT_THROW(with(true, false), Error);
+  EXPECT_THROW(with(false, true), Error);
 }
 
 TEST(VisiblePairs, CountsWhatTheMaskShows) {

@@ -116,6 +116,68 @@ TEST_P(LossKernel, NaNAndInfinityPropagate) {
   EXPECT_TRUE(std::isnan(nothing.losses[0]));
 }
 
+/// Ranks that share the vocabulary: statistics of the parts, combined, make the loss, and each
+/// part's gradient is that of the whole.
+TEST_P(LossKernel, PartsOfTheVocabularyMakeTheWhole) {
+  constexpr std::int64_t kRows = 13, kPart = 701, kParts = 3, kAll = kPart * kParts;
+  for (const float scale : {1.0f, 60.0f}) {
+    Data data(kRows, kAll, kAll, scale);
+    std::fill_n(data.logits.begin() + 5 * kAll, kPart, -kInfinity);  // nothing in a whole part
+    data.targets[5] = kAll - 1;
+    const auto expected = testing_support::cross_entropy(data.args);
+    struct Part {
+      std::vector<float> logits, statistics = std::vector<float>(3 * kRows, 77.0f);
+      std::vector<std::int32_t> targets;
+      CrossEntropyArgs args;
+    };
+    std::vector<Part> parts(kParts);
+    for (std::int64_t p = 0; p < kParts; ++p) {
+      Part& part = parts[static_cast<std::size_t>(p)];
+      for (std::int64_t row = 0; row < kRows; ++row) {
+        const auto from = data.logits.begin() + row * kAll + p * kPart;
+        part.logits.insert(part.logits.end(), from, from + kPart);
+        const std::int64_t target = data.targets[static_cast<std::size_t>(row)],
+                           here = target - p * kPart;
+        part.targets.push_back(static_cast<std::int32_t>(target < 0                  ? -1
+                                                         : here >= 0 && here < kPart ? here
+                                                                                     : kPart));
+      }
+      part.args = {kRows, kPart, kPart, part.logits.data(), part.targets.data()};
+      part.args.gradient_scale = data.args.gradient_scale;
+      part.args.pass = CrossEntropyPass::kStatistics, part.args.statistics = part.statistics.data();
+      const auto before = part.logits;
+      cpu::cross_entropy(part.args);
+      EXPECT_EQ(part.logits, before);
+    }
+    for (std::size_t row = 0; row < kRows; ++row) {
+      double most = -kInfinity, sum = 0, target = 0;
+      for (const Part& p : parts) most = std::max<double>(most, p.statistics[3 * row]);
+      for (const Part& p : parts) {
+        sum += p.statistics[3 * row + 1] * std::exp(p.statistics[3 * row] - most);
+        target += p.statistics[3 * row + 2];
+      }
+      if (data.targets[row] < 0)
+        EXPECT_EQ(sum, 0.0);  // three times (0, 0, 0)
+      else
+        EXPECT_NEAR(std::log(sum) + most - target, expected.losses[row],
+                    5e-7 * std::max(1.0, expected.losses[row]));
+      for (Part& p : parts)
+        p.statistics[3 * row] = static_cast<float>(most),
+                         p.statistics[3 * row + 1] = static_cast<float>(sum);
+    }
+    std::vector<float> gradient(kRows * kAll);
+    for (std::int64_t p = 0; p < kParts; ++p) {
+      Part& part = parts[static_cast<std::size_t>(p)];
+      part.args.pass = CrossEntropyPass::kGradient;
+      cpu::cross_entropy(part.args);
+      for (std::int64_t row = 0; row < kRows; ++row)
+        std::copy_n(part.logits.begin() + row * kPart, kPart,
+                    gradient.begin() + row * kAll + p * kPart);
+    }
+    EXPECT_LT(largest_error(gradient, expected.gradient, 1e-6), 2e-6);
+  }
+}
+
 TEST_P(LossKernel, ThreadsDoNotMatter) {
   std::vector<std::vector<float>> results;
   for (const int threads : {1, 2}) {

@@ -117,7 +117,9 @@ TEST_P(PointwiseKernel, Embedding) {
     const std::vector<float> table = random_floats(vocabulary * width, 6),
                              position_table = random_floats(max_positions * width, 7);
     std::vector<std::int32_t> ids, positions;
-    for (std::int32_t row = 0; row < rows; ++row) ids.push_back(row % 5 == 0 ? 3 : row * 101 % 37);
+    // -1: the row of another rank's part of the table.
+    for (std::int32_t row = 0; row < rows; ++row)
+      ids.push_back(row % 5 == 0 ? 3 : row % 11 == 0 ? -1 : row * 101 % 37);
     for (std::int32_t t = 0; t < tokens; ++t) positions.push_back(t % 7 == 0 ? 0 : t + 20);
     std::vector<float> y(static_cast<std::size_t>(rows * width));
     EmbeddingForwardArgs forward{

@@ -47,7 +47,8 @@ BlockResult block_alone(const AttentionForwardArgs& args, Stream& stream) {
   block.o.resize(at(args.shape.batch * args.o_batch));
   block.lse.resize(at(args.shape.batch * args.shape.heads * args.shape.queries));
   AttentionForwardArgs alone = args;
-  alone.o = block.o.data(), alone.lse = block.lse.data(), alone.merge = false;
+  alone.o = block.o.data(), alone.lse = block.lse.data();
+  alone.merge = alone.more = false;
   cpu_kernels().attention_forward(alone, stream);
   return block;
 }
@@ -197,7 +198,11 @@ TEST_F(BugTable, KeysAndValuesTransposedInBackward) {
 TEST_F(BugTable, OverflowInTheMergeOfLogSumExps) {
   class Fault : public FaultyKernels {
     void attention_forward(const AttentionForwardArgs& args, Stream& stream) override {
-      if (!args.merge) return real_.attention_forward(args, stream);
+      if (!args.merge) {
+        AttentionForwardArgs alone = args;
+        alone.more = false;
+        return real_.attention_forward(alone, stream);
+      }
       const BlockResult block = block_alone(args, stream);
       each_query(args.shape, args.o_row, args.o_batch, [&](std::int64_t query, std::int64_t row) {
         float& lse = args.lse[query];
@@ -287,6 +292,8 @@ TEST_F(BugTable, StaleMemoryInResults) {
     void attention_forward(const AttentionForwardArgs& args, Stream& stream) override {
       AttentionForwardArgs wrong = args;
       wrong.merge = true;  // into what the last owner of the memory left
+      std::vector<float> sum(at(args.shape.batch * args.shape.heads * args.shape.queries), kNan);
+      if (!wrong.sum) wrong.sum = sum.data();
       real_.attention_forward(wrong, stream);
     }
   } fault;

@@ -319,6 +319,9 @@ TEST_F(BugTable, StaleMemoryInAStep) {
     void attention_forward(const AttentionForwardArgs& args, Stream& stream) override {
       AttentionForwardArgs wrong = args;
       wrong.merge = true;  // into what the last owner of the memory left
+      std::vector<float> sum(at(args.shape.batch * args.shape.heads * args.shape.queries),
+                             std::numeric_limits<float>::quiet_NaN());
+      if (!wrong.sum) wrong.sum = sum.data();
       real_.attention_forward(wrong, stream);
     }
   } fault;

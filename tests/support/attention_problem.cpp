@@ -141,7 +141,7 @@ AttentionProblem AttentionProblem::slice(const Ints& queries, const Ints& keys) 
 }
 
 AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
-                                   const AttentionForward* merged) {
+                                   const AttentionForward* merged, bool more) {
   const AttentionShape& shape = problem.bind();
   const std::int64_t width = shape.heads * shape.head_size,
                      kv_width = shape.kv_heads * shape.head_size;
@@ -149,10 +149,11 @@ AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
   const auto k = Strided(shape.batch, shape.keys, kv_width, gap).fill(problem.k);
   const auto v = Strided(shape.batch, shape.keys, kv_width, gap).fill(problem.v);
   Strided o(shape.batch, shape.queries, width, 2 * gap);
-  AttentionForward result{{}, Floats(shape.batch * shape.heads * shape.queries, kNan)};
+  const Floats unset(shape.batch * shape.heads * shape.queries, kNan);
+  AttentionForward result{{}, unset, unset};
   if (merged) {
     o.fill(merged->o);
-    result.lse = merged->lse;
+    result.lse = merged->lse, result.sum = merged->sum;
   }
   model::cpu::attention_forward({.shape = shape,
                                  .q = q.data.data(),
@@ -166,7 +167,9 @@ AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
                                  .o_row = o.row,
                                  .o_batch = o.batch_stride,
                                  .lse = result.lse.data(),
-                                 .merge = merged != nullptr});
+                                 .sum = merged || more ? result.sum.data() : nullptr,
+                                 .merge = merged != nullptr,
+                                 .more = more});
   result.o = o.contiguous();
   result.gaps_are_untouched = gap == 0 || o.gaps_are_untouched();
   return result;

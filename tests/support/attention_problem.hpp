@@ -36,7 +36,7 @@ struct AttentionProblem {
 std::vector<std::int32_t> counting(std::int64_t count, std::int32_t from = 0);
 
 struct AttentionForward {
-  std::vector<float> o, lse;
+  std::vector<float> o, lse, sum;
   bool gaps_are_untouched = true;
 };
 struct AttentionGradients {
@@ -44,10 +44,10 @@ struct AttentionGradients {
   bool gaps_are_untouched = true;
 };
 
-/// With `merged` the call continues from it; else o and lse start as NaN. gap > 0: rows and
-/// sequences lie apart in memory, with NaN between them.
+/// With `merged`, of a call with `more`, the call continues from it; else o, lse and sum start as
+/// NaN. gap > 0: rows and sequences lie apart in memory, with NaN between them.
 AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap = 0,
-                                   const AttentionForward* merged = nullptr);
+                                   const AttentionForward* merged = nullptr, bool more = false);
 
 /// With the o and lse given, which may come from more keys than the problem's. Gradients start at
 /// `start`.

@@ -173,7 +173,7 @@ Doubles embedding_forward(const model::EmbeddingForwardArgs& a) {
   Doubles y = zeros(a.rows * a.width);
   for (std::int64_t row = 0; row < a.rows; ++row) {
     for (std::int64_t i = 0; i < a.width; ++i) {
-      double value = a.table[a.ids[row] * a.width + i];
+      double value = a.ids[row] < 0 ? 0.0 : a.table[a.ids[row] * a.width + i];
       if (a.position_table != nullptr)
         value += a.position_table[a.positions[row % a.tokens] * a.width + i];
       y[at(row * a.width + i)] = value;
@@ -187,7 +187,7 @@ EmbeddingBackward embedding_backward(const model::EmbeddingBackwardArgs& a, std:
   EmbeddingBackward result{zeros(vocabulary * a.width), zeros(positions * a.width)};
   for (std::int64_t row = 0; row < a.rows; ++row) {
     for (std::int64_t i = 0; i < a.width; ++i) {
-      result.dtable[at(a.ids[row] * a.width + i)] += a.dy[row * a.width + i];
+      if (a.ids[row] >= 0) result.dtable[at(a.ids[row] * a.width + i)] += a.dy[row * a.width + i];
       if (positions > 0) {
         result.dposition_table[at(a.positions[row % a.tokens] * a.width + i)] +=
             a.dy[row * a.width + i];

@@ -47,19 +47,23 @@ struct ForwardScratch {
 HWY_BEFORE_NAMESPACE();
 namespace longspan::model::cpu::HWY_NAMESPACE {
 
-/// Starts a block from nothing, or from the (o, lse) it is to be merged with: m = lse, l = 1, acc =
-/// o.
-inline void start_block(const AttentionForwardArgs& args, std::int64_t rows, const float* o,
-                        const float* lse, std::int64_t size, float* result, float* maximum,
-                        float* sum) {
+/// The results of one block of one head in the caller's memory.
+struct BlockResult {
+  float *o, *lse, *sum;  ///< sum: null where the keys come in one block
+};
+
+/// Starts a block from nothing, or from what the keys before these have left.
+inline void start_block(const AttentionForwardArgs& args, std::int64_t rows, BlockResult from,
+                        std::int64_t size, float* result, float* maximum, float* sum) {
   const FloatTag tag;
   for (std::int64_t r = 0; r < kQueryBlock; ++r) {
-    const bool merged = args.merge && r < rows && lse[r] != -std::numeric_limits<float>::infinity();
-    pack_rows(o + r * args.o_row, args.o_row, merged ? 1 : 0, 1, args.shape.head_size, nullptr,
+    // Not the maximum: a query with a NaN has none, and its NaN must stay.
+    const bool merged = args.merge && r < rows && from.sum[r] != 0.0f;
+    pack_rows(from.o + r * args.o_row, args.o_row, merged ? 1 : 0, 1, args.shape.head_size, nullptr,
               1.0f, result + r * size, size);
-    maximum[r] = merged ? lse[r] * kLog2E : -std::numeric_limits<float>::infinity();
+    maximum[r] = merged ? from.lse[r] : -std::numeric_limits<float>::infinity();
     hn::Store(hn::Zero(tag), tag, sum + r * kLanes);
-    if (merged) sum[r * kLanes] = 1.0f;
+    if (merged) sum[r * kLanes] = from.sum[r];
   }
 }
 
@@ -136,17 +140,25 @@ inline void forward_block(const MaskIndex& mask, std::int64_t batch, std::int64_
                        ranges.key_begin, ranges.key_end);
 }
 
+/// Finishes a block, or leaves it as it is for the keys to come.
 inline void finish_block(const AttentionForwardArgs& args, std::int64_t rows, std::int64_t size,
-                         const float* result, const float* maximum, const float* sum, float* o,
-                         float* lse) {
+                         const float* result, const float* maximum, const float* sum,
+                         BlockResult to) {
   const FloatTag tag;
   for (std::int64_t r = 0; r < rows; ++r) {
     const float l = hn::GetLane(hn::SumOfLanes(tag, hn::Load(tag, sum + r * kLanes)));
     const bool empty = l == 0.0f;
-    lse[r] = empty ? -std::numeric_limits<float>::infinity() : (maximum[r] + std::log2(l)) * kLn2;
-    const float factor = empty ? 0.0f : 1.0f / l;
+    float factor = empty ? 0.0f : 1.0f / l;
+    if (args.more) {
+      to.lse[r] = maximum[r];
+      to.sum[r] = l;
+      factor = 1.0f;
+    } else {
+      to.lse[r] =
+          empty ? -std::numeric_limits<float>::infinity() : (maximum[r] + std::log2(l)) * kLn2;
+    }
     for (std::int64_t d = 0; d < args.shape.head_size; ++d)
-      o[r * args.o_row + d] = factor * result[r * size + d];
+      to.o[r * args.o_row + d] = factor * result[r * size + d];
   }
 }
 
@@ -160,14 +172,15 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
 
   struct Place {
     const float* q;
-    float *o, *lse;
+    BlockResult result;
     std::int64_t first_row;
   };
   const auto place = [&](std::int64_t block, std::int64_t head_of_group) {
     const std::int64_t head = task.kv_head * heads + head_of_group, query = block * kQueryBlock;
+    const std::int64_t statistic = (task.batch * shape.heads + head) * shape.queries + query;
     return Place{args.q + task.batch * args.q_batch + query * args.q_row + head * shape.head_size,
-                 args.o + task.batch * args.o_batch + query * args.o_row + head * shape.head_size,
-                 args.lse + (task.batch * shape.heads + head) * shape.queries + query,
+                 {args.o + task.batch * args.o_batch + query * args.o_row + head * shape.head_size,
+                  args.lse + statistic, args.sum ? args.sum + statistic : nullptr},
                  ((block - task.first_block) * heads + head_of_group) * kQueryBlock};
   };
 
@@ -176,7 +189,7 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
       const Place at = place(block, head);
       pack_rows(at.q, args.q_row, mask.rows(block), kQueryBlock, shape.head_size, nullptr,
                 shape.scale, scratch.q + at.first_row * size, size);
-      start_block(args, mask.rows(block), at.o, at.lse, size, scratch.result + at.first_row * size,
+      start_block(args, mask.rows(block), at.result, size, scratch.result + at.first_row * size,
                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes);
     }
   }
@@ -210,8 +223,7 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
     for (std::int64_t head = 0; head < heads; ++head) {
       const Place at = place(block, head);
       finish_block(args, mask.rows(block), size, scratch.result + at.first_row * size,
-                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes, at.o,
-                   at.lse);
+                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes, at.result);
     }
   }
 }
@@ -227,6 +239,8 @@ HWY_EXPORT(forward_task);
 void attention_forward(const AttentionForwardArgs& args) {
   const AttentionShape& shape = args.shape;
   const MaskIndex mask(shape);
+  if ((args.merge || args.more) && args.sum == nullptr && shape.batch * shape.queries > 0)
+    fail("attention: keys in several blocks (merge {}, more {}) need `sum`", args.merge, args.more);
   const std::int64_t threads = omp_get_max_threads(), heads = shape.heads / shape.kv_heads;
   // About 768 row-heads share a packed group; fewer where threads would go without work. The cut
   // does not show in the result.

@@ -62,7 +62,43 @@ LogSumExp log_sum_exp(const float* x, std::int64_t count) {
   return all;
 }
 
+/// x = scale / sum * exp(x - maximum), less `scale` at the target if it is one of these.
+void gradient_row(const CrossEntropyArgs& a, float* x, std::int64_t target, LogSumExp all) {
+  const double distance = target < a.vocabulary
+                              ? static_cast<double>(x[target]) - static_cast<double>(all.maximum)
+                              : 0.0;  // <= 0
+  const Vec level = set(all.maximum),
+            scale = set(static_cast<float>(static_cast<double>(a.gradient_scale) / all.sum));
+  for_vectors(0, a.vocabulary, [&](std::int64_t i, auto part) LONGSPAN_INLINED {
+    part.store(hn::Mul(exp_of_nonpositive(hn::Sub(part.load(x + i), level)), scale), x + i);
+  });
+  if (target < a.vocabulary)
+    x[target] = static_cast<float>(a.gradient_scale * (std::exp(distance) / all.sum - 1.0));
+  std::fill(x + a.vocabulary, x + a.row_stride, 0.0f);
+}
+
 }  // namespace
+
+void cross_entropy_part_rows(const CrossEntropyArgs& a, std::int64_t first, std::int64_t last) {
+  for (std::int64_t row = first; row < last; ++row) {
+    float* x = a.logits + row * a.row_stride;
+    float* s = a.statistics + 3 * row;
+    const std::int64_t target = a.targets[row];
+    assert(target <= a.vocabulary);
+    if (a.pass == CrossEntropyPass::kGradient) {
+      if (target < 0)
+        std::fill(x, x + a.row_stride, 0.0f);
+      else
+        gradient_row(a, x, target, {s[0], static_cast<double>(s[1])});
+      continue;
+    }
+    s[0] = s[1] = s[2] = 0.0f;
+    if (target < 0) continue;
+    const LogSumExp part = log_sum_exp(x, a.vocabulary);
+    s[0] = part.maximum, s[1] = static_cast<float>(part.sum);
+    if (target < a.vocabulary) s[2] = x[target];
+  }
+}
 
 void cross_entropy_rows(const CrossEntropyArgs& a, std::int64_t first, std::int64_t last) {
   for (std::int64_t row = first; row < last; ++row) {
@@ -78,14 +114,7 @@ void cross_entropy_rows(const CrossEntropyArgs& a, std::int64_t first, std::int6
     const double distance =
         static_cast<double>(x[target]) - static_cast<double>(all.maximum);  // <= 0
     a.losses[row] = static_cast<float>(std::log(all.sum) - distance);
-    if (!a.backward) continue;
-    const Vec level = set(all.maximum),
-              scale = set(static_cast<float>(static_cast<double>(a.gradient_scale) / all.sum));
-    for_vectors(0, a.vocabulary, [&](std::int64_t i, auto part) LONGSPAN_INLINED {
-      part.store(hn::Mul(exp_of_nonpositive(hn::Sub(part.load(x + i), level)), scale), x + i);
-    });
-    x[target] = static_cast<float>(a.gradient_scale * (std::exp(distance) / all.sum - 1.0));
-    std::fill(x + a.vocabulary, x + a.row_stride, 0.0f);
+    if (a.backward) gradient_row(a, x, target, all);
   }
 }
 
@@ -96,10 +125,14 @@ HWY_AFTER_NAMESPACE();
 namespace longspan::model::cpu {
 
 HWY_EXPORT(cross_entropy_rows);
+HWY_EXPORT(cross_entropy_part_rows);
 
 void cross_entropy(const CrossEntropyArgs& args) {
   parallel_ranges(args.rows, 1, 4 * args.row_stride, [&](std::int64_t first, std::int64_t last) {
-    HWY_DYNAMIC_DISPATCH(cross_entropy_rows)(args, first, last);
+    if (args.pass == CrossEntropyPass::kWhole)
+      HWY_DYNAMIC_DISPATCH(cross_entropy_rows)(args, first, last);
+    else
+      HWY_DYNAMIC_DISPATCH(cross_entropy_part_rows)(args, first, last);
   });
 }
 

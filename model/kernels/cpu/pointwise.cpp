@@ -97,15 +97,15 @@ void rotary_rows(const RotaryArgs& a, std::int64_t first, std::int64_t last) {
 
 void embedding_forward_rows(const EmbeddingForwardArgs& a, std::int64_t first, std::int64_t last) {
   for (std::int64_t row = first; row < last; ++row) {
-    const float* token = a.table + a.ids[row] * a.width;
     float* y = a.y + row * a.width;
-    if (a.position_table == nullptr) {
-      std::copy(token, token + a.width, y);
-      continue;
-    }
+    if (a.ids[row] < 0)
+      std::fill_n(y, a.width, 0.0f);
+    else
+      std::copy_n(a.table + a.ids[row] * a.width, a.width, y);
+    if (a.position_table == nullptr) continue;
     const float* position = a.position_table + a.positions[row % a.tokens] * a.width;
     for_vectors(0, a.width, [&](std::int64_t i, auto part) LONGSPAN_INLINED {
-      part.store(hn::Add(part.load(token + i), part.load(position + i)), y + i);
+      part.store(hn::Add(part.load(y + i), part.load(position + i)), y + i);
     });
   }
 }
@@ -120,7 +120,7 @@ void embedding_backward_columns(const EmbeddingBackwardArgs& a, std::int64_t beg
   };
   for (std::int64_t row = 0; row < a.rows; ++row) {
     const float* dy = a.dy + row * a.width;
-    add_to(a.dtable + a.ids[row] * a.width, dy);
+    if (a.ids[row] >= 0) add_to(a.dtable + a.ids[row] * a.width, dy);
     if (a.dposition_table != nullptr)
       add_to(a.dposition_table + a.positions[row % a.tokens] * a.width, dy);
   }
