@@ -82,7 +82,10 @@ bool is_trained(const TrainingLayout& layout, std::string_view model, Extent ext
   if (layout.shard != OptimizerShard::kNone) {
     // All ranks on one axis; tied weights on one, key/value heads of their own on the other.
     if (layout.tensor > 1 || (layout.data > 1 && layout.context > 1)) return false;
-    if (extent == Extent::kQuick && layout.shard != OptimizerShard::kParameters) return false;
+    // Two ranks show every mode; with more, the one that shares most.
+    if ((extent == Extent::kQuick || layout.ranks() > 2) &&
+        layout.shard != OptimizerShard::kParameters)
+      return false;
     return model == (layout.context == 1 ? "gpt2" : "llama");
   }
   if (layout.tensor > 1)
