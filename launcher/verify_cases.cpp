@@ -66,6 +66,34 @@ bool is_measured(const AttentionCase& what, bool all_combinations, Extent extent
   return true;
 }
 
+/// The attention heads of the trained models, as one of `tensor` ranks sees them.
+ModelConfig heads_of_tensor_rank(int tensor) {
+  ModelConfig config = heads_config(HeadsCase::kGqa, tensor);
+  config.heads /= tensor, config.kv_heads = std::max<std::int64_t>(1, config.kv_heads / tensor);
+  return config;
+}
+bool heads_are_shared_by(int tensor) {
+  return heads_config(HeadsCase::kGqa, tensor).heads % tensor == 0;
+}
+
+/// Of Extent::kQuick and kUsual.
+bool is_trained(const TrainingLayout& layout, std::string_view model, Extent extent) {
+  const bool common = model == "gpt2" || model == "llama";
+  if (layout.shard != OptimizerShard::kNone) {
+    // All ranks on one axis; tied weights on one, key/value heads of their own on the other.
+    if (layout.tensor > 1 || (layout.data > 1 && layout.context > 1)) return false;
+    // Two ranks show every mode; with more, the one that shares most.
+    if ((extent == Extent::kQuick || layout.ranks() > 2) &&
+        layout.shard != OptimizerShard::kParameters)
+      return false;
+    return model == (layout.context == 1 ? "gpt2" : "llama");
+  }
+  if (layout.tensor > 1)
+    return common && (layout.context == 1 || layout.scheme == verified_schemes().front().name);
+  // The others differ only in what ranks that share a sequence do.
+  return common || (extent == Extent::kUsual && layout.data == 1);
+}
+
 }  // namespace
 
 /// --- The lists. A new scheme, model or way to arrange ranks is one more line here.
@@ -90,17 +118,32 @@ const std::vector<VerifiedModel>& verified_models() {
   return all;
 }
 
-/// Every factorisation into data x context, with every scheme where a sequence is shared. Further
-/// axes and modes of the optimizer multiply here.
+/// Every factorisation into data x context x tensor, with every scheme where a sequence is shared;
+/// then every way to share optimizer states over data x context, with the first scheme: how tokens
+/// are attended to does not touch what becomes of the gradients.
 std::vector<TrainingLayout> training_layouts(int ranks) {
   std::vector<TrainingLayout> layouts;
-  for (int context = 1; context <= ranks; ++context) {
-    if (ranks % context != 0) continue;
-    if (context == 1) layouts.push_back({ranks, 1, ""});
+  const auto add_mesh = [&](int context, int tensor) {
+    const int data = ranks / tensor / context;
+    if (context == 1) layouts.push_back({data, 1, "", tensor});
     for (const VerifiedScheme& scheme : verified_schemes())
-      if (context > 1 && scheme.inner(heads_config(HeadsCase::kGqa, context), context) > 0)
-        layouts.push_back({ranks / context, context, std::string(scheme.name)});
+      if (context > 1 && scheme.inner(heads_of_tensor_rank(tensor), context) > 0)
+        layouts.push_back({data, context, std::string(scheme.name), tensor});
+  };
+  for (int tensor = 1; tensor <= ranks; ++tensor) {
+    if (ranks % tensor != 0 || !heads_are_shared_by(tensor)) continue;
+    for (int context = 1; context <= ranks / tensor; ++context)
+      if (ranks / tensor % context == 0) add_mesh(context, tensor);
   }
+  const std::vector<TrainingLayout> meshes = layouts;
+  for (TrainingLayout layout : meshes)
+    for (const OptimizerShard shard :
+         {OptimizerShard::kStates, OptimizerShard::kGradients, OptimizerShard::kParameters}) {
+      layout.shard = shard;
+      if (layout.data * layout.context > 1 &&
+          (layout.context == 1 || layout.scheme == verified_schemes().front().name))
+        layouts.push_back(layout);
+    }
   return layouts;
 }
 
@@ -130,11 +173,7 @@ std::vector<TrainingCase> training_cases(int ranks, const VerifyScope& scope) {
   std::vector<TrainingCase> cases;
   for (const TrainingLayout& layout : training_layouts(ranks))
     for (const VerifiedModel& model : verified_models()) {
-      // The others differ only in what ranks that share a sequence do.
-      const bool common = model.name == "gpt2" || model.name == "llama";
-      if (!common &&
-          (scope.extent == Extent::kQuick || (scope.extent == Extent::kUsual && layout.data > 1)))
-        continue;
+      if (scope.extent != Extent::kFull && !is_trained(layout, model.name, scope.extent)) continue;
       for (const Keep keep : {Keep::kAll, Keep::kAttention, Keep::kBlock}) {
         // Less than all: one way to keep for each model, so that each is there with every layout.
         const Keep usual = model.name == "gpt2"     ? Keep::kBlock
@@ -220,9 +259,23 @@ std::string_view name_of(Keep keep) {
   return "";
 }
 
+std::string_view name_of(OptimizerShard shard) {
+  switch (shard) {
+    case OptimizerShard::kNone:
+      return "none";
+    case OptimizerShard::kStates:
+      return "states";
+    case OptimizerShard::kGradients:
+      return "gradients";
+    case OptimizerShard::kParameters:
+      return "parameters";
+  }
+  return "";
+}
+
 std::string to_string(const TrainingLayout& layout) {
-  return fmt::format("{} x {}{}{}", layout.data, layout.context, layout.scheme.empty() ? "" : " ",
-                     layout.scheme);
+  return fmt::format("{} x {} x {}{}{}", layout.data, layout.context, layout.tensor,
+                     layout.scheme.empty() ? "" : " ", layout.scheme);
 }
 
 }  // namespace longspan::launcher

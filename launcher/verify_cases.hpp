@@ -57,6 +57,7 @@ std::string_view name_of(HeadsCase heads);
 std::string_view name_of(SequenceLayout layout);
 std::string_view name_of(model::Keep keep);
 std::string_view name_of(model::Precision precision);
+std::string_view name_of(model::OptimizerShard shard);
 
 /// heads, kv_heads, head_size and width of an attention problem of `ranks` ranks.
 model::ModelConfig heads_config(HeadsCase heads, int ranks);
@@ -88,12 +89,15 @@ struct AttentionRow {
 
 /// How the ranks of a training run are arranged.
 struct TrainingLayout {
-  int data = 1, context = 1;  ///< the mesh
+  int data = 1, context = 1;  ///< the mesh, with `tensor`
   std::string scheme;         ///< one of verified_schemes(); empty where context is 1
-  int ranks() const { return data * context; }
+  int tensor = 1;
+  model::OptimizerShard shard = model::OptimizerShard::kNone;  ///< over data x context
+  int ranks() const { return data * context * tensor; }
   bool operator==(const TrainingLayout&) const = default;
 };
-std::string to_string(const TrainingLayout& layout);  ///< "2 x 2 ring", "4 x 1"
+/// The mesh, data x context x tensor: "2 x 2 x 1 ring", "4 x 1 x 1"
+std::string to_string(const TrainingLayout& layout);
 
 struct TrainingCase {
   TrainingLayout layout;
@@ -107,6 +111,9 @@ struct TrainingRow {
   double gradient_difference = 0;  ///< relative L2 of the first gradients to those of one rank
   bool same_as_keep_all = false;   ///< losses and weights, bit for bit, on every rank
   bool same_again = false;         ///< the same run once more, likewise
+  /// A few steps of one micro-batch each: losses and weights, bit for bit, are those of
+  /// optimizer.shard=none; true where there is nothing to compare.
+  bool same_as_unsharded = true;
 };
 
 /// The models that are trained; training_problem() says what they are.
@@ -117,14 +124,15 @@ struct VerifiedModel {
 const std::vector<VerifiedModel>& verified_models();
 const VerifiedModel& verified_model(std::string_view name);
 
-/// `shards` with the inner and outer groups that schemes of two levels need: all of `context`, the
-/// communicator behind shards.group. Collective over it.
+/// `shards` with the inner and outer groups that schemes of two levels need for the heads of
+/// `config`, those of one tensor rank: all of `context`, the communicator behind shards.group.
+/// Collective over it.
 SequenceShards split_for(const VerifiedScheme& scheme, const model::ModelConfig& config,
                          SequenceShards shards, const Communicator& context);
 
 /// The rows of one rank count, in the order of the tables. Pure.
 std::vector<AttentionCase> attention_cases(int ranks, const VerifyScope& scope);
-std::vector<TrainingLayout> training_layouts(int ranks);
+std::vector<TrainingLayout> training_layouts(int ranks);  ///< all of them, as for Extent::kFull
 std::vector<TrainingCase> training_cases(int ranks, const VerifyScope& scope);
 
 }  // namespace longspan::launcher

@@ -69,13 +69,16 @@ Json to_json(const TrainingRow& row) {
   Json json = {{"ranks", what.layout.ranks()},
                {"data", what.layout.data},
                {"context", what.layout.context},
+               {"tensor", what.layout.tensor},
                {"scheme", what.layout.scheme},
+               {"shard", name_of(what.layout.shard)},
                {"keep", name_of(what.keep)},
                {"model", what.model},
                {"loss_difference", number(row.loss_difference)},
                {"gradient_difference", number(row.gradient_difference)},
                {"same_as_keep_all", row.same_as_keep_all},
-               {"same_again", row.same_again}};
+               {"same_again", row.same_again},
+               {"same_as_unsharded", row.same_as_unsharded}};
   add_verdict(json, row);
   return json;
 }
@@ -125,7 +128,8 @@ VerifyReport rows_from_text(const std::string& text, int ranks, const VerifyScop
       const Json& row = training.at(report.training.size());
       report.training.push_back(
           {what, number_from(row.at("loss_difference")), number_from(row.at("gradient_difference")),
-           row.at("same_as_keep_all").get<bool>(), row.at("same_again").get<bool>()});
+           row.at("same_as_keep_all").get<bool>(), row.at("same_again").get<bool>(),
+           row.at("same_as_unsharded").get<bool>()});
       if (to_json(report.training.back()) != row)
         fail("the row of {} is another one: {}", describe(what), row.dump());
     }

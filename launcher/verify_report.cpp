@@ -144,27 +144,32 @@ std::string attention_table(const std::vector<AttentionRow>& rows, bool colour) 
 std::string training_table(const std::vector<TrainingRow>& rows, bool colour) {
   constexpr auto kLeft = Table::Align::kLeft;
   Table table({{"ranks"},
-               {"data x context", kLeft},
+               {"data x context x tensor", kLeft},
+               {"optimizer.shard", kLeft},
                {"model", kLeft},
                {"memory.keep", kLeft},
                {"loss"},
                {"gradient"},
                {"as keep=all", kLeft},
                {"run twice", kLeft},
+               {"as shard=none", kLeft},
                {"", kLeft}});
-  table.add({"", "", "", "at most", error_text(kLossBound), error_text(kGradientBound), "same bits",
-             "same bits"});
+  table.add({"", "", "", "", "at most", error_text(kLossBound), error_text(kGradientBound),
+             "same bits", "same bits", "same bits"});
   Groups groups;
   for (const TrainingRow& row : rows) {
     const TrainingCase& what = row.what;
-    const VerifiedModel& model = verified_model(what.model);
-    auto cells = groups.cells(
-        {std::to_string(what.layout.ranks()), to_string(what.layout), std::string(model.shown)});
+    const VerifiedModel& trained = verified_model(what.model);
+    const bool shares = what.layout.shard != model::OptimizerShard::kNone;
+    auto cells =
+        groups.cells({std::to_string(what.layout.ranks()), to_string(what.layout),
+                      std::string(name_of(what.layout.shard)), std::string(trained.shown)});
     cells.emplace_back(name_of(what.keep));
     for (const double difference : {row.loss_difference, row.gradient_difference})
-      cells.push_back(error_text(difference) + (model.has_bounds ? "" : " *"));
+      cells.push_back(error_text(difference) + (trained.has_bounds ? "" : " *"));
     cells.emplace_back(bits_text(row.same_as_keep_all));
     cells.emplace_back(bits_text(row.same_again));
+    cells.emplace_back(shares ? bits_text(row.same_as_unsharded) : "");
     cells.push_back(verdict(broken_bounds(row).empty(), colour));
     table.add(std::move(cells));
   }
@@ -194,7 +199,8 @@ std::string describe(const AttentionCase& what) {
 }
 
 std::string describe(const TrainingCase& what) {
-  return fmt::format("training, {}, memory.keep={}, {}", to_string(what.layout), name_of(what.keep),
+  return fmt::format("training, {}, optimizer.shard={}, memory.keep={}, {}", to_string(what.layout),
+                     name_of(what.layout.shard), name_of(what.keep),
                      verified_model(what.model).shown);
 }
 
@@ -237,6 +243,7 @@ std::vector<std::string> broken_bounds(const TrainingRow& row) {
   check("gradient", row.gradient_difference, kGradientBound);
   if (!row.same_as_keep_all) broken.emplace_back("not the bits of memory.keep=all");
   if (!row.same_again) broken.emplace_back("the second run had other bits");
+  if (!row.same_as_unsharded) broken.emplace_back("not the bits of optimizer.shard=none");
   return broken;
 }
 
@@ -262,7 +269,8 @@ std::string report_text(const VerifyReport& report, bool colour) {
       "memory.keep =\nall, attention and block bit for bit. twice: run again, bit for bit.\n\n" +
       attention_table(report.attention, colour) +
       "\nTraining, 20 steps, against one rank: largest relative difference of the loss, and "
-      "relative L2\nof the first gradients (* has no bound).\n\n" +
+      "relative L2\nof the first gradients (* has no bound). as shard=none: with one micro-batch a "
+      "step.\n\n" +
       training_table(report.training, colour) + "\n" + broken_text(report.attention) +
       broken_text(report.training);
   if (broken == 0)

@@ -11,6 +11,7 @@
 #include "model/adamw.hpp"
 #include "model/oracle.hpp"
 #include "model/parameter_sharding.hpp"
+#include "model/replicated_gradients.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::launcher {
@@ -19,19 +20,66 @@ namespace {
 using namespace model;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr std::uint64_t kKey = 0x76657269;
+
+/// Bit for bit, and no NaN.
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0 &&
+         std::none_of(a.begin(), a.end(), [](T x) { return std::isnan(x); });
+}
+
+/// The whole tensors of `store`, one after the other, from the runs that the ranks of `world` own:
+/// their weights, or their gradients. See TrainingOutcome for NaN. Collective over `world`.
+std::vector<float> put_together(const ParameterStore& store, const std::vector<OwnedRange>& owned,
+                                float* OwnedRange::*values, const Communicator& world) {
+  std::int64_t total = 0;
+  for (const Parameter& p : store.parameters()) total += element_count(p.global_shape);
+  std::vector<float> mine(static_cast<std::size_t>(total), kNan);
+  std::int64_t begin_of_tensor = 0;
+  for (const Parameter& p : store.parameters()) {
+    const std::int64_t columns = p.shape.back(), all_columns = p.global_shape.back();
+    const std::int64_t first_row = p.shape.size() > 1 ? p.block_offset.front() : 0;
+    for (const OwnedRange& run : owned) {
+      const std::int64_t end = std::min(run.range.end(), p.offset + p.count());
+      for (std::int64_t i = std::max(run.range.begin, p.offset); i < end; ++i) {
+        const std::int64_t row = first_row + (i - p.offset) / columns,
+                           column = p.block_offset.back() + (i - p.offset) % columns;
+        mine[static_cast<std::size_t>(begin_of_tensor + row * all_columns + column)] =
+            (run.*values)[i - run.range.begin];
+      }
+    }
+    begin_of_tensor += element_count(p.global_shape);
+  }
+  std::vector<float> all(mine.size() * static_cast<std::size_t>(world.size()));
+  make_mpi_group(world)
+      ->all_gather({mine.data(), total}, {all.data(), static_cast<std::int64_t>(all.size())})
+      ->wait();
+  for (std::size_t i = 0; i < mine.size(); ++i) {
+    bool agrees = true;
+    const float* found = nullptr;
+    for (std::size_t at = i; at < all.size(); at += mine.size()) {
+      if (std::isnan(all[at])) continue;
+      if (found == nullptr) found = &all[at];
+      agrees = agrees && std::memcmp(found, &all[at], sizeof(float)) == 0;
+    }
+    mine[i] = found != nullptr && agrees ? *found : kNan;
+  }
+  return mine;
+}
 
 }  // namespace
 
 TrainingProblem training_problem(const std::string& model, int ranks) {
   const bool gpt2 = model == "gpt2", documents = model == "llama" || model == "llama-bf16";
   TrainingProblem problem;
-  problem.sequences = std::max(12, ranks);
+  problem.sequences = std::max(12, 2 * ranks);  // in every micro-batch of every rank
   problem.documents = documents;
   ModelConfig& config = problem.config;
   config.layers = 2, config.width = 32, config.heads = 4, config.head_size = 8;
   config.kv_heads = gpt2 ? 4 : 2;
-  config.mlp_width = 48, config.vocabulary = 50, config.max_positions = problem.tokens;
+  config.mlp_width = 48, config.vocabulary = 52, config.max_positions = problem.tokens;
   config.tie_embeddings = gpt2;
   if (model == "llama-bf16") config.precision = Precision::kBf16;
   if (model == "window") {
@@ -67,27 +115,37 @@ TrainingProblem training_problem(const std::string& model, int ranks) {
 }
 
 bool TrainingOutcome::operator==(const TrainingOutcome& other) const {
-  const auto same = [](const auto& a, const auto& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0;
-  };
-  return same(losses, other.losses) && same(gradient_norms, other.gradient_norms) &&
-         same(first_gradients, other.first_gradients) && same(weights, other.weights);
+  return learned_the_same(*this, other) && same_bits(gradient_norms, other.gradient_norms) &&
+         same_bits(first_gradients, other.first_gradients);
+}
+
+bool learned_the_same(const TrainingOutcome& outcome, const TrainingOutcome& expected) {
+  return same_bits(outcome.losses, expected.losses) && same_bits(outcome.weights, expected.weights);
 }
 
 TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, Keep keep,
-                             ProcessGroup& gradients, Backend backend) {
+                             ProcessGroup& gradients, Backend backend, ProcessGroup* tensor) {
   const auto context = mesh.shape().context > 1 ? make_mpi_group(mesh.context()) : nullptr;
+  const int tensor_ranks = mesh.shape().tensor;
+  const auto own_tensor =
+      tensor == nullptr && tensor_ranks > 1 ? make_mpi_group(mesh.tensor()) : nullptr;
+  if (tensor == nullptr) tensor = own_tensor.get();
   MemoryConfig memory;
   memory.keep = keep;
-  SequenceShards shards = shard_sequence(problem.tokens, problem.layout, context.get());
+  SequenceShards shards =
+      shard_sequence(problem.tokens, problem.layout, context.get(), tensor_ranks);
+  ModelConfig heads = problem.config;  // of this rank
+  heads.heads /= tensor_ranks,
+      heads.kv_heads = std::max<std::int64_t>(1, heads.kv_heads / tensor_ranks);
   for (const VerifiedScheme& scheme : verified_schemes())
     if (scheme.kind == problem.attention.scheme)
-      shards = split_for(scheme, problem.config, std::move(shards), mesh.context());
-  Transformer model(problem.config, problem.attention, memory, std::move(shards), backend);
+      shards = split_for(scheme, heads, std::move(shards), mesh.context());
+  Transformer model(problem.config, problem.attention, memory, std::move(shards), backend, {},
+                    problem.shard, shard_weights(tensor));
   OptimizerConfig settings;
   settings.learning_rate = 3e-3;
   // Small buckets, so that there is more than one.
-  ParameterSharding sharding(settings.shard, model.parameters(), gradients, mesh.world(), backend,
+  ParameterSharding sharding(problem.shard, model.parameters(), gradients, mesh.replicas(), backend,
                              4096);
   sharding.initialize(kKey);
   AdamW optimizer(model.parameters(), sharding, settings, backend);
@@ -119,6 +177,11 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
     return model.train(batch, 1.0f / static_cast<float>(from.valid));
   };
 
+  const auto gradient_norm = [&] {
+    if (tensor_ranks == 1) return optimizer.gradient_norm();
+    return std::sqrt(mesh.tensor().all_reduce_sum(sharding.sum_over_owners(
+        sum_of_squares_once(model.parameters(), sharding.owned(), model.tensor(), backend))));
+  };
   TrainingOutcome outcome;
   const auto begin_of = [&](int index) {
     return part_begin(problem.sequences, index, mesh.shape().data);
@@ -127,19 +190,24 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
   for (std::int64_t step = 1; step <= problem.steps; ++step) {
     const auto& batch = problem.batches[static_cast<std::size_t>(step) % problem.batches.size()];
     const auto key = static_cast<std::uint64_t>(step);
-    const std::int64_t middle = begin + (end - begin) / 2;
     double sum = 0;
-    if (middle > begin) sum += micro_batch(batch, begin, middle - begin, key, false);
-    sum += micro_batch(batch, middle, end - middle, key, true);
+    for (int i = 0; i < problem.micro_batches; ++i) {
+      const std::int64_t first = begin + part_begin(end - begin, i, problem.micro_batches),
+                         after = begin + part_begin(end - begin, i + 1, problem.micro_batches);
+      sum += micro_batch(batch, first, after - first, key, i + 1 == problem.micro_batches);
+    }
     sharding.finish_gradients();
+    sum_replicated_gradients(model.parameters(), sharding.owned(), model.tensor(), backend);
     outcome.losses.push_back(mesh.world().all_reduce_sum(sum) / static_cast<double>(batch.valid));
-    const View<float> sums = model.parameters().gradients();
-    if (step == 1) outcome.first_gradients.assign(sums.begin(), sums.end());
-    outcome.gradient_norms.push_back(optimizer.gradient_norm());
+    if (step == 1)
+      outcome.first_gradients =
+          put_together(model.parameters(), sharding.owned(), &OwnedRange::gradient, mesh.world());
+    outcome.gradient_norms.push_back(gradient_norm());
     optimizer.update(settings.learning_rate, outcome.gradient_norms.back(), step);
   }
-  const View<float> weights = model.parameters().weights();
-  outcome.weights.assign(weights.begin(), weights.end());
+  sharding.wait_for_weights();
+  outcome.weights =
+      put_together(model.parameters(), sharding.owned(), &OwnedRange::weight, mesh.world());
   return outcome;
 }
 
@@ -161,31 +229,43 @@ double gradient_difference(const TrainingOutcome& outcome, const TrainingOutcome
 std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope) {
   const Backend backend = cpu_backend();
   const auto everybody = [&](bool mine) { return world.all_reduce_min(std::int64_t{mine}) == 1; };
-  std::map<std::string, TrainingOutcome> one_rank;                          // rank 0's alone
-  std::map<std::pair<std::string, std::string>, TrainingOutcome> keep_all;  // this rank's
-  const auto gradients = make_mpi_group(world);
+  std::map<std::string, TrainingOutcome> one_rank;  // rank 0's alone
+  // This rank's: with memory.keep=all; and a few steps of one micro-batch with nothing sharded.
+  std::map<std::tuple<std::string, OptimizerShard, std::string>, TrainingOutcome> keep_all;
+  std::map<std::tuple<std::string, Keep, std::string>, TrainingOutcome> unsharded;
   std::vector<TrainingRow> rows;
   for (const TrainingCase& what : training_cases(world.size(), scope)) {
+    const TrainingLayout& layout = what.layout;
     TrainingProblem problem = training_problem(what.model, world.size());
-    if (!what.layout.scheme.empty())
-      problem.attention.scheme = verified_scheme(what.layout.scheme).kind;
-    const Mesh mesh(world, {what.layout.data, what.layout.context});
+    if (!layout.scheme.empty()) problem.attention.scheme = verified_scheme(layout.scheme).kind;
+    problem.shard = layout.shard;
+    const Mesh mesh(world, {layout.data, layout.context, layout.tensor});
+    const auto gradients = make_mpi_group(mesh.replicas());
     const auto run = [&](Keep keep) {
       return run_training(problem, mesh, keep, *gradients, backend);
     };
-    TrainingOutcome& all = keep_all[{to_string(what.layout), what.model}];
+    TrainingOutcome& all = keep_all[{to_string(layout), layout.shard, what.model}];
     if (all.losses.empty()) all = run(Keep::kAll);
     const TrainingOutcome outcome = what.keep == Keep::kAll ? all : run(what.keep);
-    const bool same_as_keep_all = everybody(outcome == all);
-    const bool same_again = everybody(run(what.keep) == outcome);
+    TrainingRow row = {what, 0, 0, everybody(outcome == all), everybody(run(what.keep) == outcome)};
+    if (layout.shard != OptimizerShard::kNone) {
+      problem.steps = 4, problem.micro_batches = 1;
+      const TrainingOutcome sharded = run(what.keep);
+      problem.shard = OptimizerShard::kNone;
+      TrainingOutcome& whole = unsharded[{to_string(layout), what.keep, what.model}];
+      if (whole.losses.empty()) whole = run(what.keep);
+      row.same_as_unsharded = everybody(learned_the_same(sharded, whole));
+    }
     if (world.rank() != 0) continue;
     TrainingOutcome& expected = one_rank[what.model];
     if (expected.losses.empty()) {
       const Mesh alone(Communicator::self(), {1, 1});
-      expected = run_training(problem, alone, Keep::kAll, *make_mpi_group(alone.world()), backend);
+      expected = run_training(training_problem(what.model, world.size()), alone, Keep::kAll,
+                              *make_mpi_group(alone.world()), backend);
     }
-    rows.push_back({what, loss_difference(outcome, expected),
-                    gradient_difference(outcome, expected), same_as_keep_all, same_again});
+    row.loss_difference = loss_difference(outcome, expected);
+    row.gradient_difference = gradient_difference(outcome, expected);
+    rows.push_back(row);
   }
   return rows;
 }

@@ -1,4 +1,4 @@
-// ranks: 2 3
+// ranks: 2 3 4
 /// Faults put in on purpose: verify must call each of them BROKEN, and end with status 1. The
 /// program's own code runs; only what it computes or communicates with is faulty. The bugs that
 /// users of other systems have met are in tests/parity/bug_table_*_test.cpp.
@@ -52,6 +52,16 @@ class ForgetsTheLastRank : public Group {
   }
 };
 
+/// What several tensor ranks hold keeps its rank's own part of the gradient: nothing else is summed
+/// in this way over the tensor axis.
+class DoesNotSum : public Group {
+ public:
+  using Group::Group;
+  PendingPtr all_reduce_sum(View<float> data) override {
+    return real_->all_reduce_sum(data.slice(0, 0));
+  }
+};
+
 /// The CPU's kernels, but backward takes the log-sum-exp of each block of keys for that of all
 /// keys. Forward stays right, so that only a comparison of the gradients can find it.
 class PerBlockLse : public testing_support::FaultyKernels {
@@ -89,13 +99,14 @@ class VerifyFaults : public testing::Test {
     return {what, compare(sharded, problem, truth), compare(alone, problem, truth)};
   }
   TrainingRow measure(const TrainingProblem& problem, const MeshShape& shape,
-                      ProcessGroup& gradients) const {
+                      ProcessGroup& gradients, ProcessGroup* tensor = nullptr) const {
     const TrainingProblem right = training_problem("llama", world.size());
     const Mesh alone(Communicator::self(), {1, 1}), mesh(world, shape);
     const auto expected =
         run_training(right, alone, Keep::kAll, *make_mpi_group(alone.world()), cpu_backend());
-    const auto outcome = run_training(problem, mesh, Keep::kAttention, gradients, cpu_backend());
-    return {{{shape.data, shape.context, "ring"}, Keep::kAttention, "llama"},
+    const auto outcome =
+        run_training(problem, mesh, Keep::kAttention, gradients, cpu_backend(), tensor);
+    return {{{shape.data, shape.context, "ring", shape.tensor}, Keep::kAttention, "llama"},
             loss_difference(outcome, expected),
             gradient_difference(outcome, expected),
             true,
@@ -162,6 +173,19 @@ TEST_F(VerifyFaults, AGradientWithoutOneRankIsBroken) {
     EXPECT_ALL_RANKS(broken_bounds(row).size() == 2);
     EXPECT_ALL_RANKS(status_with(row) == ExitStatus::kFailed);
   }
+}
+
+TEST_F(VerifyFaults, ReplicatedGradientsThatAreNotSummedAreBroken) {
+  if (world.size() == 3) GTEST_SKIP() << "two ranks share the weights";
+  const MeshShape shape = {world.size() / 2, 1, 2};
+  const Mesh mesh(world, shape);
+  Group gradients(mesh.replicas()), right(mesh.tensor());
+  DoesNotSum wrong(mesh.tensor());
+  const TrainingProblem problem = training_problem("llama", world.size());
+  EXPECT_ALL_RANKS(broken_bounds(measure(problem, shape, gradients, &right)).empty());
+  const TrainingRow row = measure(problem, shape, gradients, &wrong);
+  EXPECT_ALL_RANKS(broken_bounds(row).size() == 2);
+  EXPECT_ALL_RANKS(status_with(row) == ExitStatus::kFailed);
 }
 
 }  // namespace

@@ -32,12 +32,18 @@ VerifyReport good_report(const VerifyScope& scope) {
   for (const AttentionCase& what : attention_cases(2, scope))
     report.attention.push_back({what, errors, errors});
   for (const TrainingCase& what : training_cases(2, scope))
-    report.training.push_back({what, 4e-9, 4e-7, true, true});
+    report.training.push_back({what, 4e-9, 4e-7, true, true, true});
   return report;
 }
 
+bool has_row(const TrainingLayout& layout, const VerifyScope& scope) {
+  const auto cases = training_cases(layout.ranks(), scope);
+  return std::any_of(cases.begin(), cases.end(),
+                     [&](const TrainingCase& what) { return what.layout == layout; });
+}
+
 TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
-  const auto run = longspan({"verify", "--ranks", "1,2", "--quick", "--json", "--tokens", "61"});
+  const auto run = longspan({"verify", "--ranks", "1,2,4", "--quick", "--json", "--tokens", "61"});
   ASSERT_EQ(run.status, 0) << run.err << run.out;
   const Json json = Json::parse(run.out);
   EXPECT_EQ(json.at("verdict"), "ok");
@@ -46,10 +52,12 @@ TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
   EXPECT_EQ(json.at("bounds").at("bf16").at("relative"), 4e-3);
   EXPECT_GT(json.at("seconds"), 0);
   const VerifyScope scope{61, Extent::kQuick};
-  ASSERT_EQ(json.at("attention").size(),
-            attention_cases(1, scope).size() + attention_cases(2, scope).size());
-  ASSERT_EQ(json.at("training").size(),
-            training_cases(1, scope).size() + training_cases(2, scope).size());
+  ASSERT_EQ(json.at("attention").size(), attention_cases(1, scope).size() +
+                                             attention_cases(2, scope).size() +
+                                             attention_cases(4, scope).size());
+  ASSERT_EQ(json.at("training").size(), training_cases(1, scope).size() +
+                                            training_cases(2, scope).size() +
+                                            training_cases(4, scope).size());
   std::set<std::string> schemes;
   for (const Json& row : json.at("attention")) {
     schemes.insert(row.at("scheme").get<std::string>());
@@ -65,15 +73,22 @@ TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
     EXPECT_LE(row.at("error").at("lse"), 1e-5);
   }
   std::set<std::string> expected = {""};  // one rank
-  for (const VerifiedScheme& scheme : verified_schemes())
-    if (scheme.name != "hybrid") expected.emplace(scheme.name);  // needs four ranks
+  for (const VerifiedScheme& scheme : verified_schemes()) expected.emplace(scheme.name);
   EXPECT_EQ(schemes, expected);
+  std::set<std::string> meshes;
   for (const Json& row : json.at("training")) {
+    meshes.insert(fmt::format("{} {} {} {}", row.at("data").get<int>(),
+                              row.at("context").get<int>(), row.at("tensor").get<int>(),
+                              row.at("shard").get<std::string>()));
+    EXPECT_TRUE(row.at("same_as_unsharded"));
     EXPECT_TRUE(row.at("same_as_keep_all"));
     EXPECT_TRUE(row.at("same_again"));
     EXPECT_LE(row.at("loss_difference"), 1e-5);
     EXPECT_LE(row.at("gradient_difference"), 2e-6);
   }
+  for (const char* mesh : {"1 1 2 none", "2 1 2 none", "1 2 2 none", "1 1 4 none",
+                           "2 1 1 parameters", "1 2 1 parameters", "4 1 1 parameters"})
+    EXPECT_TRUE(meshes.contains(mesh)) << mesh;
 }
 
 TEST(Verify, TheProgramPrintsATableThatEndsWithTheVerdict) {
@@ -82,8 +97,9 @@ TEST(Verify, TheProgramPrintsATableThatEndsWithTheVerdict) {
   const VerifyScope scope{16, Extent::kQuick};
   const std::size_t count = attention_cases(2, scope).size() + training_cases(2, scope).size();
   const std::string rows = fmt::format("\nok: {0} of {0} rows keep their bounds; ", count);
-  for (const char* text : {"ring", "allgather", "ulysses", "bf16", "causal", "documents", "2 x 1",
-                           "1 x 2 ring", "GPT-2-like", "Llama-like", rows.c_str()})
+  for (const char* text :
+       {"ring", "allgather", "ulysses", "bf16", "causal", "documents", "2 x 1", "1 x 2 x 1 ring",
+        "1 x 1 x 2", "parameters", "GPT-2-like", "Llama-like", rows.c_str()})
     EXPECT_NE(run.out.find(text), std::string::npos) << text << "\n" << run.out;
   EXPECT_EQ(run.out.find('\033'), std::string::npos) << "colours are for terminals";
 }
@@ -112,10 +128,12 @@ TEST(Verify, TheMatrixHasEveryCombination) {
   EXPECT_EQ(attention(3), 3u * (6 * 2 * 3 * 2 + 3 * 2 * 2));
   // Hybrid needs a grid of ranks, and heads that its inner groups share evenly: not 3.
   EXPECT_EQ(attention(4), 3u * (6 * 2 * 3 * 2 + 3 * 2 * 2) + (6 * 2 * 2 * 2 + 3 * 2 * 2));
+  // Meshes without and with a tensor axis, then three ways to share over data x context.
   EXPECT_EQ(training_layouts(1).size(), 1u);
-  EXPECT_EQ(training_layouts(3).size(), 1u + 3);
-  EXPECT_EQ(training_layouts(4).size(), 1u + 3 + 4);
-  for (const int ranks : {1, 3, 4})
+  EXPECT_EQ(training_layouts(2).size(), (1u + 3 + 1) + 2 * 3);
+  EXPECT_EQ(training_layouts(3).size(), (1u + 3) + 2 * 3);  // no three ranks share four heads
+  EXPECT_EQ(training_layouts(4).size(), (1u + 3 + 4) + (1 + 3) + 1 + (3 + 2) * 3);
+  for (const int ranks : {1, 2, 3, 4})
     EXPECT_EQ(training_cases(ranks, full).size(),
               training_layouts(ranks).size() * verified_models().size() * 3);  // memory.keep
   for (const Extent extent : {Extent::kQuick, Extent::kUsual})
@@ -127,12 +145,29 @@ TEST(Verify, TheMatrixHasEveryCombination) {
         EXPECT_NE(std::find(all.begin(), all.end(), what), all.end()) << describe(what);
       }
       for (const TrainingLayout& layout : training_layouts(ranks)) {
-        const auto cases = training_cases(ranks, scope);
-        EXPECT_TRUE(std::any_of(cases.begin(), cases.end(), [&](const TrainingCase& what) {
-          return what.layout == layout;
-        })) << to_string(layout);
+        if (layout.tensor > 1 || layout.shard != model::OptimizerShard::kNone) continue;
+        EXPECT_TRUE(has_row(layout, scope)) << to_string(layout);
       }
     }
+}
+
+TEST(Verify, TheUsualRowsShareWeightsAndOptimizerStates) {
+  using enum model::OptimizerShard;
+  for (const Extent extent : {Extent::kQuick, Extent::kUsual, Extent::kFull}) {
+    const VerifyScope scope{193, extent};
+    for (const TrainingLayout& layout :
+         {TrainingLayout{1, 1, "", 2}, TrainingLayout{2, 1, "", 2}, TrainingLayout{1, 2, "ring", 2},
+          TrainingLayout{1, 1, "", 4}, TrainingLayout{2, 1, "", 1, kParameters},
+          TrainingLayout{1, 2, "ring", 1, kParameters}, TrainingLayout{4, 1, "", 1, kParameters},
+          TrainingLayout{1, 4, "ring", 1, kParameters}})
+      EXPECT_TRUE(has_row(layout, scope)) << to_string(layout) << " " << name_of(extent);
+    if (extent == Extent::kQuick) continue;
+    for (const model::OptimizerShard shard : {kStates, kGradients}) {
+      EXPECT_TRUE(has_row({2, 1, "", 1, shard}, scope));
+      EXPECT_TRUE(has_row({1, 2, "ring", 1, shard}, scope));
+    }
+  }
+  EXPECT_TRUE(has_row({1, 2, "ring", 2, kGradients}, {193, Extent::kFull}));
 }
 
 TEST(Verify, WindowsLengthsAndHeadsReachOverTheBordersOfRanks) {
@@ -251,7 +286,8 @@ TEST(Verify, EveryBoundBreaksOnItsOwn) {
     return at == std::string::npos ? "" : text.substr(at + 9, text.find('\n', at + 1) - at - 9);
   };
   const std::string attention = "attention, 2 ranks, ring zigzag causal MHA fp32, 193 tokens: ";
-  const std::string training = "training, 2 x 1, memory.keep=block, GPT-2-like: ";
+  const std::string training =
+      "training, 2 x 1 x 1, optimizer.shard=none, memory.keep=block, GPT-2-like: ";
   EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.output = 2.1e-6; }),
             attention + "output 2.1e-06 > 2.0e-06");
   EXPECT_EQ(broken_by([](auto& r) { r.attention[0].sharded.dq = kInfinity; }),
@@ -294,6 +330,8 @@ TEST(Verify, EveryBoundBreaksOnItsOwn) {
             training + "not the bits of memory.keep=all");
   EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_again = false; }),
             training + "the second run had other bits");
+  EXPECT_EQ(broken_by([](auto& r) { r.training[0].same_as_unsharded = false; }),
+            training + "not the bits of optimizer.shard=none");
   EXPECT_EQ(report_status({}), ExitStatus::kFailed) << "nothing measured proves nothing";
 }
 
