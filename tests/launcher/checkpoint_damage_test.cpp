@@ -1,3 +1,4 @@
+// label: slow
 // timeout: 120
 /// Checkpoints that cannot be read or written, from the outside: what the run does, what it says,
 /// and that it ends with the same bits as a run nothing happened to.

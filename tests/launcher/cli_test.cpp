@@ -1,3 +1,4 @@
+// label: slow
 // timeout: 300
 /// The program from the outside: what a user types, what comes back, and with which exit status.
 #include <gtest/gtest.h>

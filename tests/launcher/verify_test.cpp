@@ -1,4 +1,5 @@
-// timeout: 120
+// label: slow
+// timeout: 400
 /// verify: what the program prints and returns, the oracle it believes, and that rows are judged as
 /// the contract says. That wrong sharding is found is in verify_faults_test.cpp.
 #include "launcher/verify.hpp"

@@ -1,3 +1,4 @@
+// label: slow
 // ranks: 1 2 3 4
 // timeout: 120
 /// What the ranks share of optimizer states, gradients and weights must not change the answer, only
