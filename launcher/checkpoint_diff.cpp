@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <span>
 
 #include "io/checkpoint_index.hpp"
 #include "io/checkpoint_reader.hpp"
@@ -24,7 +25,8 @@ using io::CheckpointReader;
 using io::TensorEntry;
 using Kind = TensorDiff::Kind;
 
-constexpr std::int64_t kPieceElements = 1 << 20;
+constexpr std::int64_t kPieceElements = std::int64_t{4} << 20;  // at most so many at a time
+constexpr std::size_t kChunk = 1 << 15;                         // numbers that stay in cache
 
 /// Equal blocks with equal hashes: the bytes are the same without a look at them.
 bool same_by_hash(const TensorEntry& a, const TensorEntry& b) {
@@ -46,36 +48,43 @@ class PieceComparison {
     const auto count = static_cast<std::size_t>(element_count(shape));
     read(first, a_, offset, shape, bytes_a_);
     read(second, b_, offset, shape, bytes_b_);
-    x_.resize(count);
-    y_.resize(count);
-    io::element_values(a_.dtype, bytes_a_.data(), x_);
-    for (const double x : x_)
-      if (std::isfinite(x)) diff_.first_squares += x * x;
-    if (a_.dtype == b_.dtype && bytes_a_ == bytes_b_) return;
-    io::element_values(b_.dtype, bytes_b_.data(), y_);
-    const bool integers =
-        a_.dtype == b_.dtype && (a_.dtype == DType::kI64 || a_.dtype == DType::kU64);
-    for (std::size_t i = 0; i < count; ++i) {
-      const double x = x_[i], y = y_[i];
-      // Neighbouring large integers are one and the same double.
-      const bool same = integers ? std::memcmp(&bytes_a_[8 * i], &bytes_b_[8 * i], 8) == 0
-                                 : x == y || (std::isnan(x) && std::isnan(y));
-      if (same) continue;
-      ++diff_.differing;
-      const double apart = std::abs(x - y);
-      if (!std::isfinite(apart)) {
-        ++diff_.not_finite;
-        continue;
-      }
-      diff_.squares += apart * apart;
-      if (apart > diff_.largest || diff_.largest_at.empty()) {
-        diff_.largest = apart;
-        diff_.largest_at = position(offset, shape, i);
-      }
+    const std::size_t size_a = size_of(a_.dtype), size_b = size_of(b_.dtype);
+    x_.resize(kChunk);
+    y_.resize(kChunk);
+    for (std::size_t begin = 0; begin < count; begin += kChunk) {
+      const std::size_t n = std::min(kChunk, count - begin);
+      const char *const a = &bytes_a_[begin * size_a], *const b = &bytes_b_[begin * size_b];
+      io::element_values(a_.dtype, a, std::span(x_).first(n));
+      for (std::size_t i = 0; i < n; ++i)
+        if (std::isfinite(x_[i])) diff_.first_squares += x_[i] * x_[i];
+      if (a_.dtype == b_.dtype && std::memcmp(a, b, n * size_a) == 0) continue;
+      io::element_values(b_.dtype, b, std::span(y_).first(n));
+      for (std::size_t i = 0; i < n; ++i)
+        if (!same(a + i * size_a, b + i * size_b, i))
+          differ(offset, shape, begin + i, x_[i], y_[i]);
     }
   }
 
  private:
+  bool same(const char* a, const char* b, std::size_t i) const {
+    // Neighbouring large integers are one and the same double.
+    const bool wide = a_.dtype == DType::kI64 || a_.dtype == DType::kU64;
+    if (wide && a_.dtype == b_.dtype) return std::memcmp(a, b, size_of(a_.dtype)) == 0;
+    return x_[i] == y_[i] || (std::isnan(x_[i]) && std::isnan(y_[i]));
+  }
+  void differ(const Shape& offset, const Shape& shape, std::size_t element, double x, double y) {
+    ++diff_.differing;
+    const double apart = std::abs(x - y);
+    if (!std::isfinite(apart)) {
+      ++diff_.not_finite;
+      return;
+    }
+    diff_.squares += apart * apart;
+    if (apart > diff_.largest || diff_.largest_at.empty()) {
+      diff_.largest = apart;
+      diff_.largest_at = position(offset, shape, element);
+    }
+  }
   static void read(CheckpointReader& reader, const TensorEntry& tensor, const Shape& offset,
                    const Shape& shape, std::vector<char>& bytes) {
     bytes.resize(static_cast<std::size_t>(element_count(shape)) * size_of(tensor.dtype));
@@ -150,13 +159,23 @@ class Comparison {
       ++diff_.unread;
     } else {
       PieceComparison comparison(diff, a, b);
-      std::int64_t done = done_;
-      for_each_piece(Shape(a.global_shape.size(), 0), a.global_shape, kPieceElements,
-                     [&](const Shape& offset, const Shape& shape) {
-                       comparison.add(a_, b_, offset, shape);
-                       progress_.update("comparing", "elements", done += element_count(shape),
-                                        total_);
-                     });
+      std::int64_t done = done_, covered = 0;
+      // A block is read once and hashed while it fits; of a larger one less than a quarter at a
+      // time, so that the reader does not read all of it for each piece.
+      for (const auto& block : a.blocks) {
+        const std::int64_t count = element_count(block.shape);
+        covered += count;
+        for_each_piece(block.offset, block.shape,
+                       count <= kPieceElements ? count : std::min(kPieceElements, count / 5),
+                       [&](const Shape& offset, const Shape& shape) {
+                         comparison.add(a_, b_, offset, shape);
+                         progress_.update("comparing", "elements", done += element_count(shape),
+                                          total_);
+                       });
+      }
+      if (covered != diff.elements)
+        fail_damaged("{}: the shards hold {} of the {} elements of '{}'", diff_.first, covered,
+                     diff.elements, a.name);
       if (diff.differing > 0) {
         diff.kind = Kind::kValues;
       } else if (a.dtype != b.dtype) {

@@ -36,11 +36,14 @@ struct ListedCheckpoint {
 std::vector<ListedCheckpoint> list(const std::string& directory) {
   std::vector<ListedCheckpoint> listed;
   for (const auto& stored : io::list_checkpoints(directory)) {
-    ListedCheckpoint entry{stored, io::why_incomplete(stored.path), {}, 0};
-    if (entry.problem.empty()) {
+    ListedCheckpoint entry{stored, "", {}, 0};
+    try {
       const auto index = io::read_index(stored.path);
+      entry.problem = io::why_incomplete(stored.path, index);
       entry.facts = index.facts;
       for (const auto bytes : index.shard_bytes) entry.bytes += bytes;
+    } catch (const Error& error) {
+      entry.problem = error.what();
     }
     listed.push_back(std::move(entry));
   }

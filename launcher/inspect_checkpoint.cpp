@@ -36,7 +36,7 @@ struct Inspection {
   io::CheckpointReader reader;
   bool verified = false;
   std::vector<io::VerifyProblem> problems;
-  std::vector<TensorEntry> listed;
+  TensorList listed;
   StatisticsByName statistics;
   std::vector<std::string> first_values;  ///< of the only tensor listed
 
@@ -46,14 +46,17 @@ struct Inspection {
   }
 };
 
-std::vector<TensorEntry> select(const Inspection& inspection, const std::string& wanted) {
+TensorList select(const Inspection& inspection, const std::string& wanted) {
   const auto& tensors = inspection.reader.tensors();
-  if (wanted.empty()) return tensors;
-  std::vector<TensorEntry> found;
+  TensorList found;
+  if (wanted.empty()) {
+    for (const auto& tensor : tensors) found.push_back(&tensor);
+    return found;
+  }
   std::vector<std::string> names;  // and their ends: "query.weight" is how people remember them
   for (const auto& tensor : tensors) {
-    if (tensor.name == wanted) return {tensor};
-    if (tensor.name.find(wanted) != std::string::npos) found.push_back(tensor);
+    if (tensor.name == wanted) return {&tensor};
+    if (tensor.name.find(wanted) != std::string::npos) found.push_back(&tensor);
     for (std::size_t at = 0; at != std::string::npos; at = tensor.name.find_first_of("/.", at + 1))
       names.push_back(tensor.name.substr(at == 0 ? 0 : at + 1));
   }
@@ -67,17 +70,17 @@ std::vector<TensorEntry> select(const Inspection& inspection, const std::string&
 
 /// The one tensor whose values are asked for: of several the model's, as in "norm.weight" for
 /// model/norm.weight and its optimizer states.
-TensorEntry select_one(const Inspection& inspection, const std::string& wanted) {
+const TensorEntry& select_one(const Inspection& inspection, const std::string& wanted) {
   const auto found = select(inspection, wanted);
-  if (found.size() == 1) return found[0];
-  const auto whole = std::find_if(found.begin(), found.end(), [&](const TensorEntry& tensor) {
-    return tensor.name == "model/" + wanted;
+  if (found.size() == 1) return *found[0];
+  const auto whole = std::find_if(found.begin(), found.end(), [&](const TensorEntry* tensor) {
+    return tensor->name == "model/" + wanted;
   });
-  if (whole != found.end()) return *whole;
+  if (whole != found.end()) return **whole;
   constexpr std::size_t kNamed = 4;
   std::string names;
   for (std::size_t i = 0; i < std::min(found.size(), kNamed); ++i)
-    names += fmt::format("{}{}", i == 0 ? "" : ", ", found[i].name);
+    names += fmt::format("{}{}", i == 0 ? "" : ", ", found[i]->name);
   fail_usage("{}: {} tensors have '{}' in their names, a slice is of one: {}{}", inspection.path,
              found.size(), wanted, names, found.size() > kNamed ? ", ..." : "");
 }
@@ -247,8 +250,8 @@ nlohmann::json json_of(const Inspection& inspection) {
   for (std::size_t i = 0; i < files.size(); ++i)
     out["shards"].push_back({{"file", files[i]}, {"bytes", sizes[i]}});
   out["tensors"] = nlohmann::json::array();
-  for (const auto& tensor : inspection.listed)
-    out["tensors"].push_back(tensor_json(tensor, inspection.statistics));
+  for (const TensorEntry* tensor : inspection.listed)
+    out["tensors"].push_back(tensor_json(*tensor, inspection.statistics));
   if (!inspection.first_values.empty()) out["tensors"][0]["first_values"] = inspection.first_values;
   out["verified"] = inspection.verified;
   out["problems"] = nlohmann::json::array();
@@ -275,7 +278,7 @@ void read_values(Inspection& inspection) {
   for (auto& problem : found)
     if (!known.contains(problem.tensor)) inspection.problems.push_back(std::move(problem));
   if (inspection.listed.size() == 1 && found.empty())
-    inspection.first_values = first_values(inspection.reader, inspection.listed[0]);
+    inspection.first_values = first_values(inspection.reader, *inspection.listed[0]);
 }
 
 }  // namespace
@@ -297,7 +300,7 @@ CheckpointReport report_checkpoint(const std::string& path, const InspectOptions
   report.text += tensors_text(inspection.listed, inspection.statistics,
                               options.unfold || !options.tensor.empty(), style);
   if (!inspection.first_values.empty()) {
-    report.text += fmt::format("\n  first values of {}:", inspection.listed[0].name);
+    report.text += fmt::format("\n  first values of {}:", inspection.listed[0]->name);
     for (const auto& value : inspection.first_values) report.text += " " + value;
     report.text += '\n';
   }
@@ -317,7 +320,7 @@ ExitStatus inspect_checkpoint(const std::string& path, const InspectOptions& opt
   if (options.verify || options.stats)
     fail_usage("--tensor '{}' prints values alone: leave --verify and --stats out", options.tensor);
   Inspection inspection(path);
-  const TensorEntry tensor = select_one(inspection, request.name);
+  const TensorEntry& tensor = select_one(inspection, request.name);
   const TensorSlice slice = parse_slice(*request.slice, tensor.name, tensor.global_shape);
   if (options.json) {
     print_values_json(inspection.reader, path, tensor, slice);

@@ -60,15 +60,15 @@ TensorStatistics pooled(const TensorStatistics& a, const TensorStatistics& b) {
 
 /// How the tensors hang together: which stand on lines of their own, which beside a weight.
 struct Tree {
-  explicit Tree(const std::vector<TensorEntry>& all) : tensors(all) {
-    for (std::size_t i = 0; i < all.size(); ++i) by_name[all[i].name] = i;
+  explicit Tree(const TensorList& all) : tensors(all) {
+    for (std::size_t i = 0; i < all.size(); ++i) by_name[all[i]->name] = i;
     states.resize(all.size());
     beside.resize(all.size(), false);
     for (std::size_t i = 0; i < all.size(); ++i) {
-      const std::string group = group_of(all[i].name);
-      const auto owner = by_name.find("model/" + leaf_of(all[i].name));
+      const std::string group = group_of(all[i]->name);
+      const auto owner = by_name.find("model/" + leaf_of(all[i]->name));
       if (group == "model/" || group.empty() || owner == by_name.end() ||
-          all[owner->second].global_shape != all[i].global_shape)
+          all[owner->second]->global_shape != all[i]->global_shape)
         continue;
       const std::string kind = leaf_of(group.substr(0, group.size() - 1));
       states[owner->second][kind] = i;
@@ -76,7 +76,7 @@ struct Tree {
       if (std::find(kinds.begin(), kinds.end(), kind) == kinds.end()) kinds.push_back(kind);
     }
   }
-  const std::vector<TensorEntry>& tensors;
+  const TensorList& tensors;
   std::map<std::string, std::size_t> by_name;
   std::vector<std::map<std::string, std::size_t>> states;  ///< of each weight, by kind
   std::vector<bool> beside;                                ///< a state shown with its weight
@@ -84,11 +84,11 @@ struct Tree {
 
   /// What must be equal for two tensors to share a line.
   std::string likeness(std::size_t i) const {
-    const TensorEntry& tensor = tensors[i];
+    const TensorEntry& tensor = *tensors[i];
     std::string text = fmt::format("{} {} {}", to_string(tensor.global_shape),
                                    name_of(tensor.dtype), shards_of(tensor));
     for (const auto& [kind, state] : states[i])
-      text += fmt::format(" {} {}", kind, name_of(tensors[state].dtype));
+      text += fmt::format(" {} {}", kind, name_of(tensors[state]->dtype));
     return text;
   }
 };
@@ -117,7 +117,7 @@ std::optional<TensorStatistics> statistics_of(const Tree& tree, const Statistics
                                               const Members& members) {
   std::optional<TensorStatistics> all;
   for (const std::size_t i : members) {
-    const auto found = statistics.find(tree.tensors[i].name);
+    const auto found = statistics.find(tree.tensors[i]->name);
     if (found == statistics.end()) return std::nullopt;
     all = all ? pooled(*all, found->second) : found->second;
   }
@@ -133,7 +133,7 @@ class TreeText {
     std::vector<std::string> groups;
     std::map<std::string, std::vector<std::size_t>> members;
     for (std::size_t i = 0; i < tree_.tensors.size(); ++i) {
-      const std::string group = group_of(tree_.tensors[i].name);
+      const std::string group = group_of(tree_.tensors[i]->name);
       if (!members.contains(group)) groups.push_back(group);
       members[group].push_back(i);
     }
@@ -170,10 +170,10 @@ class TreeText {
     std::vector<std::size_t> own;
     std::vector<std::pair<std::string, std::string>> names;
     for (const std::size_t i : members) {
-      sum.add(tree_.tensors[i]);
+      sum.add(*tree_.tensors[i]);
       if (tree_.beside[i]) continue;
       own.push_back(i);
-      names.emplace_back(leaf_of(tree_.tensors[i].name), tree_.likeness(i));
+      names.emplace_back(leaf_of(tree_.tensors[i]->name), tree_.likeness(i));
     }
     headers_[rows_] += fmt::format(
         "  {}  {}, {}, {}, {}{}\n", style_.bold(group.empty() ? "/" : group),
@@ -187,9 +187,9 @@ class TreeText {
   }
 
   void add_row(const std::string& name, const std::vector<std::size_t>& members) {
-    const TensorEntry& first = tree_.tensors[members[0]];
+    const TensorEntry& first = *tree_.tensors[members[0]];
     std::int64_t bytes = 0;
-    for (const std::size_t i : members) bytes += bytes_of(tree_.tensors[i]);
+    for (const std::size_t i : members) bytes += bytes_of(*tree_.tensors[i]);
     std::vector<std::string> cells = {name,
                                       members.size() > 1 ? fmt::format("{} x", members.size()) : "",
                                       to_string(first.global_shape),
@@ -200,7 +200,7 @@ class TreeText {
     const auto& states = tree_.states[members[0]];
     std::vector<std::string> words;
     for (const auto& [kind, state] : states)
-      words.push_back(fmt::format("{} {}", kind, name_of(tree_.tensors[state].dtype)));
+      words.push_back(fmt::format("{} {}", kind, name_of(tree_.tensors[state]->dtype)));
     cells.push_back(statistics_.empty() ? joined(words) : "");
     for (const auto& kind : tree_.kinds) {
       std::vector<std::size_t> of_kind;
@@ -260,27 +260,26 @@ std::int64_t elements_of(const std::vector<TensorEntry>& tensors, const std::str
   return count;
 }
 
-StatisticsByName gather_statistics(io::CheckpointReader& reader,
-                                   const std::vector<TensorEntry>& tensors,
+StatisticsByName gather_statistics(io::CheckpointReader& reader, const TensorList& tensors,
                                    std::vector<io::VerifyProblem>& problems) {
   StatisticsByName statistics;
   Progress progress;
   std::int64_t total = 0, done = 0;
-  for (const auto& tensor : tensors) total += bytes_of(tensor);
-  for (const auto& tensor : tensors) {
+  for (const TensorEntry* tensor : tensors) total += bytes_of(*tensor);
+  for (const TensorEntry* tensor : tensors) {
     progress.update("reading", "B", done, total);
     try {
-      statistics[tensor.name] = reader.statistics(tensor.name);
+      statistics[tensor->name] = reader.statistics(tensor->name);
     } catch (const Error& damaged) {  // what is left is still worth showing
-      problems.push_back({"", tensor.name, damaged.what()});
+      problems.push_back({"", tensor->name, damaged.what()});
     }
-    done += bytes_of(tensor);
+    done += bytes_of(*tensor);
   }
   return statistics;
 }
 
-std::string tensors_text(const std::vector<TensorEntry>& tensors,
-                         const StatisticsByName& statistics, bool unfold, const Style& style) {
+std::string tensors_text(const TensorList& tensors, const StatisticsByName& statistics, bool unfold,
+                         const Style& style) {
   if (tensors.empty()) return "";
   std::string text = TreeText(Tree(tensors), statistics, unfold, style).text();
   std::int64_t nan = 0, inf = 0;

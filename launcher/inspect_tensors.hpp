@@ -13,6 +13,8 @@
 
 namespace longspan::launcher {
 
+/// Of a reader: tables of many blocks are not copied.
+using TensorList = std::vector<const io::TensorEntry*>;
 using StatisticsByName = std::map<std::string, io::TensorStatistics>;
 
 std::int64_t bytes_of(const io::TensorEntry& tensor);
@@ -20,14 +22,13 @@ std::int64_t elements_of(const std::vector<io::TensorEntry>& tensors, const std:
 
 /// Every value of `tensors`, hashed. Those that cannot be read are missing in the result and named
 /// in `problems`. Shows its progress on stderr.
-StatisticsByName gather_statistics(io::CheckpointReader& reader,
-                                   const std::vector<io::TensorEntry>& tensors,
+StatisticsByName gather_statistics(io::CheckpointReader& reader, const TensorList& tensors,
                                    std::vector<io::VerifyProblem>& problems);
 
 /// The tree for people; `statistics` may be empty. Where tensors share a line their bytes are
 /// summed and their statistics are those of all their elements together.
-std::string tensors_text(const std::vector<io::TensorEntry>& tensors,
-                         const StatisticsByName& statistics, bool unfold, const Style& style);
+std::string tensors_text(const TensorList& tensors, const StatisticsByName& statistics, bool unfold,
+                         const Style& style);
 
 /// {"name", "dtype", "shape", "elements", "bytes", "blocks", "shards"}, with "statistics" if there
 /// are some: mean and the like are null where no element is finite.

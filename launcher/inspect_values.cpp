@@ -73,8 +73,11 @@ void print_values(io::CheckpointReader& reader, const io::TensorEntry& tensor,
           values.push_back(value_text(tensor.dtype, bytes + static_cast<std::size_t>(i) * element));
           widest = std::max(widest, values.back().size());
         }
-        for (std::int64_t row = 0; row < rows; ++row)
-          label = std::max(label, place(offset, shape, row, columns - 1, 1).size() + 3);
+        for (std::int64_t row = 0; row < rows; ++row) {
+          label = std::max(label, place(offset, shape, row, 0, columns).size());
+          if (width > 0)  // no part of a row has a longer one
+            label = std::max(label, place(offset, shape, row, columns - 1, 1).size());
+        }
         std::int64_t a_line = columns;
         if (width > label + 2)
           a_line = std::clamp<std::int64_t>(

@@ -1,0 +1,332 @@
+/// `longspan inspect --tensor NAME[SLICE]` and `--diff`: what is read, shown and answered.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "io/checkpoint_reader.hpp"
+#include "launcher/checkpoint_diff.hpp"
+#include "launcher/inspect_checkpoint.hpp"
+#include "launcher/inspect_values.hpp"
+#include "launcher/tensor_rows.hpp"
+#include "launcher/tensor_slice.hpp"
+#include "support/process.hpp"
+#include "tests/io/checkpoint_files.hpp"
+#include "tests/io/large_checkpoint.hpp"
+#include "tests/support/temporary_directory.hpp"
+
+namespace longspan::launcher {
+namespace {
+
+using namespace io::testing;
+using Json = nlohmann::json;
+
+std::string slice_of(const std::string& text, const Shape& shape) {
+  return to_string(parse_slice(text, "w", shape));
+}
+
+TEST(TensorSlice, IsWhatNumPyMeans) {
+  const Shape shape = {10, 20, 30};
+  EXPECT_EQ(slice_of("0:4, -3:", shape), "[0:4, 17:20, 0:30]");
+  EXPECT_EQ(slice_of("", shape), "[0:10, 0:20, 0:30]");
+  EXPECT_EQ(slice_of("-1", shape), "[9, 0:20, 0:30]");
+  EXPECT_EQ(slice_of("...,  5", shape), "[0:10, 0:20, 5]");
+  EXPECT_EQ(slice_of("2, ..., :-28", shape), "[2, 0:20, 0:2]");
+  EXPECT_EQ(slice_of("1,2,3", shape), "[1, 2, 3]");
+  EXPECT_EQ(slice_of("8:99, -99:3:1, :", shape), "[8:10, 0:3, 0:30]") << "ranges are clipped";
+  EXPECT_EQ(element_count(parse_slice("5:2", "w", shape).shape), 0);
+  EXPECT_EQ(parse_slice("3, :2, -1", "w", shape).result_shape(), (Shape{2}));
+  for (const auto& [slice, message] : std::vector<std::pair<std::string, std::string>>{
+           {"10", "index 10 is outside of dim 0, which has 10"},
+           {"0, -21", "index -21 is outside of dim 1, which has 20"},
+           {"::2", "steps of 1"},
+           {"0,0,0,0", "4 dims are given"},
+           {"..., 1, ...", "may stand once"},
+           {"a:", "'a' is no whole number"},
+           {"1:2:3:4", "no range"},
+           {"99999999999999999999", "no whole number"},
+           {"1,,2", "'' is no whole number"}})
+    EXPECT_TRUE(
+        contains(error_of([&] { parse_slice(slice, "w", shape); }, ExitStatus::kUsage), message))
+        << slice;
+  EXPECT_EQ(parse_request("a/b[1]").slice, "1");
+  EXPECT_FALSE(parse_request("a/b").slice);
+  for (const char* bad : {"a[1", "a[1]b", "[1]", "a[1][2]"})
+    error_of([&] { parse_request(bad); }, ExitStatus::kUsage);
+}
+
+TEST(TensorSlice, PiecesAreTheBlockInOrder) {
+  for (const std::int64_t most : {1, 2, 3, 5, 7, 12, 59, 60, 1000}) {
+    std::vector<std::int64_t> seen;
+    for_each_piece({1, 0, 2}, {3, 4, 5}, most, [&](const Shape& offset, const Shape& shape) {
+      EXPECT_LE(element_count(shape), most);
+      for (std::int64_t i = 0; i < shape[0]; ++i)
+        for (std::int64_t j = 0; j < shape[1]; ++j)
+          for (std::int64_t k = 0; k < shape[2]; ++k)
+            seen.push_back(((offset[0] - 1 + i) * 4 + offset[1] + j) * 5 + offset[2] - 2 + k);
+    });
+    ASSERT_EQ(seen.size(), 60U) << most;
+    for (std::size_t i = 0; i < seen.size(); ++i)
+      EXPECT_EQ(seen[i], static_cast<std::int64_t>(i)) << most;
+  }
+  for_each_piece({0, 0}, {4, 0}, 8, [](const Shape&, const Shape&) { FAIL() << "empty"; });
+}
+
+TEST(TensorRows, FoldsAlikeLayersAlone) {
+  const std::vector<std::pair<std::string, std::string>> tensors = {
+      {"wte", "a"},           {"blocks.0.up", "a"}, {"blocks.0.down", "b"}, {"blocks.1.up", "a"},
+      {"blocks.1.down", "c"}, {"blocks.2.up", "a"}, {"blocks.4.up", "a"},   {"v1.weight", "a"}};
+  std::vector<std::string> names;
+  for (const auto& row : rows_of(tensors, false)) names.push_back(row.name);
+  EXPECT_EQ(names, (std::vector<std::string>{"wte", "blocks.0-2,4.up", "blocks.0.down",
+                                             "blocks.1.down", "v1.weight"}));
+  EXPECT_EQ(rows_of(tensors, false)[1].members, (std::vector<std::size_t>{1, 3, 5, 6}));
+  EXPECT_EQ(rows_of(tensors, true).size(), tensors.size());
+}
+
+TEST(ValueText, ReadsBackToTheSameBits) {
+  const float third = 1.0F / 3, huge = std::numeric_limits<float>::max(), nan = NAN;
+  EXPECT_EQ(std::stof(value_text(DType::kF32, &third)), third);
+  EXPECT_EQ(std::stof(value_text(DType::kF32, &huge)), huge);
+  EXPECT_EQ(value_text(DType::kF32, &nan), "nan");
+  const double minus = -INFINITY;
+  EXPECT_EQ(value_text(DType::kF64, &minus), "-inf");
+  const std::uint64_t large = 0xffffffffffffffff;
+  EXPECT_EQ(value_text(DType::kU64, &large), "18446744073709551615");
+  const std::uint16_t half = 0x3f00;  // bf16
+  EXPECT_EQ(value_text(DType::kBF16, &half), "0.5");
+}
+
+class InspectDiff : public ::testing::Test {
+ protected:
+  /// Tensors under `name`; on how many shards is up to the row blocks each is cut into.
+  std::string write(const std::string& name, std::vector<TestTensor>& tensors,
+                    std::int64_t step = 1) {
+    return io::write_checkpoint(own_.file(name), arrays_of(tensors), test_facts(step),
+                                Communicator::self());
+  }
+  CheckpointDiff diff(const std::string& a, const std::string& b, bool read_all = false) {
+    return compare_checkpoints(a, b, read_all);
+  }
+  testing_support::TemporaryDirectory own_;
+};
+
+const TensorDiff& of(const CheckpointDiff& diff, const std::string& name) {
+  for (const auto& tensor : diff.tensors)
+    if (tensor.name == name) return tensor;
+  throw Error(name + " is not in the comparison");
+}
+
+TEST_F(InspectDiff, SlicesAreRead) {
+  auto tensors = test_tensors();
+  const std::string path = write("a", tensors);
+  const auto values = [&](const std::string& request) {
+    const auto r = testing_support::longspan({"inspect", path, "--tensor", request, "--json"});
+    EXPECT_EQ(r.status, 0) << r.err;
+    return Json::parse(r.out);
+  };
+  // Element i is (3 i + 1) / 2.
+  Json json = values("model/embedding.weight[1:3, -2:]");
+  EXPECT_EQ(json["values"], Json::parse("[[117.5, 119], [177.5, 179]]")) << json;
+  EXPECT_EQ(json["shape"], Json::parse("[2, 2]"));
+  EXPECT_EQ(json["slice"], "[1:3, 38:40]");
+  EXPECT_EQ(values("embedding.weight[-1, 0]")["values"], 3600.5);
+  EXPECT_EQ(values("norm.weight[5]")["values"], 8.5) << "the model's, not the optimizer's";
+  EXPECT_EQ(values("embedding.weight[7:7]")["values"], Json::array());
+  EXPECT_EQ(values("rng/state[-2:]")["values"], Json::parse("[26, 29]"));
+  // All elements, over several pieces of the walk.
+  json = values("half[...]");
+  ASSERT_EQ(json["values"].size(), 12U);
+  EXPECT_EQ(json["values"][11][6].size(), 3U);
+
+  const auto text = testing_support::longspan({"inspect", path, "--tensor", "tiny[0, 1:3]"});
+  EXPECT_EQ(text.out, "model/tiny[0, 1:3]  f32 [2] of [1, 5]\n\n  [0, 1:3]    3  4.5\n");
+  auto r = testing_support::longspan({"inspect", path, "--tensor", "e[0]"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "a slice is of one: model/embedding.weight, model/norm.weight"))
+      << r.err;
+  r = testing_support::longspan({"inspect", path, "--tensor", "norm.weight[40]"});
+  EXPECT_EQ(r.status, 2);
+  EXPECT_TRUE(contains(r.err, "index 40 is outside of dim 0, which has 40")) << r.err;
+}
+
+/// Bytes that this process has asked the system for.
+std::int64_t bytes_read() {
+  std::ifstream io("/proc/self/io");
+  for (std::string key; io >> key;) {
+    std::int64_t value = 0;
+    io >> value;
+    if (key == "rchar:") return value;
+  }
+  return -1;
+}
+
+TEST_F(InspectDiff, ASliceReadsItsRowsAlone) {
+  std::vector<TestTensor> tensors;
+  tensors.emplace_back("model/w", DType::kF32, Shape{4096, 1024}, 0);  // 16.8 MB
+  const std::string path = write("a", tensors);
+  std::FILE* const sink = std::fopen(own_.file("out").c_str(), "w");
+  ASSERT_NE(sink, nullptr);
+  io::CheckpointReader reader(path);
+  const io::TensorEntry& tensor = reader.tensors()[0];
+  const std::int64_t before = bytes_read();
+  if (before < 0) GTEST_SKIP() << "no /proc/self/io on this system";
+  print_values(reader, tensor, parse_slice("100:110, -3:", "w", tensor.global_shape), 80, sink);
+  EXPECT_LT(bytes_read() - before, 200'000);
+  print_values(reader, tensor, parse_slice("::1, 5", "w", tensor.global_shape), 80, sink);
+  EXPECT_GT(bytes_read() - before, 16'000'000) << "a column runs through all rows";
+  std::fclose(sink);
+}
+
+TEST_F(InspectDiff, EqualAndDifferentValues) {
+  auto tensors = test_tensors(), others = test_tensors();
+  const std::string a = write("a", tensors), same = write("same", others);
+  CheckpointDiff result = diff(a, same);
+  EXPECT_TRUE(result.equal());
+  EXPECT_EQ(result.unread, 6);
+  result = diff(a, same, true);
+  EXPECT_TRUE(result.equal());
+  EXPECT_EQ(result.unread, 0);
+
+  auto* embedding = reinterpret_cast<float*>(others[0].local.data());
+  embedding[40 * 7 + 3] += 0.25F;
+  embedding[40 * 8 + 39] -= 2.0F;
+  embedding[0] = NAN;
+  others[4].local[8 * 3] ^= 1;  // u64
+  const std::string b = write("b", others);
+  result = diff(a, b);
+  EXPECT_FALSE(result.equal());
+  const TensorDiff& t = of(result, "model/embedding.weight");
+  EXPECT_EQ(t.kind, TensorDiff::Kind::kValues);
+  EXPECT_EQ(t.differing, 3);
+  EXPECT_EQ(t.not_finite, 1);
+  EXPECT_EQ(t.largest, 2.0);
+  EXPECT_EQ(t.largest_at, (Shape{8, 39}));
+  double squares = 0;
+  for (int i = 0; i < 61 * 40; ++i) squares += std::pow((3 * i + 1) * 0.5, 2);
+  EXPECT_NEAR(t.relative_l2(), std::sqrt((2.0 * 2.0 + 0.25 * 0.25) / squares), 1e-12);
+  EXPECT_EQ(of(result, "rng/state").differing, 1);
+  EXPECT_EQ(of(result, "model/norm.weight").kind, TensorDiff::Kind::kEqual);
+  const std::string text = diff_text(result, false, Style());
+  EXPECT_TRUE(contains(text, "model/embedding.weight  [61, 40] f32  values")) << text;
+  EXPECT_TRUE(contains(text, "[8, 39]")) << text;
+  EXPECT_TRUE(contains(text, "different: 6 tensors: 4 equal, 2 of other values (4 by their hashes"))
+      << text;
+  EXPECT_FALSE(contains(text, "model/norm.weight")) << "equal ones are counted\n" << text;
+  EXPECT_TRUE(contains(diff_text(result, true, Style()), "model/norm.weight"));
+}
+
+TEST_F(InspectDiff, LargeIntegersAreComparedExactly) {
+  std::vector<TestTensor> tensors, others;
+  tensors.emplace_back("rng/state", DType::kU64, Shape{4}, 0);
+  others = tensors;
+  const std::uint64_t x[] = {std::uint64_t{1} << 60, 5, 6, 7}, y[] = {x[0] + 1, 5, 6, 7};
+  tensors[0].array.data = const_cast<std::uint64_t*>(x);
+  others[0].array.data = const_cast<std::uint64_t*>(y);
+  EXPECT_EQ(of(diff(write("a", tensors), write("b", others)), "rng/state").differing, 1);
+}
+
+TEST_F(InspectDiff, OtherShapesTypesAndTensors) {
+  std::vector<TestTensor> tensors, others;
+  tensors.emplace_back("model/shape", DType::kF32, Shape{4, 3}, 1);
+  tensors.emplace_back("model/type", DType::kF32, Shape{4}, 1);
+  tensors.emplace_back("model/gone", DType::kF32, Shape{4}, 1);
+  others.emplace_back("model/new", DType::kF32, Shape{4}, 1);
+  others.emplace_back("model/shape", DType::kF32, Shape{3, 4}, 1);
+  others.emplace_back("model/type", DType::kF64, Shape{4}, 1);
+  auto* wide = reinterpret_cast<double*>(others[2].local.data());
+  for (int i = 0; i < 4; ++i) wide[i] = (3 * i + 1) * 0.5;
+  const CheckpointDiff result = diff(write("a", tensors), write("b", others, 2));
+  using Kind = TensorDiff::Kind;
+  EXPECT_EQ(of(result, "model/shape").kind, Kind::kShape);
+  EXPECT_EQ(of(result, "model/type").kind, Kind::kType) << "the values are equal";
+  EXPECT_EQ(of(result, "model/gone").kind, Kind::kOnlyFirst);
+  EXPECT_EQ(of(result, "model/new").kind, Kind::kOnlySecond);
+  EXPECT_EQ(result.place.at(0).name, "step");
+  const Json json = Json::parse(diff_json(result).dump());
+  EXPECT_EQ(json["equal"], false);
+  EXPECT_EQ(json["counts"]["only in first"], 1);
+  const std::string text = diff_text(result, false, Style());
+  EXPECT_TRUE(contains(text, "[4, 3] f32 | [3, 4] f32")) << text;
+}
+
+TEST_F(InspectDiff, StatusIsThatOfDiff) {
+  auto tensors = test_tensors();
+  const std::string a = write("a", tensors), b = write("b", tensors);
+  tensors[1].local[0] ^= 1;
+  const std::string c = write("c", tensors);
+  const auto run = [](const std::vector<std::string>& arguments) {
+    std::vector<std::string> all = {"inspect"};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    return testing_support::longspan(all);
+  };
+  EXPECT_EQ(run({a, "--diff", b}).status, 0);
+  EXPECT_EQ(run({a, "--diff", own_.file("b")}).status, 0) << "a folder of checkpoints: the newest";
+  EXPECT_EQ(run({a, "--diff", c}).status, 1);
+  const auto json = run({a, "--diff", c, "--json"});
+  EXPECT_EQ(json.status, 1);
+  EXPECT_EQ(Json::parse(json.out)["counts"]["values"], 1);
+  EXPECT_EQ(run({a, "--diff", own_.file("none")}).status, 2);
+  EXPECT_EQ(run({a, "--diff", b, "--stats"}).status, 2);
+  // A flipped byte behind an equal hash: trusted without --verify, found with it.
+  const io::CheckpointReader reader(b);
+  flip_byte(b + "/shard-00000-of-00001.h5", reader.tensors()[0].blocks[0].file_offset);
+  EXPECT_EQ(run({a, "--diff", b}).status, 0);
+  const auto verified = run({a, "--diff", b, "--verify"});
+  EXPECT_EQ(verified.status, 3);
+  EXPECT_TRUE(contains(verified.err, "model/embedding.weight: hash is")) << verified.err;
+  std::filesystem::remove(b + "/shard-00000-of-00001.h5");
+  EXPECT_EQ(run({a, "--diff", b}).status, 3) << "what is not read must be there";
+}
+
+/// "VmRSS", "VmHWM": resident bytes of this process, now and at most.
+std::int64_t resident(const std::string& which) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(which + ":")) return std::stoll(line.substr(which.size() + 1)) * 1024;
+  return -1;
+}
+
+TEST_F(InspectDiff, MemoryDoesNotGrowWithTheTensors) {
+  std::string a, b;
+  {
+    std::vector<TestTensor> tensors;
+    tensors.emplace_back("model/w", DType::kF32, Shape{16384, 1024}, 0);  // 67 MB
+    a = write("a", tensors);
+    tensors[0].local[50'000'003] ^= 0x40;
+    b = write("b", tensors);
+  }
+  std::ofstream("/proc/self/clear_refs") << "5" << std::flush;  // VmHWM begins anew
+  const std::int64_t before = resident("VmRSS");
+  if (before < 0 || resident("VmHWM") > before + 1'000'000)
+    GTEST_SKIP() << "this system does not tell a peak of memory that can be set back";
+  const CheckpointDiff result = diff(a, b);
+  EXPECT_EQ(of(result, "model/w").differing, 1);
+  EXPECT_LT(resident("VmHWM") - before, 60'000'000) << "both tensors together are 134 MB";
+}
+
+TEST_F(InspectDiff, ListingReadsMetadataAlone) {
+  const std::string path = own_.file("step-0000001000");
+  write_large_checkpoint(path, 60, 8);  // holes of 3 GB: neither HDF5 files nor filled
+  const auto r = testing_support::longspan({"inspect", path});
+  EXPECT_EQ(r.status, 0) << r.err << r.out;
+  EXPECT_TRUE(contains(r.out, "3.1 GB in 8 shards")) << r.out;
+  EXPECT_TRUE(contains(r.out, "blocks.0-2.part5.weight")) << r.out;
+  EXPECT_EQ(testing_support::longspan({"inspect", path, "--tensor", "part5[0,0]"}).status, 2);
+  EXPECT_EQ(
+      testing_support::longspan({"inspect", path, "--tensor", "model/blocks.0.part5.weight[0,0]"})
+          .status,
+      3)
+      << "no shard of this checkpoint";
+  std::filesystem::resize_file(path + "/shard-00003-of-00008.h5", 5000);
+  const auto damaged = testing_support::longspan({"inspect", path});
+  EXPECT_EQ(damaged.status, 3);
+  EXPECT_TRUE(contains(damaged.out, "shard-00003-of-00008.h5  60 tensors  blocks are gone"))
+      << damaged.out;
+}
+
+}  // namespace
+}  // namespace longspan::launcher
