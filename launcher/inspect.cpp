@@ -139,8 +139,11 @@ ExitStatus inspect_path(const std::string& path, const InspectOptions& options) 
   }
   const std::string checkpoint = checkpoint_at(path);
   if (!checkpoint.empty()) return inspect_checkpoint(checkpoint, options);
-  if (!options.tensor.empty())
-    fail_usage("{}: --tensor is for checkpoints, this is a file of another kind", path);
+  if (!options.tensor.empty() || options.stats || options.unfold)
+    fail_usage("{}: --{} is for checkpoints, this is a file of another kind", path,
+               !options.tensor.empty() ? "tensor"
+               : options.stats         ? "stats"
+                                       : "unfold");
   return inspect_dataset(path, options.verify, options.json);
 }
 

@@ -67,6 +67,24 @@ def from_shards(folder):
     return whole, pieces
 
 
+def problems_of(name, dataset, shards):
+    values = dataset[...]
+    if not dataset.is_virtual:
+        yield "is not a virtual dataset"
+    if not numpy.isfinite(values).all():
+        yield f"{numpy.count_nonzero(~numpy.isfinite(values))} of {values.size} values are not finite: is a shard missing?"
+    if name not in shards:
+        yield "is in no shard"
+        return
+    whole, times = shards[name]
+    if whole.shape != values.shape:
+        yield f"has shape {values.shape}, in the shards {whole.shape}"
+    elif (times != 1).any():
+        yield f"{numpy.count_nonzero(times != 1)} elements are not in exactly one shard"
+    elif not numpy.array_equal(whole, values):
+        yield "differs from what the shards hold"
+
+
 def slices_of(shape):
     """Some parts of a tensor: a place in the middle, its end, and everything if it is small."""
     middle = [(max(0, n // 2 - 2), min(n, n // 2 + 3)) for n in shape]

@@ -219,6 +219,35 @@ TEST_F(InspectDiff, EqualAndDifferentValues) {
   EXPECT_TRUE(contains(diff_text(result, true, Style()), "model/norm.weight"));
 }
 
+/// The same tensors, cut into other blocks: rows of the first, columns of the fourth.
+TEST_F(InspectDiff, OtherLayoutsAreCompared) {
+  auto tensors = test_tensors();
+  std::vector<TestTensor> cut;
+  cut.reserve(2 * tensors.size());
+  for (const TestTensor& tensor : tensors)
+    for (const bool second : {false, true}) {
+      cut.push_back(tensor);
+      const std::size_t dim = tensor.name == "optim/half" ? 1 : 0;
+      Shape offset(tensor.global_shape.size(), 0), shape = tensor.global_shape;
+      const std::int64_t half = shape[dim] / 3;
+      offset[dim] = second ? half : 0;
+      shape[dim] = second ? shape[dim] - half : half;
+      cut.back().take(offset, shape);
+    }
+  const std::string a = write("a", tensors), b = write("b", cut);
+  for (const auto& [x, y] : {std::pair(a, b), std::pair(b, a)}) {
+    const CheckpointDiff result = diff(x, y);
+    EXPECT_TRUE(result.equal()) << diff_text(result, true, Style());
+    EXPECT_EQ(result.unread, 1) << "the tensor of one row is not cut";
+  }
+  auto* half = reinterpret_cast<std::uint16_t*>(cut[7].local.data());  // columns 2 to 6 of 7
+  half[(5 * 5 + 4) * 3 + 1] += 1;
+  const CheckpointDiff result = diff(a, write("c", cut));
+  EXPECT_EQ(of(result, "optim/half").differing, 1);
+  EXPECT_EQ(of(result, "optim/half").largest_at, (Shape{5, 6, 1}));
+  EXPECT_FALSE(result.equal());
+}
+
 TEST_F(InspectDiff, LargeIntegersAreComparedExactly) {
   std::vector<TestTensor> tensors, others;
   tensors.emplace_back("rng/state", DType::kU64, Shape{4}, 0);
