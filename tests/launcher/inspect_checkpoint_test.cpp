@@ -10,7 +10,6 @@
 #include "io/checkpoint_reader.hpp"
 #include "launcher/command.hpp"
 #include "launcher/table.hpp"
-#include "support/process.hpp"
 #include "tests/io/checkpoint_files.hpp"
 #include "tests/support/temporary_directory.hpp"
 
@@ -164,23 +163,6 @@ TEST_F(InspectCheckpoint, ThePathMayNameAnythingOfTheRun) {
   EXPECT_EQ(status, ExitStatus::kDamaged);
   EXPECT_TRUE(contains(out, "shard-00000-of-00001.h5: the shard is missing")) << out;
   EXPECT_TRUE(contains(out, "checkpoint " + one + "\n")) << out;
-}
-
-/// Colours are for terminals whose user wants them.
-TEST_F(InspectCheckpoint, ColoursOnATerminalOnly) {
-  const std::string path = write(1);
-  const auto shown = [&](const std::string& environment) {
-    return testing_support::run_process(
-        {"env", "TERM=xterm", "script", "-qec",
-         fmt::format("env {} {} inspect {}", environment, testing_support::longspan_path(), path),
-         "/dev/null"});
-  };
-  const auto terminal = shown("NO_COLOR=");
-  if (terminal.status != 0) GTEST_SKIP() << "no `script` to make a terminal with";
-  EXPECT_TRUE(contains(terminal.out, "\033[1m")) << terminal.out;
-  EXPECT_FALSE(contains(shown("NO_COLOR=1").out, "\033[")) << "the user says no";
-  EXPECT_FALSE(contains(shown("TERM=dumb").out, "\033["));
-  EXPECT_FALSE(contains(testing_support::longspan({"inspect", path}).out, "\033[")) << "a pipe";
 }
 
 TEST_F(InspectCheckpoint, WrongPathsAreExplained) {
