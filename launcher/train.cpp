@@ -18,7 +18,9 @@
 #include "launcher/training_run.hpp"
 #include "model/lr_schedule.hpp"
 #include "parallel/agree.hpp"
+#include "parallel/flight_recorder.hpp"
 #include "parallel/log.hpp"
+#include "parallel/watchdog.hpp"
 #include "slurm/environment.hpp"
 #include "slurm/signals.hpp"
 
@@ -26,6 +28,7 @@ namespace longspan::launcher {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using flight::Phase;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -44,6 +47,8 @@ StepResult train_step(TrainingRun& run) {
 
   // This rank's share of the global batch. The targets that count are counted first, over all
   // ranks: the loss is one global mean.
+  const std::int64_t step = progress.step + 1;
+  flight::recorder().enter(Phase::kData, step);
   std::vector<io::Batch> batches;
   std::int64_t valid = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
@@ -57,12 +62,14 @@ StepResult train_step(TrainingRun& run) {
 
   // Forward and backward. During the last micro-batch finished gradients start on their way while
   // backward goes on.
+  flight::recorder().enter(Phase::kCompute, step);
   double loss_sum = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
     run.sharding().begin_micro_batch(i + 1 == run.accumulation());
     loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]),
                                         gradient_scale);
   }
+  flight::recorder().enter(Phase::kUpdate, step);
   run.finish_gradients();
 
   // The same numbers on every rank from here on.
@@ -263,6 +270,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     directory.emplace(config.directory());
     log::open_file(config.directory() + "/log.txt");
   });
+  parallel::Watchdog watchdog(*parallel::parse_hang_timeout(config.run.hang_timeout),
+                              config.directory(), world);
   const std::string resumed = run.restore();
   // Not before: a run that is refused leaves the old run's configuration alone.
   agree(world, [&] {
@@ -297,6 +306,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
                  data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
     const StepResult result = train_step(run);
+    const std::int64_t step = run.progress().step;
+    flight::recorder().enter(Phase::kReport, step);
 
     StepMetrics line;
     line.step = run.progress().step;
@@ -310,10 +321,12 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
     line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
 
-    const std::int64_t step = run.progress().step;
+    watchdog.step_done(line.step_seconds);
     const bool finished = step == config.train.steps;
     if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
+      flight::recorder().enter(Phase::kValidate, step);
       line.validation_loss = run.validate();
+      flight::recorder().enter(Phase::kReport, step);
       patience.note(*line.validation_loss);
       given_up = !finished && world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
       if (given_up) stop_reason = patience.reason();
@@ -332,11 +345,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     if (early && stop_reason.empty())
       stop_reason = fmt::format("train.stop-after={}", config.train.stop_after);
     const bool regular = config.checkpoint.every > 0 && step % config.checkpoint.every == 0;
+    if (regular || finished || !stop_reason.empty()) flight::recorder().enter(Phase::kSave, step);
     if (regular || finished || !stop_reason.empty())
       saver.save(finished || !stop_reason.empty());
     else
       saver.poll();
   }
+  flight::recorder().enter(Phase::kEnd, run.progress().step);
   saver.finish();
   agree(world, [&] {
     if (metrics) metrics->flush();
