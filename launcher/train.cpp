@@ -15,7 +15,9 @@
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
 #include "launcher/run_directory.hpp"
+#include "launcher/stragglers.hpp"
 #include "launcher/training_run.hpp"
+#include "launcher/world_check.hpp"
 #include "model/lr_schedule.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/flight_recorder.hpp"
@@ -289,6 +291,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   });
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
+  Stragglers stragglers(world);
   Saver saver(run);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
@@ -305,7 +308,10 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     const double communication_before = run.communication_seconds(),
                  data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
+    const double waited_before = flight::recorder().waited_seconds();
     const StepResult result = train_step(run);
+    const double waited = flight::recorder().waited_seconds() - waited_before;
+    const double worked = seconds_since(step_begin) - waited;
     const std::int64_t step = run.progress().step;
     flight::recorder().enter(Phase::kReport, step);
 
@@ -322,6 +328,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
 
     watchdog.step_done(line.step_seconds);
+    stragglers.step_done(step, worked);
     const bool finished = step == config.train.steps;
     if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
       flight::recorder().enter(Phase::kValidate, step);
@@ -386,11 +393,13 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
     log::line(args.help());
     return ExitStatus::kDone;
   }
+  check_world_before_mpi();
   std::optional<AgreedError> failure;
   {
     const MpiRuntime mpi;
     try {
       const Communicator world = Communicator::world();
+      check_world_size(world.size());
       log::set_rank(world.rank());
       RunConfig config;
       agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });
