@@ -29,8 +29,8 @@ Stragglers::Stragglers(const Communicator& world)
 
 void Stragglers::step_done(std::int64_t step, double seconds) {
   if (world_.size() == 1) return;
-  sum_ += seconds;
-  if (++steps_ < kWindow) return;
+  if (++steps_ > 0) sum_ += seconds;
+  if (steps_ < kWindow) return;
   const std::vector<double> all = world_.all_gather(sum_);
   sum_ = 0;
   steps_ = 0;

@@ -36,6 +36,8 @@ class StragglerRule {
 class Stragglers {
  public:
   static constexpr int kWindow = 20;  ///< steps
+  /// The first steps compile kernels and touch memory for the first time: they do not count.
+  static constexpr int kSkipped = 3;
 
   /// Collective over `world`.
   explicit Stragglers(const Communicator& world);
@@ -48,7 +50,7 @@ class Stragglers {
   std::vector<std::string> nodes_;  ///< on rank 0
   StragglerRule rule_;
   double sum_ = 0;
-  int steps_ = 0;
+  int steps_ = -kSkipped;
 };
 
 }  // namespace longspan::launcher

@@ -393,13 +393,13 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
     log::line(args.help());
     return ExitStatus::kDone;
   }
-  check_world_before_mpi();
+  const slurm::LaunchedWorld launched = check_world_before_mpi();
   std::optional<AgreedError> failure;
   {
     const MpiRuntime mpi;
     try {
       const Communicator world = Communicator::world();
-      check_world_size(world.size());
+      check_world_size(launched, world.size());
       log::set_rank(world.rank());
       RunConfig config;
       agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });

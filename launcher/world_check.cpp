@@ -12,6 +12,7 @@
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
 #include "parallel/agree.hpp"
+#include "parallel/log.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -101,15 +102,20 @@ std::string world_problem(const slurm::LaunchedWorld& launched, int mpi_size) {
   return text;
 }
 
-void check_world_before_mpi() {
+slurm::LaunchedWorld check_world_before_mpi() {
   const slurm::LaunchedWorld launched = slurm::launched_world();
-  if (launched.starter != slurm::Starter::kSrun || launched.size <= 1 || launched.mpi_knows) return;
-  fail_usage("{}", world_problem(launched, 0));
+  if (launched.starter == slurm::Starter::kSrun && launched.size > 1 && !launched.mpi_knows) {
+    log::set_rank(launched.rank);
+    throw AgreedError(world_problem(launched, 0), ExitStatus::kUsage);
+  }
+  return launched;
 }
 
-void check_world_size(int mpi_size) {
-  const std::string problem = world_problem(slurm::launched_world(), mpi_size);
-  if (!problem.empty()) fail_usage("{}", problem);
+void check_world_size(const slurm::LaunchedWorld& launched, int mpi_size) {
+  const std::string problem = world_problem(launched, mpi_size);
+  if (problem.empty()) return;
+  log::set_rank(launched.rank);  // every process is rank 0 of its own world
+  throw AgreedError(problem, ExitStatus::kUsage);
 }
 
 RankFacts rank_facts(const RunConfig& config, const std::string& dataset_uuid,

@@ -12,11 +12,12 @@
 
 namespace longspan::launcher {
 
-/// Before MPI starts: refuses a place among several that no MPI library can know of (srun without
-/// a plugin for it). Throws Error (usage); only the rank that is first there has it printed.
-void check_world_before_mpi();
-/// After: MPI's size against the launcher's. Throws Error (usage).
-void check_world_size(int mpi_size);
+/// Before MPI starts: what the launcher has started. Refuses several ranks that no MPI library can
+/// know of (srun without a plugin for it). Throws AgreedError (usage), which the launcher's rank 0
+/// prints.
+slurm::LaunchedWorld check_world_before_mpi();
+/// After: MPI's size against the launcher's. Throws AgreedError (usage) in the same way.
+void check_world_size(const slurm::LaunchedWorld& launched, int mpi_size);
 
 /// Why `mpi_size` is not what the launcher has started, and the way out; empty if it is. Pure.
 std::string world_problem(const slurm::LaunchedWorld& launched, int mpi_size);
