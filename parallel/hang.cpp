@@ -318,7 +318,8 @@ std::string describe(const HangVerdict& verdict, const std::vector<RankState>& s
                         fmt::join(who, ", "));
   text += "the others wait in " + verdict.collective;
   if (!verdict.missing.empty())
-    text += ", where " + ranks_text(verdict.missing) + " has not arrived";
+    text += fmt::format(", where {} {} not arrived", ranks_text(verdict.missing),
+                        verdict.missing.size() == 1 ? "has" : "have");
   return text;
 }
 
