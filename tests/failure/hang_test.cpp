@@ -49,7 +49,7 @@ class Hang : public testing::Test {
  protected:
   void SetUp() override {
     const auto r = testing_support::longspan(
-        {"prepare", "--kind", "text", "--output", data_, LONGSPAN_SOURCE_DIR "/slurm"});
+        {"prepare", "--kind", "text", "--output", data_, LONGSPAN_SOURCE_DIR "/model"});
     ASSERT_EQ(r.status, 0) << r.err;
   }
   void TearDown() override {
