@@ -14,6 +14,7 @@
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
+#include "launcher/profile.hpp"
 #include "launcher/run_directory.hpp"
 #include "launcher/stragglers.hpp"
 #include "launcher/training_run.hpp"
@@ -295,6 +296,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   Saver saver(run);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
+  StepProfiler profiler(run.profile());
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
   Patience patience(config.train.patience);
@@ -309,11 +311,14 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
                  data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
     const double waited_before = flight::recorder().waited_seconds();
+    profiler.begin_step();
     const StepResult result = train_step(run);
     const double waited = flight::recorder().waited_seconds() - waited_before;
     const double worked = seconds_since(step_begin) - waited;
     const std::int64_t step = run.progress().step;
     flight::recorder().enter(Phase::kReport, step);
+    profiler.end_step(seconds_since(step_begin), run.communication_seconds() - communication_before,
+                      run.data_seconds() - data_before);
 
     StepMetrics line;
     line.step = run.progress().step;
@@ -364,6 +369,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     if (metrics) metrics->flush();
   });
 
+  if (profiler.on()) {
+    const StepProfile profile = profiler.result(peak_flops / world.size());
+    log::info("{}", profile_text(profile));
+    agree(world, [&] {
+      if (directory) directory->write_file("profile.json", profile_json(profile));
+    });
+  }
   const auto memory = run.memory_estimate();
   log::info(
       "memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the "

@@ -80,11 +80,10 @@ int Recorder::begin_group(std::string name, std::vector<int> members, Thread thr
   for (const Group& g : groups_)
     if (g.used && g.state.name == name && g.state.members == members)
       copy = std::max(copy, g.state.copy + 1);
-  auto at = std::find_if(groups_.begin(), groups_.end(), [](const Group& g) { return !g.used; });
-  if (at == groups_.end()) at = groups_.emplace(groups_.end());
-  const int id = static_cast<int>(at - groups_.begin());
-  at->state = {id, std::move(name), copy, std::move(members), thread, 0, std::nullopt};
-  at->used = true;
+  const int id = static_cast<int>(groups_.size());
+  Group& group = groups_.emplace_back();
+  group.state = {id, std::move(name), copy, std::move(members), thread, 0, std::nullopt};
+  group.used = true;
   return id;
 }
 
@@ -106,21 +105,16 @@ std::uint64_t Recorder::begin(int group, Operation operation, Element element, s
   return ticket;
 }
 
-void Recorder::end(std::uint64_t ticket) {
+void Recorder::end(int group, std::uint64_t ticket) {
   const std::lock_guard lock(mutex_);
   const auto now = Clock::now();
-  // A long wait may have been overtaken by a whole ring of other groups' operations: its group
-  // still knows it.
-  const auto at = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) {
-    return g.used && g.ticket == ticket && g.state.open;
-  });
-  if (at != groups_.end()) {
-    at->state.open.reset();
-    if (at->state.thread == Thread::kTraining && wait_) {
-      waited_seconds_ += seconds(now - wait_->begin);
-      wait_.reset();
-    }
+  Group& g = groups_[static_cast<std::size_t>(group)];
+  if (g.ticket == ticket) g.state.open.reset();
+  if (g.state.thread == Thread::kTraining && wait_) {
+    waited_seconds_ += seconds(now - wait_->begin);
+    wait_.reset();
   }
+  // A long wait may have been overtaken by a whole ring of other groups' operations.
   if (tickets_ - ticket <= kRecords) ring_[ticket % kRecords].end = now;
 }
 
@@ -151,7 +145,7 @@ Snapshot Recorder::snapshot(bool with_records) const {
   const std::lock_guard lock(mutex_);
   Snapshot result{step_, phase_, phase_begin_, wait_, {}, {}};
   for (const Group& g : groups_)
-    if (g.used) result.groups.push_back(g.state);
+    if (g.used || with_records) result.groups.push_back(g.state);
   if (with_records) {
     const std::uint64_t first = tickets_ > kRecords ? tickets_ - kRecords : 0;
     for (std::uint64_t t = first; t < tickets_; ++t) result.records.push_back(ring_[t % kRecords]);

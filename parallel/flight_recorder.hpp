@@ -102,9 +102,9 @@ class Recorder {
   int begin_group(std::string name, std::vector<int> members, Thread thread);
   void end_group(int group);
 
-  /// Returns what end() wants to be told.
+  /// Returns a ticket for end().
   std::uint64_t begin(int group, Operation operation, Element element, std::int64_t bytes);
-  void end(std::uint64_t ticket);
+  void end(int group, std::uint64_t ticket);
 
   /// The training thread waits for an operation that the transfer thread carries out.
   void begin_wait(int group, std::int64_t sequence);
@@ -113,7 +113,7 @@ class Recorder {
   double waited_seconds() const;
 
   void enter(Phase phase, std::int64_t step);
-  /// `with_records`: the ring too.
+  /// `with_records`: the ring too, and the groups that exist no more but may be named in it.
   Snapshot snapshot(bool with_records) const;
 
  private:
@@ -123,7 +123,8 @@ class Recorder {
     bool used = false;
   };
   mutable std::mutex mutex_;
-  std::vector<Group> groups_;
+  std::vector<Group>
+      groups_;  ///< by id; those that have ended stay, their records may still be there
   std::vector<Record> ring_;
   std::uint64_t tickets_ = 0;  ///< operations so far; ticket t lies in ring_[t % kRecords]
   std::int64_t step_ = 0;
@@ -139,16 +140,16 @@ Recorder& recorder();
 class Scope {
  public:
   Scope(int group, Operation operation, Element element, std::int64_t bytes)
-      : recorded_(group >= 0),
-        ticket_(recorded_ ? recorder().begin(group, operation, element, bytes) : 0) {}
+      : group_(group),
+        ticket_(group < 0 ? 0 : recorder().begin(group, operation, element, bytes)) {}
   ~Scope() {
-    if (recorded_) recorder().end(ticket_);
+    if (group_ >= 0) recorder().end(group_, ticket_);
   }
   Scope(const Scope&) = delete;
   Scope& operator=(const Scope&) = delete;
 
  private:
-  bool recorded_;
+  int group_;
   std::uint64_t ticket_;
 };
 

@@ -106,14 +106,14 @@ TEST(FlightRecorder, KeepsTheLastOnesAndWhatIsStillOpen) {
   const auto ticket = own.begin(slow, Operation::kAllGather, Element::kFloat32, 64);
   const auto many = static_cast<std::int64_t>(3 * Recorder::kRecords);
   for (std::int64_t i = 0; i < many; ++i)
-    own.end(own.begin(busy, Operation::kBarrier, Element::kByte, 0));
+    own.end(busy, own.begin(busy, Operation::kBarrier, Element::kByte, 0));
   Snapshot all = own.snapshot(true);
   ASSERT_EQ(all.records.size(), Recorder::kRecords);
   EXPECT_EQ(all.records.back().sequence, many);
   EXPECT_EQ(all.records.front().sequence, many - static_cast<std::int64_t>(Recorder::kRecords) + 1);
   ASSERT_TRUE(all.groups[0].open.has_value()) << "the ring has overtaken it, its group has not";
   EXPECT_EQ(all.groups[0].open->bytes, 64);
-  own.end(ticket);
+  own.end(slow, ticket);
   EXPECT_FALSE(own.snapshot(false).groups[0].open.has_value());
   EXPECT_TRUE(std::all_of(all.records.begin(), all.records.end(),
                           [](const Record& r) { return r.end.has_value(); }));
@@ -130,6 +130,10 @@ TEST(FlightRecorder, TellsDuplicatesApart) {
   EXPECT_EQ(copy(first), 0);
   EXPECT_EQ(copy(second), 1);
   EXPECT_EQ(copy(other), 0);
+  own.end_group(first);
+  const int third = own.begin_group("world", {0, 1}, Thread::kTraining);
+  EXPECT_NE(third, first) << "records of the old one would be taken for its own";
+  EXPECT_EQ(copy(third), 2);
 }
 
 }  // namespace
