@@ -125,6 +125,18 @@ TEST(FindFault, FollowsTheWaitsToTheOneThatWaitsForNobody) {
   EXPECT_TRUE(find_fault(states, 1, 0, 1).patient) << "a save may take long";
 }
 
+TEST(FindFault, LooksBehindTheRankThatWaitsItself) {
+  // 0 waits for 2, which waits for 3, of which 0 knows nothing.
+  std::vector<RankState> states = {
+      rank_of(0, {waiting("replicas", {0, 2}, 8, 4)}, 0),
+      rank_of(1, {waiting("replicas", {1, 3}, 8, 4)}, 0),
+      rank_of(2, {waiting("context", {2, 3}, 29, 6), group_of("replicas", {0, 2}, 7)}, 0),
+      rank_of(3, {group_of("context", {2, 3}, 28), group_of("replicas", {1, 3}, 7)}, -1)};
+  const HangVerdict v = find_fault(states, 1, 0, 0);
+  EXPECT_EQ(v.fault, Fault::kBehind);
+  EXPECT_EQ(v.culprits, Ranks{3});
+}
+
 TEST(FindFault, SeesARankThatHasEndedAsAlive) {
   std::vector<RankState> states = {rank_of(0, {waiting("world", {0, 1}, 9, 70)}, 0),
                                    rank_of(1, {group_of("world", {0, 1}, 8)}, -1)};
