@@ -73,6 +73,10 @@ class Registry {
     bind("seed", r.seed, "", "of initial weights, data order and dropout");
     bind("device", r.device, "", "auto, cpu or cuda; auto falls back to the CPU and says so");
     bind("threads", r.threads, "threads", "per rank; 0 = cores of the node / ranks on it");
+    bind("hang-timeout", r.hang_timeout, "seconds",
+         "after which a rank that keeps the others waiting is named and the job ends; auto or 0 = "
+         "10 x the median step, at least 60 s; off. Start, validation and saves may take longer as "
+         "long as the ranks are alive");
   }
   void section(const char* name, model::ModelConfig& m) {
     section_ = name;

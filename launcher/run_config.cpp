@@ -9,6 +9,8 @@
 #include <string_view>
 #include <utility>
 
+#include "parallel/watchdog.hpp"
+
 namespace longspan::launcher {
 namespace {
 
@@ -46,6 +48,9 @@ void check_run(const RunSettings& r, Problems& problems) {
   problems.unless(r.device == "auto" || r.device == "cpu" || r.device == "cuda",
                   "run.device={}: it must be auto, cpu or cuda", r.device);
   problems.at_least(0, "run.threads", r.threads);
+  problems.unless(parallel::parse_hang_timeout(r.hang_timeout).has_value(),
+                  "run.hang-timeout={}: it must be auto, off or a number of seconds, at least 1",
+                  r.hang_timeout);
 }
 
 void check_heads(const model::ModelConfig& m, Problems& problems) {

@@ -18,6 +18,7 @@ struct RunSettings {
   std::uint64_t seed = 1;
   std::string device = "auto";  ///< auto | cpu | cuda
   int threads = 0;              ///< per rank; 0 = cores of the node / ranks on it
+  std::string hang_timeout = "auto";  ///< auto | off | seconds
 };
 
 struct TrainConfig {

@@ -16,10 +16,14 @@
 #include "launcher/options.hpp"
 #include "launcher/profile.hpp"
 #include "launcher/run_directory.hpp"
+#include "launcher/stragglers.hpp"
 #include "launcher/training_run.hpp"
+#include "launcher/world_check.hpp"
 #include "model/lr_schedule.hpp"
 #include "parallel/agree.hpp"
+#include "parallel/flight_recorder.hpp"
 #include "parallel/log.hpp"
+#include "parallel/watchdog.hpp"
 #include "slurm/environment.hpp"
 #include "slurm/signals.hpp"
 
@@ -27,6 +31,7 @@ namespace longspan::launcher {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using flight::Phase;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -45,6 +50,8 @@ StepResult train_step(TrainingRun& run) {
 
   // This rank's share of the global batch. The targets that count are counted first, over all
   // ranks: the loss is one global mean.
+  const std::int64_t step = progress.step + 1;
+  flight::recorder().enter(Phase::kData, step);
   std::vector<io::Batch> batches;
   std::int64_t valid = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
@@ -58,12 +65,14 @@ StepResult train_step(TrainingRun& run) {
 
   // Forward and backward. During the last micro-batch finished gradients start on their way while
   // backward goes on.
+  flight::recorder().enter(Phase::kCompute, step);
   double loss_sum = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
     run.sharding().begin_micro_batch(i + 1 == run.accumulation());
     loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]),
                                         gradient_scale);
   }
+  flight::recorder().enter(Phase::kUpdate, step);
   run.finish_gradients();
 
   // The same numbers on every rank from here on.
@@ -264,6 +273,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     directory.emplace(config.directory());
     log::open_file(config.directory() + "/log.txt");
   });
+  parallel::Watchdog watchdog(*parallel::parse_hang_timeout(config.run.hang_timeout),
+                              config.directory(), world);
   const std::string resumed = run.restore();
   // Not before: a run that is refused leaves the old run's configuration alone.
   agree(world, [&] {
@@ -281,6 +292,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   });
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
+  Stragglers stragglers(world);
   Saver saver(run);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
@@ -298,8 +310,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     const double communication_before = run.communication_seconds(),
                  data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
+    const double waited_before = flight::recorder().waited_seconds();
     profiler.begin_step();
     const StepResult result = train_step(run);
+    const double waited = flight::recorder().waited_seconds() - waited_before;
+    const double worked = seconds_since(step_begin) - waited;
+    const std::int64_t step = run.progress().step;
+    flight::recorder().enter(Phase::kReport, step);
     profiler.end_step(seconds_since(step_begin), run.communication_seconds() - communication_before,
                       run.data_seconds() - data_before);
 
@@ -315,10 +332,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
     line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
 
-    const std::int64_t step = run.progress().step;
+    watchdog.step_done(line.step_seconds);
+    stragglers.step_done(step, worked);
     const bool finished = step == config.train.steps;
     if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
+      flight::recorder().enter(Phase::kValidate, step);
       line.validation_loss = run.validate();
+      flight::recorder().enter(Phase::kReport, step);
       patience.note(*line.validation_loss);
       given_up = !finished && world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
       if (given_up) stop_reason = patience.reason();
@@ -337,11 +357,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     if (early && stop_reason.empty())
       stop_reason = fmt::format("train.stop-after={}", config.train.stop_after);
     const bool regular = config.checkpoint.every > 0 && step % config.checkpoint.every == 0;
+    if (regular || finished || !stop_reason.empty()) flight::recorder().enter(Phase::kSave, step);
     if (regular || finished || !stop_reason.empty())
       saver.save(finished || !stop_reason.empty());
     else
       saver.poll();
   }
+  flight::recorder().enter(Phase::kEnd, run.progress().step);
   saver.finish();
   agree(world, [&] {
     if (metrics) metrics->flush();
@@ -383,11 +405,13 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
     log::line(args.help());
     return ExitStatus::kDone;
   }
+  const slurm::LaunchedWorld launched = check_world_before_mpi();
   std::optional<AgreedError> failure;
   {
     const MpiRuntime mpi;
     try {
       const Communicator world = Communicator::world();
+      check_world_size(launched, world.size());
       log::set_rank(world.rank());
       RunConfig config;
       agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });

@@ -9,6 +9,7 @@
 
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
+#include "launcher/world_check.hpp"
 #include "model/replicated_gradients.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
@@ -42,23 +43,6 @@ RunConfig resolved(RunConfig config, const io::TokenDataset& dataset, const Comm
     resolve(config, tokens);
   });
   return config;
-}
-
-/// Ranks that would train on different settings or data give wrong gradients without a word:
-/// compare before the first step.
-void check_same_everywhere(const RunConfig& config, const io::TokenDataset& dataset,
-                           const Communicator& world) {
-  const auto mine =
-      static_cast<std::int64_t>(hash_name(to_ini(config) + dataset.facts().uuid) >> 1);
-  const auto all = world.all_gather(mine);
-  for (std::size_t r = 1; r < all.size(); ++r)
-    if (all[r] != all[0])
-      throw AgreedError(
-          fmt::format(
-              "rank {} has another configuration or another dataset at {} than rank 0: start every "
-              "rank with the same arguments and give every node the same file",
-              r, config.data.path),
-          ExitStatus::kUsage);
 }
 
 int accumulation_of(const RunConfig& config, const MeshShape& mesh) {
@@ -119,7 +103,7 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   config_.mesh = {shape.data, shape.context, shape.tensor};
   if (config_.train.global_batch == 0)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
-  check_same_everywhere(config_, dataset_, world);
+  check_same_everywhere(rank_facts(config_, dataset_.facts().uuid, dataset_.facts().tokens), world);
   accumulation_ = accumulation_of(config_, shape);
   agree(world, [&] {
     if (const auto problems = tensor_problems(config_.model, shape.tensor); !problems.empty())
