@@ -122,12 +122,14 @@ class Saver {
       saved(step);
       log::info("saved {} in {:.2f} s", path, seconds_since(begin));
     } catch (const AgreedError& e) {
+      run_.require_ownership();
       not_saved(step, e.what());
     }
   }
   void poll() {
     const auto outcome = run_.saver().take();
     if (!outcome) return;
+    if (outcome->fenced) return;  // told after the next step, by all ranks
     if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
     saved(outcome->step);
     log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
@@ -136,6 +138,7 @@ class Saver {
   /// Throws if the newest state is not on disk.
   void finish() {
     settle();
+    run_.require_ownership();
     if (failure_) throw AgreedError("the last save failed: " + *failure_);
   }
   void already_saved(std::int64_t step) { saved_step_ = step; }
@@ -260,7 +263,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   std::optional<RunDirectory> directory;  // held until the run has ended
   agree(world, [&] {
     if (world.rank() != 0) return;
-    directory.emplace(config.directory());
+    const io::Attempt attempt = this_attempt();
+    directory.emplace(config.directory(), attempt);
+    run.take_over(attempt);
     log::open_file(config.directory() + "/log.txt");
   });
   const std::string resumed = run.restore();
@@ -297,6 +302,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
                  data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
     const StepResult result = train_step(run);
+    run.require_ownership();
 
     StepMetrics line;
     line.step = run.progress().step;

@@ -80,6 +80,11 @@ class TrainingRun {
   io::CheckpointSaver& saver() { return *saver_; }
   /// Whether saves between the steps run in the background.
   bool overlaps_saves() const;
+  /// Takes the right to write this run's checkpoints from whoever had it (io/fence.hpp), before
+  /// restore(). Rank 0 calls it. Throws Error.
+  void take_over(const io::Attempt& attempt);
+  /// Throws AgreedError if a later start of this run has taken that right. Collective.
+  void require_ownership() const;
   /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run
   /// starts from its initial weights. Opens the file of memory.offload and starts the loader.
   /// Collective.
@@ -112,6 +117,7 @@ class TrainingRun {
   int accumulation_ = 1;
   MemoryPlan memory_plan_;
   Progress progress_;
+  std::unique_ptr<io::Fence> fence_;            ///< on rank 0
   std::unique_ptr<io::CheckpointSaver> saver_;  ///< last: a save may be under way
 };
 

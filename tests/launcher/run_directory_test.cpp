@@ -26,9 +26,9 @@ std::string read(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-std::string error_of(const std::string& path) {
+std::string error_of(const std::string& path, const io::Attempt& attempt = this_attempt()) {
   try {
-    const RunDirectory directory(path, 0ms);
+    const RunDirectory directory(path, attempt, 0ms);
   } catch (const Error& e) {
     return e.what();
   }
@@ -57,7 +57,7 @@ TEST_F(RunDirectoryTest, ARunThatIsJustEndingIsWaitedFor) {
     std::this_thread::sleep_for(100ms);
     first.reset();
   });
-  EXPECT_NO_THROW(RunDirectory(path_, 10s));
+  EXPECT_NO_THROW(RunDirectory(path_, this_attempt(), 10s));
   ending.join();
 }
 
