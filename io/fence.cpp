@@ -171,9 +171,9 @@ Fence::Fence(const std::string& checkpoints, const Attempt& attempt) : checkpoin
   }
   sync_directory(checkpoints);
   // A slow start may have taken a number that was already another's past.
-  if (const auto owners = owners_of(checkpoints); owners.back() > number_) {
+  if (const auto owners = owners_of(checkpoints); owners.empty() || owners.back() > number_) {
     remove_stubbornly(folder_);
-    overtaken(owners.back());
+    overtaken(owners.empty() ? number_ : owners.back());
   }
   remove_predecessors(checkpoints, number_);
 }

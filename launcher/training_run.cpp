@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "launcher/elastic_mesh.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
 #include "model/replicated_gradients.hpp"
@@ -92,22 +93,26 @@ model::SchemeChoice scheme_of(const RunConfig& config, const Mesh& mesh) {
       static_cast<int>(per_node));
 }
 
-MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
-  MeshShape shape;
-  agree(world, [&] { shape = resolve_mesh(config.mesh, world.size()); });
-  return shape;
+MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Communicator& world) {
+  MeshChoice choice;
+  agree(world, [&] {
+    resolve(config, dataset.facts().vocabulary);
+    choice = choose_mesh(config, world.size());
+  });
+  if (!choice.why.empty()) log::info("{}", choice.why);
+  return choice.shape;
 }
 
 }  // namespace
 
 TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
     : dataset_(open_agreed(config.data.path, world)),
-      mesh_(world, mesh_of(config, world)),
+      mesh_(world, mesh_of(config, dataset_, world)),
       threads_(set_threads(config.run.threads, world)),
       backend_(model::cpu_backend()) {
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
-  config_.mesh = {shape.data, shape.context, shape.tensor};
+  config_.mesh = {shape.data, shape.context, shape.tensor, config_.mesh.elastic};
   if (config_.train.global_batch == 0)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
   check_same_everywhere(config_, dataset_, world);
