@@ -241,8 +241,11 @@ TEST(AttemptTest, LaterIsOnlyARestartOfTheSameJobOrLaunch) {
 TEST(AttemptTest, TextReadsBackAndDamageIsNobody) {
   const Attempt a{"7 of \"alps\"\n", 3, "n1:12", 4, "process 5 on n2"};
   const Attempt b = attempt_from(to_text(a));
-  EXPECT_EQ(b.job, a.job), EXPECT_EQ(b.restart, 3), EXPECT_EQ(b.launch, a.launch);
-  EXPECT_EQ(b.launch_restart, 4), EXPECT_EQ(b.process, a.process);
+  EXPECT_EQ(b.job, a.job);
+  EXPECT_EQ(b.restart, 3);
+  EXPECT_EQ(b.launch, a.launch);
+  EXPECT_EQ(b.launch_restart, 4);
+  EXPECT_EQ(b.process, a.process);
   for (const char* damaged : {"", "x", "[]", "{\"job\": 7}"})
     EXPECT_FALSE(is_later_restart({.job = "7", .restart = 9}, attempt_from(damaged))) << damaged;
 }
