@@ -213,6 +213,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
   log::info("{} rank{} ({}), {} thread{} each; {} parameters; {}", run.mesh().world().size(),
             run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
             run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
+  if (!run.mesh_reason().empty()) log::info("{}", run.mesh_reason());
   if (c.run.device == "auto")
     log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
   log::info(

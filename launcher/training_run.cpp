@@ -93,13 +93,14 @@ model::SchemeChoice scheme_of(const RunConfig& config, const Mesh& mesh) {
       static_cast<int>(per_node));
 }
 
-MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Communicator& world) {
+MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Communicator& world,
+                  std::string& reason) {
   MeshChoice choice;
   agree(world, [&] {
     resolve(config, dataset.facts().vocabulary);
     choice = choose_mesh(config, world.size());
   });
-  if (!choice.why.empty()) log::info("{}", choice.why);
+  reason = choice.why;
   return choice.shape;
 }
 
@@ -107,7 +108,7 @@ MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Commu
 
 TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
     : dataset_(open_agreed(config.data.path, world)),
-      mesh_(world, mesh_of(config, dataset_, world)),
+      mesh_(world, mesh_of(config, dataset_, world, mesh_reason_)),
       threads_(set_threads(config.run.threads, world)),
       backend_(model::cpu_backend()) {
   config_ = resolved(std::move(config), dataset_, world);

@@ -58,6 +58,8 @@ class TrainingRun {
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
+  /// What mesh.elastic chose and why, one line; empty if the mesh is the configured one.
+  const std::string& mesh_reason() const { return mesh_reason_; }
   /// What memory.keep=auto chose and why, one line; empty otherwise.
   const std::string& memory_reason() const { return memory_plan_.reason; }
   /// Seconds this rank has waited for bulk communication, and for data, since the run was built.
@@ -102,6 +104,7 @@ class TrainingRun {
 
   RunConfig config_;
   io::TokenDataset dataset_;
+  std::string mesh_reason_;
   Mesh mesh_;
   int threads_;
   std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
