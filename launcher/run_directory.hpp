@@ -29,9 +29,11 @@ class RunDirectory {
   /// warning when it takes over.
   explicit RunDirectory(const std::string& path, const io::Attempt& attempt = this_attempt(),
                         std::chrono::milliseconds patience = std::chrono::seconds(5));
-  /// config.ini: the effective configuration under a comment line. The old one stays whole until
-  /// the new one is on disk. Throws Error.
+  /// config.ini: the effective configuration under a comment line. Throws Error.
   void write_config(const RunConfig& config, const std::string& comment) const;
+  /// A small file of the folder; the old one stays whole until the new one is written. Throws
+  /// Error.
+  void write_file(const std::string& file_name, const std::string& text) const;
 
  private:
   static void close_file(int file);
