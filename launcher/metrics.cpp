@@ -90,9 +90,7 @@ MetricsWriter::MetricsWriter(const std::string& path, std::int64_t last_step) : 
     // Nothing to keep: a new file, or something like /dev/null.
   } else if (std::ifstream old(path, std::ios::binary); old)
     text.assign(std::istreambuf_iterator<char>(old), {});
-  // A new file also when every line stays: an earlier start of this run that still lives somewhere
-  // goes on with the old one, and adds no line to ours.
-  if (std::string kept = lines_until(text, last_step, validation_losses_); !text.empty()) {
+  if (std::string kept = lines_until(text, last_step, validation_losses_); kept != text) {
     const std::string temporary = path + ".new";
     Handle<int, -1, close_file> file(
         ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));

@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
-constexpr int kSteps = 48;
+constexpr int kSteps = 32;
 
 class NodeLoss : public testing_support::ClusterTest {
  protected:
@@ -123,16 +123,16 @@ TEST_F(NodeLoss, AKilledNodeCostsNothingButTime) {
   EXPECT_EQ(facts.at("NodeList"), "n[1,3-4]");
   expect_same_losses("run", "whole", 0);
 
-  // With one node less than wanted, on another mesh: the same data, the same losses to rounding.
+  // Started again with one node less, on another mesh: the same data, the same losses to rounding.
   ASSERT_TRUE(idle("n[1,3-4]"));
-  const std::string elastic =
-      submit(script("--nodes=2-3 --ntasks-per-node=1", "elastic", mesh + " --mesh.elastic on"));
+  const std::string elastic = mesh + " --mesh.elastic on";
+  const std::string broken = submit(script(three + " --no-requeue", "elastic", elastic));
   ASSERT_TRUE(saved("elastic", 8));
-  EXPECT_EQ(job(elastic).at("NodeList"), "n[1,3-4]");
   node("kill-node", "n3");
   declare_down("n3");
-  ASSERT_TRUE(reached(elastic, {"COMPLETED"}));
-  EXPECT_EQ(job(elastic).at("NodeList"), "n[1,4]");
+  ASSERT_TRUE(reached(broken, {"NODE_FAIL"}));
+  const std::string fewer = submit(script("--nodes=2 --ntasks-per-node=1", "elastic", elastic));
+  ASSERT_TRUE(reached(fewer, {"COMPLETED"}));
   expect_same_losses("elastic", "whole", 1e-5);
   EXPECT_NE(read(file("elastic/log.txt"))
                 .find("mesh.elastic: 2 ranks: mesh.data=1, mesh.context=2 instead of 3"),
@@ -152,7 +152,7 @@ TEST_F(NodeLoss, ACutNodeThatComputesOnAndComesBackPublishesAndDeletesNothing) {
   declare_down("n1");
   ASSERT_TRUE(says(file("run-n2.log"), "continuing from"));
   EXPECT_NE(read(file("run-n2.log")).find("restart 0 of Slurm job " + id), std::string::npos);
-  ASSERT_TRUE(saved("run", 36));
+  ASSERT_TRUE(saved("run", 24));
 
   // Meanwhile the old one goes on, first beside its successor, then when that is done.
   ASSERT_EQ(on("n1", {"sh", "-c", "kill -CONT $(pidof longspan)"}).status, 0);
