@@ -11,8 +11,9 @@
 
 namespace longspan::launcher {
 
-/// This process as a start of the run: the Slurm job and its restart count, the launch and its
-/// (environment variable LONGSPAN_LAUNCH=<name>:<restart>, which `longspan launch` sets).
+/// This process as a start of the run: the Slurm job and its restart count, and those of a
+/// supervisor that has started it, which says so in the environment:
+/// LONGSPAN_LAUNCH=<its host:process>:<restart>.
 io::Attempt this_attempt();
 
 /// Holds the run directory against a second run, which would mix its checkpoints and metrics with
