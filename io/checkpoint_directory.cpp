@@ -77,10 +77,20 @@ std::string why_incomplete(const std::string& folder) {
   }
 }
 
-void prune_checkpoints(const std::string& directory, std::int64_t keep) {
+void prune_checkpoints(const std::string& directory, std::int64_t keep, const Fence* fence) {
+  // Under a temporary name first: a half-removed folder must never look like a checkpoint, and the
+  // rename is what a fence can refuse.
+  const auto discard = [&](const std::string& name, const std::string& doomed) {
+    if (doomed != directory + "/" + name) {
+      remove_path(doomed);
+      rename_path(directory + "/" + name, doomed);
+    }
+    remove_path(doomed);
+  };
   for (const std::string& name : list_directory(directory))
     if (name == ".latest.tmp" || (name.starts_with(".step-") && name.ends_with(".tmp")))
-      remove_path(directory + "/" + name);
+      discard(name, fence == nullptr ? directory + "/" + name
+                                     : temporary_path(directory, name.substr(1), fence));
   if (keep <= 0) return;
   const std::string latest = symlink_target(directory + "/latest");
   auto stored = list_checkpoints(directory);
@@ -94,10 +104,7 @@ void prune_checkpoints(const std::string& directory, std::int64_t keep) {
     }
     const std::string name = base_name(checkpoint.path);
     if (name == base_name(latest)) continue;
-    // Under a temporary name first: a half-removed folder must never look like a checkpoint.
-    const std::string doomed = fmt::format("{}/.{}.tmp", directory, name);
-    rename_path(checkpoint.path, doomed);
-    remove_path(doomed);
+    discard(name, temporary_path(directory, name, fence));
   }
 }
 

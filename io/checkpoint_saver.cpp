@@ -19,8 +19,12 @@ std::int64_t staged_bytes(const ShardedArray& array) {
 
 }  // namespace
 
-CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm)
-    : directory_(std::move(directory)), keep_(keep), comm_(comm.duplicate_for_background()) {
+CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm,
+                                 const Fence* fence)
+    : directory_(std::move(directory)),
+      keep_(keep),
+      fence_(fence),
+      comm_(comm.duplicate_for_background()) {
   // Signals are for the threads that the program knows.
   sigset_t all, before;
   sigfillset(&all);
@@ -92,9 +96,9 @@ std::string CheckpointSaver::save(const std::vector<ShardedArray>& arrays,
 
 std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
                                    const CheckpointFacts& facts) {
-  std::string path = write_checkpoint(directory_, arrays, facts, comm_);
+  std::string path = write_checkpoint(directory_, arrays, facts, comm_, fence_);
   agree(comm_, [&] {
-    if (comm_.rank() == 0) prune_checkpoints(directory_, keep_);
+    if (comm_.rank() == 0) prune_checkpoints(directory_, keep_, fence_);
   });
   return path;
 }
@@ -114,6 +118,8 @@ void CheckpointSaver::work() {
       outcome.path = write(arrays_, facts_);
     } catch (const AgreedError& e) {
       outcome.failure = e.what();
+      // Every rank is here.
+      outcome.fenced = comm_.broadcast(std::int64_t{fence_ != nullptr && fence_->lost()}, 0) != 0;
     } catch (...) {
       broken = std::current_exception();
     }

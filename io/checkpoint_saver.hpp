@@ -25,11 +25,14 @@ class CheckpointSaver {
     std::string path;     ///< empty if it failed
     std::string failure;  ///< what write_checkpoint or prune_checkpoints said, one line
     double seconds = 0;   ///< from start() to the end of the writing
+    bool fenced = false;  ///< it failed since a later start of the run has taken over
   };
 
   /// Saves into `directory` and keeps the `keep` newest there (0 = all). Collective over `comm`,
-  /// which is duplicated: saves never meet the caller's own collectives.
-  CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm);
+  /// which is duplicated: saves never meet the caller's own collectives. `fence`: rank 0's right to
+  /// write there; outlives the saver.
+  CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm,
+                  const Fence* fence = nullptr);
   /// Waits for a save that is under way. That ends: once start() has returned anywhere, every rank
   /// has its copy and a thread to write it.
   ~CheckpointSaver();
@@ -64,6 +67,7 @@ class CheckpointSaver {
 
   const std::string directory_;
   const std::int64_t keep_;
+  const Fence* const fence_;
   const Communicator comm_;  ///< used by one thread at a time: by the writer while busy_
   Buffer<char> staging_;
 

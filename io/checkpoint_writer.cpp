@@ -221,21 +221,28 @@ CheckpointIndex index_of(const std::vector<ShardedArray>& arrays, const Checkpoi
   return index;
 }
 
+void point_latest_at(const std::string& checkpoint, const Fence* fence) {
+  const std::string directory = parent_path(checkpoint);
+  replace_symlink(base_name(checkpoint), directory + "/latest",
+                  temporary_path(directory, "latest", fence));
+}
+
 /// From a folder under its temporary name to a checkpoint. Each sync orders what follows after what
 /// precedes it.
-void commit(const std::string& temporary, const std::string& final_path) {
+/// With a fence that is lost, the first rename that matters finds no `temporary`.
+void commit(const std::string& temporary, const std::string& final_path, const Fence* fence) {
   const std::string directory = parent_path(final_path);
   sync_file(temporary + "/index.h5");
   sync_directory(temporary);
   std::string replaced;
   if (path_exists(final_path)) {  // only ever a damaged one, see write_checkpoint
-    replaced = fmt::format("{}/.{}.damaged.tmp", directory, base_name(final_path));
+    replaced = temporary_path(directory, base_name(final_path) + ".damaged", fence);
     remove_path(replaced);
     rename_path(final_path, replaced);
   }
   rename_path(temporary, final_path);
   sync_directory(directory);
-  replace_symlink(base_name(final_path), directory + "/latest");
+  point_latest_at(final_path, fence);
   sync_directory(directory);
   if (!replaced.empty()) remove_path(replaced);
 }
@@ -243,9 +250,11 @@ void commit(const std::string& temporary, const std::string& final_path) {
 }  // namespace
 
 std::string write_checkpoint(const std::string& directory, const std::vector<ShardedArray>& arrays,
-                             const CheckpointFacts& facts, const Communicator& comm) {
+                             const CheckpointFacts& facts, const Communicator& comm,
+                             const Fence* fence) {
   const std::string final_path = directory + "/" + step_folder_name(facts.step);
-  const std::string temporary = fmt::format("{}/.{}.tmp", directory, step_folder_name(facts.step));
+  const std::string temporary =
+      comm.broadcast(temporary_path(directory, step_folder_name(facts.step), fence), 0);
   agree(comm, [&] { require_valid(arrays); });
   require_same_tensors(arrays, comm);
 
@@ -260,6 +269,7 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
   bool exists = false;
   agree(comm, [&] {
     if (comm.rank() != 0) return;
+    if (fence != nullptr) fence->require();
     make_directories(directory);
     // Rare, so every hash is looked at: a run that went back behind a damaged checkpoint comes
     // here.
@@ -268,7 +278,7 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
     if (exists) {
       // A crash may have come between the rename and the link.
       if (symlink_target(directory + "/latest") != base_name(final_path))
-        replace_symlink(base_name(final_path), directory + "/latest");
+        point_latest_at(final_path, fence);
       return;
     }
     complete.uuid = random_uuid();
@@ -291,7 +301,8 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
       const CheckpointIndex index = index_of(arrays, complete, records);
       require_exact_cover(index.tensors);
       write_index(temporary + "/index.h5", index);
-      commit(temporary, final_path);
+      if (fence != nullptr) fence->require();  // says more than a rename that fails
+      commit(temporary, final_path, fence);
     });
   } catch (const AgreedError&) {
     // All ranks are past their writes: agree() returned or threw everywhere.

@@ -220,8 +220,8 @@ void sync_file(const std::string& path) {
   sync_path(path, O_RDONLY);
 }
 
-void replace_symlink(const std::string& target, const std::string& link) {
-  const std::string temporary = fmt::format("{}/.{}.tmp", parent_path(link), base_name(link));
+void replace_symlink(const std::string& target, const std::string& link,
+                     const std::string& temporary) {
   if (::unlink(temporary.c_str()) != 0 && errno != ENOENT)
     fail_errno(temporary, "cannot remove", errno);
   if (::symlink(target.c_str(), temporary.c_str()) != 0)

@@ -64,8 +64,9 @@ void rename_path(const std::string& from, const std::string& to);
 void sync_directory(const std::string& path);
 void sync_file(const std::string& path);
 /// Points `link` at `target` (a name relative to the link's folder), replacing an older link in one
-/// step.
-void replace_symlink(const std::string& target, const std::string& link);
+/// step; `temporary` is where it is made.
+void replace_symlink(const std::string& target, const std::string& link,
+                     const std::string& temporary);
 /// Target of a link; empty if `path` is none.
 std::string symlink_target(const std::string& path);
 

@@ -313,7 +313,7 @@ ExitStatus launch_command(const std::vector<std::string>& arguments) {
   // What is wrong with the settings is said here, once, and not by ranks that have to be started
   // for it.
   const RunConfig config = parse_config(args.text("config"), args.settings());
-  resolve_mesh(config.mesh, static_cast<int>(ranks));
+  if (!config.mesh.elastic) resolve_mesh(config.mesh, static_cast<int>(ranks));
 
   std::vector<std::string> train = {"train"};
   if (args.has("config")) train.insert(train.end(), {"--config", args.text("config")});

@@ -121,6 +121,9 @@ class Registry {
          "that share the weights of every layer, and the tokens between them; 0 = whatever the "
          "other "
          "axes leave");
+    bind("elastic", m.elastic, "",
+         "on: with fewer or more ranks than that the run goes on with the next fitting mesh, the "
+         "same global batch and the same data order; needs train.global-batch");
   }
   void section(const char* name, model::AttentionConfig& a) {
     section_ = name;

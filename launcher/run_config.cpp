@@ -111,6 +111,9 @@ void check_sequence(const RunConfig& c, Problems& problems) {
   problems.at_least(0, "mesh.data", c.mesh.data);
   problems.at_least(0, "mesh.context", c.mesh.context);
   problems.at_least(0, "mesh.tensor", c.mesh.tensor);
+  problems.unless(!c.mesh.elastic || c.train.global_batch != 0,
+                  "mesh.elastic=on with train.global-batch=0: the batch would change with the "
+                  "ranks: set train.global-batch");
   problems.unless(
       c.mesh.context <= 0 || c.data.sequence_length < 1 || c.mesh.context <= c.data.sequence_length,
       "mesh.context={} ranks cannot share data.sequence-length={} tokens: every rank needs one",

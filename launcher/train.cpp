@@ -132,12 +132,14 @@ class Saver {
       saved(step);
       log::info("saved {} in {:.2f} s", path, seconds_since(begin));
     } catch (const AgreedError& e) {
+      run_.require_ownership();
       not_saved(step, e.what());
     }
   }
   void poll() {
     const auto outcome = run_.saver().take();
     if (!outcome) return;
+    if (outcome->fenced) return;  // told after the next step, by all ranks
     if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
     saved(outcome->step);
     log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
@@ -146,6 +148,7 @@ class Saver {
   /// Throws if the newest state is not on disk.
   void finish() {
     settle();
+    run_.require_ownership();
     if (failure_) throw AgreedError("the last save failed: " + *failure_);
   }
   void already_saved(std::int64_t step) { saved_step_ = step; }
@@ -220,6 +223,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
   log::info("{} rank{} ({}), {} thread{} each; {} parameters; {}", run.mesh().world().size(),
             run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
             run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
+  if (!run.mesh_reason().empty()) log::info("{}", run.mesh_reason());
   if (c.run.device == "auto")
     log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
   log::info(
@@ -270,7 +274,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   std::optional<RunDirectory> directory;  // held until the run has ended
   agree(world, [&] {
     if (world.rank() != 0) return;
-    directory.emplace(config.directory());
+    const io::Attempt attempt = this_attempt();
+    directory.emplace(config.directory(), attempt);
+    run.take_over(attempt);
     log::open_file(config.directory() + "/log.txt");
   });
   parallel::Watchdog watchdog(*parallel::parse_hang_timeout(config.run.hang_timeout),
@@ -319,6 +325,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     flight::recorder().enter(Phase::kReport, step);
     profiler.end_step(seconds_since(step_begin), run.communication_seconds() - communication_before,
                       run.data_seconds() - data_before);
+    run.require_ownership();
 
     StepMetrics line;
     line.step = run.progress().step;

@@ -129,6 +129,18 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
         path, facts.seed, saved.data.sequence_length);
 }
 
+void TrainingRun::take_over(const io::Attempt& attempt) {
+  fence_ = std::make_unique<io::Fence>(config_.directory() + "/checkpoints", attempt);
+}
+
+void TrainingRun::require_ownership() const {
+  const Communicator& world = mesh_.world();
+  if (world.broadcast(std::int64_t{fence_ && fence_->lost()}, 0) == 0) return;
+  agree(world, [&] {
+    if (fence_) fence_->require();
+  });
+}
+
 std::string TrainingRun::restore() {
   const Communicator& world = mesh_.world();
   open_offload();
@@ -168,7 +180,7 @@ std::string TrainingRun::restore() {
                                            plan_, progress_.next_sample);
   });
   saver_ = std::make_unique<io::CheckpointSaver>(config_.directory() + "/checkpoints",
-                                                 config_.checkpoint.keep, world);
+                                                 config_.checkpoint.keep, world, fence_.get());
   if (overlaps_saves()) agree(world, [&] { saver_->reserve(written_arrays()); });
   if (progress_.losses.size() > kLossHistory)
     progress_.losses.erase(progress_.losses.begin(), progress_.losses.end() - kLossHistory);

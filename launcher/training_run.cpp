@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "launcher/elastic_mesh.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
 #include "launcher/world_check.hpp"
@@ -76,10 +77,15 @@ model::SchemeChoice scheme_of(const RunConfig& config, const Mesh& mesh) {
       static_cast<int>(per_node));
 }
 
-MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
-  MeshShape shape;
-  agree(world, [&] { shape = resolve_mesh(config.mesh, world.size()); });
-  return shape;
+MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Communicator& world,
+                  std::string& reason) {
+  MeshChoice choice;
+  agree(world, [&] {
+    resolve(config, dataset.facts().vocabulary);
+    choice = choose_mesh(config, world.size());
+  });
+  reason = choice.why;
+  return choice.shape;
 }
 
 /// The CPU, its operations seen through `profile` if there is one.
@@ -92,7 +98,7 @@ model::Backend backend_with(model::Kernels* profile) {
 
 TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
     : dataset_(open_agreed(config.data.path, world)),
-      mesh_(world, mesh_of(config, world)),
+      mesh_(world, mesh_of(config, dataset_, world, mesh_reason_)),
       threads_(set_threads(config.run.threads, world)),
       profile_(config.log.profile
                    ? std::make_unique<model::ProfiledKernels>(model::cpu_backend().kernels)
@@ -100,7 +106,7 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
       backend_(backend_with(profile_.get())) {
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
-  config_.mesh = {shape.data, shape.context, shape.tensor};
+  config_.mesh = {shape.data, shape.context, shape.tensor, config_.mesh.elastic};
   if (config_.train.global_batch == 0)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
   check_same_everywhere(rank_facts(config_, dataset_.facts().uuid, dataset_.facts().tokens), world);

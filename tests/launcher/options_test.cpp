@@ -60,7 +60,7 @@ RunConfig unusual() {
   c.model.dropout = 0.1f;
   c.model.vocabulary = 320, c.model.precision = model::Precision::kBf16;
   c.data = {" /data/with space.h5", 4097, io::Pack::kDocuments};
-  c.mesh = {2, 4, 2};
+  c.mesh = {2, 4, 2, true};
   c.attention = {model::MaskKind::kFull, 77, model::AttentionSchemeKind::kUlysses};
   c.memory = {model::Keep::kAuto, 33, 44, 3 << 20, model::Offload::kFile, "/local disk"};
   c.train = {7, 2, 24, 3, 5, 9, 4};
@@ -87,7 +87,7 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "model.position model.rope-theta "
             "model.max-positions model.bias model.tie-embeddings model.dropout model.vocabulary "
             "model.precision data.path "
-            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor attention.mask "
+            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor mesh.elastic attention.mask "
             "attention.window "
             "attention.scheme memory.keep "
             "memory.loss-chunk memory.mlp-chunk memory.budget memory.offload "
