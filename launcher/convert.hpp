@@ -12,10 +12,6 @@
 
 namespace longspan::launcher {
 
-/// A checkpoint, or the newest of a run directory or of its checkpoints folder; `path` itself if it
-/// is none of these.
-std::string checkpoint_at(const std::string& path);
-
 /// convert_checkpoint.cpp: the same tensors, bit for bit, in `shards` shards (0 = as many as it
 /// has).
 void reshard_checkpoint(const std::string& from, const std::string& to, std::int64_t shards);
