@@ -40,6 +40,27 @@ std::string target_of(const Arguments& args, const std::string& to) {
       to);
 }
 
+/// Takes the settings of the run out of the arguments: "--section.key VALUE", which parse_config
+/// checks. Arguments reads either settings or paths, and an import has both.
+std::vector<std::string> take_settings(std::vector<std::string>& arguments) {
+  std::vector<std::string> settings, others;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& word = arguments[i];
+    const std::string name = word.substr(0, word.find('='));
+    const bool value_inside = name.size() < word.size();
+    if (!word.starts_with("--") || name.find('.') == std::string::npos) {
+      others.push_back(word);
+      continue;
+    }
+    if (!value_inside && i + 1 == arguments.size())
+      fail_usage("convert: {} needs a value: {} VALUE", name, name);
+    settings.push_back(name);
+    settings.push_back(value_inside ? word.substr(name.size() + 1) : arguments[++i]);
+  }
+  arguments = std::move(others);
+  return settings;
+}
+
 void refuse(const Arguments& args, const char* flag, const char* of) {
   if (args.has(flag)) fail_usage("--{} does not go with {}", flag, of);
 }
@@ -56,10 +77,11 @@ std::string trimmed(std::string path) {
   return path;
 }
 
-void convert_checkpoint(const Arguments& args, const std::string& from, const std::string& to) {
-  if (!args.settings().empty())
+void convert_checkpoint(const Arguments& args, const std::vector<std::string>& settings,
+                        const std::string& from, const std::string& to) {
+  if (!settings.empty())
     fail_usage("{} belongs to a run: a checkpoint keeps the settings it was trained with",
-               args.settings().front());
+               settings.front());
   const std::string target = target_of(args, to);
   const std::int64_t shards = args.integer("shards");
   if (shards < 0 || shards > kMostShards)
@@ -80,9 +102,12 @@ void convert_checkpoint(const Arguments& args, const std::string& from, const st
 }  // namespace
 
 ExitStatus convert_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> words = arguments;
+  const std::vector<std::string> settings = take_settings(words);
   const Arguments args(
-      arguments, "convert FROM TO",
-      "a checkpoint to other shards, to one HDF5 file, or to and from Hugging Face",
+      words, "convert",
+      "longspan convert FROM TO [--section.key VALUE ...]; a checkpoint becomes one of other "
+      "shards, one HDF5 file or a folder of Hugging Face, and such a folder a checkpoint",
       {{"to", "KIND", "checkpoint, hdf5, or huggingface (GPT-2 or Llama, for transformers)"},
        {"shards", "N", "of the new checkpoint; 0 = as many as FROM has, 1 for an import", "0"},
        {"dtype", "TYPE", "of exported weights: fp32 or bf16", "fp32"},
@@ -91,8 +116,7 @@ ExitStatus convert_command(const std::vector<std::string>& arguments) {
       "  longspan convert runs/code whole.h5\n"
       "  longspan convert runs/code/checkpoints/latest one --to checkpoint --shards 1\n"
       "  longspan convert gpt2/ imported --data.path data/ids.h5 --data.sequence-length 1024\n"
-      "  longspan train --config imported/config.ini",
-      /*pass_settings=*/true);
+      "  longspan train --config imported/config.ini");
   if (args.help_wanted()) {
     log::line(args.help());
     return ExitStatus::kDone;
@@ -111,10 +135,10 @@ ExitStatus convert_command(const std::vector<std::string>& arguments) {
     const std::int64_t shards = args.has("shards") ? args.integer("shards") : 1;
     if (shards < 1 || shards > kMostShards)
       fail_usage("--shards={}: it must be 1 to {}", shards, kMostShards);
-    import_hugging_face(from, to, shards, args.settings());
+    import_hugging_face(from, to, shards, settings);
     return ExitStatus::kDone;
   }
-  convert_checkpoint(args, checkpoint_at(from), to);
+  convert_checkpoint(args, settings, checkpoint_at(from), to);
   return ExitStatus::kDone;
 }
 
