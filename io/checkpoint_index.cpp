@@ -222,17 +222,10 @@ void require_exact_cover(const std::vector<TensorEntry>& tensors) {
   }
 }
 
-void write_index(const std::string& path, const CheckpointIndex& index) {
-  const Tables t = tables_of(index);
-  const CheckpointFacts& facts = index.facts;
-  const auto metadata = static_cast<std::int64_t>(800 * index.tensors.size() +
-                                                  120 * t.block_tensor.size() + (1 << 16));
-  hdf5::File file = hdf5::File::create(path, metadata);
+void write_facts(hdf5::File& file, const CheckpointFacts& facts) {
   const auto attribute = [&](const char* name, const auto& value) {
     file.set_attribute("/", name, value);
   };
-  attribute("format", kIndexFormat);
-  attribute("format_version", kCheckpointFormatVersion);
   attribute("checkpoint_uuid", facts.uuid);
   attribute("step", facts.step);
   attribute("tokens_seen", facts.tokens_seen);
@@ -245,6 +238,22 @@ void write_index(const std::string& path, const CheckpointIndex& index) {
   attribute("cursor_next_sample", facts.next_sample);
   attribute("cursor_dataset_uuid", facts.dataset_uuid);
   attribute("program_version", facts.program_version);
+  file.write_text("config", facts.config);
+  file.write_text("tokenizer", facts.tokenizer);
+  file.write("loss_history", facts.loss_history);
+}
+
+void write_index(const std::string& path, const CheckpointIndex& index) {
+  const Tables t = tables_of(index);
+  const CheckpointFacts& facts = index.facts;
+  const auto metadata = static_cast<std::int64_t>(800 * index.tensors.size() +
+                                                  120 * t.block_tensor.size() + (1 << 16));
+  hdf5::File file = hdf5::File::create(path, metadata);
+  const auto attribute = [&](const char* name, const auto& value) {
+    file.set_attribute("/", name, value);
+  };
+  attribute("format", kIndexFormat);
+  attribute("format_version", kCheckpointFormatVersion);
   attribute("hdf5_version", hdf5::version());
 
   file.write_strings("manifest/shard_file", index.shard_files);
@@ -260,9 +269,7 @@ void write_index(const std::string& path, const CheckpointIndex& index) {
   file.write("manifest/block_offset_dims", t.block_offset_dims);
   file.write("manifest/block_shape_dims", t.block_shape_dims);
   file.write("manifest/self_xxh3", std::vector<std::uint64_t>{hash_of(index, t)});
-  file.write_text("config", facts.config);
-  file.write_text("tokenizer", facts.tokenizer);
-  file.write("loss_history", facts.loss_history);
+  write_facts(file, facts);
 
   std::vector<hdf5::VirtualBlock> blocks;
   for (const TensorEntry& tensor : index.tensors) {

@@ -11,10 +11,14 @@
 #include "io/checkpoint_reader.hpp"
 
 namespace longspan::io {
+namespace hdf5 {
+class File;
+}
 
 constexpr std::int64_t kCheckpointFormatVersion = 1;
 constexpr const char* kShardFormat = "longspan-checkpoint-shard";
 constexpr const char* kIndexFormat = "longspan-checkpoint";
+constexpr const char* kMergedFormat = "longspan-checkpoint-merged";
 
 struct CheckpointIndex {
   CheckpointFacts facts;
@@ -35,6 +39,9 @@ std::string step_folder_name(std::int64_t step);
 /// Throws Error unless the blocks of every tensor cover it exactly once; names the tensor and the
 /// elements missing or written twice.
 void require_exact_cover(const std::vector<TensorEntry>& tensors);
+
+/// The facts as attributes of "/" and the datasets config, tokenizer and loss_history.
+void write_facts(hdf5::File& file, const CheckpointFacts& facts);
 
 /// Creates `path` with the manifest, its hash and a virtual dataset per tensor. Not durable until
 /// synced.

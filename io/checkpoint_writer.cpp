@@ -4,14 +4,13 @@
 #include <cstring>
 #include <ctime>
 #include <map>
-#include <random>
 #include <utility>
 
 #include "io/checkpoint.hpp"
 #include "io/checkpoint_index.hpp"
+#include "io/checkpoint_shard.hpp"
 #include "io/checksum.hpp"
 #include "io/file.hpp"
-#include "io/hdf5.hpp"
 #include "parallel/agree.hpp"
 
 namespace longspan::io {
@@ -65,16 +64,6 @@ std::int64_t unpack_into(std::vector<TensorEntry>& tensors, int shard, const std
     tensor.blocks.push_back(std::move(block));
   }
   return size;
-}
-
-std::string random_uuid() {
-  std::random_device device;
-  std::uniform_int_distribution<std::uint64_t> any;
-  const std::uint64_t high = (any(device) & ~std::uint64_t{0xf000}) | 0x4000;  // version 4: random
-  const std::uint64_t low =
-      (any(device) & ~(std::uint64_t{3} << 62)) | (std::uint64_t{1} << 63);  // RFC 4122
-  return fmt::format("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, (high >> 16) & 0xffff,
-                     high & 0xffff, low >> 48, low & 0xffffffffffff);
 }
 
 /// The tensors that the blocks belong to, each once, in the order of their first blocks.
@@ -161,29 +150,12 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
   ShardRecord record;
   const Tensors tensors(arrays);
   std::vector<const ShardedArray*> written;  // of each block of the record
-  {
-    const hdf5::Lock lock;
-    hdf5::File file = hdf5::File::create(path, static_cast<std::int64_t>(arrays.size()) * 800);
-    file.set_attribute("/", "format", kShardFormat);
-    file.set_attribute("/", "format_version", kCheckpointFormatVersion);
-    file.set_attribute("/", "checkpoint_uuid", facts.uuid);
-    file.set_attribute("/", "step", facts.step);
-    file.set_attribute("/", "rank", std::int64_t{rank});
-    file.set_attribute("/", "world_size", std::int64_t{world_size});
-    std::vector<int> blocks_of(tensors.entries.size(), 0);
-    for (std::size_t i = 0; i < arrays.size(); ++i) {
-      const ShardedArray& array = arrays[i];
-      if (array.bytes() == 0) continue;
-      const std::size_t tensor = tensors.of_block[i];
-      const std::string name = block_dataset_name(array.name, blocks_of[tensor]++);
-      const std::uint64_t offset = file.create_contiguous(name, array.dtype, array.shape);
-      file.set_attribute(name, "dtype", std::string(name_of(array.dtype)));
-      file.set_attribute(name, "global_shape", array.global_shape);
-      file.set_attribute(name, "global_offset", array.offset);
-      record.blocks.push_back({tensor, offset, 0, array.offset, array.shape});
-      written.push_back(&array);
-    }
-    file.close();
+  const auto offsets = lay_out_shard(path, arrays, facts, rank, world_size);
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    const ShardedArray& array = arrays[i];
+    if (array.bytes() == 0) continue;
+    record.blocks.push_back({tensors.of_block[i], offsets[i], 0, array.offset, array.shape});
+    written.push_back(&array);
   }
   RawFile file = RawFile::open(path, RawFile::Mode::kWrite);
   record.bytes = file.size();

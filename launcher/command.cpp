@@ -11,6 +11,7 @@ const std::vector<Command>& commands() {
       {"launch", "start train on several ranks of this machine", launch_command},
       {"verify", "prove on this machine that sharding does not change the answer", verify_command},
       {"inspect", "look into a dataset, a checkpoint or a run directory", inspect_command},
+      {"convert", "reshard, merge, export or import a checkpoint", convert_command},
       {"generate", "write text with a trained model", generate_command},
       {"doctor", "say what this machine and allocation offer, and what is wrong", doctor_command},
       {"config", "list every setting, or show the effective configuration", config_command},

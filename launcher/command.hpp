@@ -1,5 +1,5 @@
 /// The table of subcommands, one file each: train.cpp, launch.cpp, prepare.cpp, verify.cpp,
-/// inspect.cpp, generate.cpp, doctor.cpp, config_command.cpp.
+/// inspect.cpp, convert.cpp, generate.cpp, config_command.cpp, doctor.cpp.
 #pragma once
 
 #include <string>
@@ -28,6 +28,7 @@ ExitStatus launch_command(const std::vector<std::string>& arguments);
 ExitStatus prepare_command(const std::vector<std::string>& arguments);
 ExitStatus verify_command(const std::vector<std::string>& arguments);
 ExitStatus inspect_command(const std::vector<std::string>& arguments);
+ExitStatus convert_command(const std::vector<std::string>& arguments);
 ExitStatus generate_command(const std::vector<std::string>& arguments);
 ExitStatus doctor_command(const std::vector<std::string>& arguments);
 ExitStatus config_command(const std::vector<std::string>& arguments);

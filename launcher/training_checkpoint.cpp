@@ -118,6 +118,7 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
         "start afresh with "
         "checkpoint.resume=never in another run.directory",
         path, theirs, ours, config_.data.path);
+  if (facts.dataset_uuid.empty()) return;  // imported: nothing is to continue
   if (facts.dataset_uuid != dataset_.facts().uuid)
     log::warn("{} was trained on another dataset than {}: its data order does not continue", path,
               config_.data.path);
