@@ -1,7 +1,7 @@
 /// launch: which mpirun command, what the user sees of it, which status comes back, and what a
 /// signal does. The ranks are shell scripts here; what the program itself does with a signal is in
 /// cli_test.cpp.
-#include "launcher/launch.hpp"
+#include "launcher/launch_ranks.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -89,7 +89,7 @@ class Launch : public testing::Test {
  protected:
   /// `script` as the program of so many ranks, by mpirun.
   static MpirunCommand ranks(int count, const std::string& script) {
-    return mpirun_command(count, usable_cores(), ::geteuid() == 0, false, "/bin/sh",
+    return mpirun_command(count, {.cores = usable_cores(), .root = ::geteuid() == 0}, "/bin/sh",
                           {"-c", script});
   }
   /// `script` in mpirun's place.
@@ -109,29 +109,31 @@ std::string joined(const MpirunCommand& command) {
 
 TEST_F(Launch, TheCommandFitsTheMachine) {
   const auto on_two_cores = [](int ranks) {
-    return joined(mpirun_command(ranks, {2, true}, true, false, "/bin/longspan", {"train"}));
+    return joined(
+        mpirun_command(ranks, {.cores = {2, true}, .root = true}, "/bin/longspan", {"train"}));
   };
   EXPECT_EQ(on_two_cores(1),
             "OMPI_MCA_opal_signal= OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader mpirun "
             "--allow-run-as-root --mca "
-            "odls_base_sigkill_timeout 0 "
+            "odls_base_sigkill_timeout 0 --tag-output "
             "--map-by slot:PE=2 --bind-to core -n 1 /bin/longspan train");
   EXPECT_NE(on_two_cores(2).find("--map-by slot:PE=1 --bind-to core -n 2 "), std::string::npos);
   const std::string four = on_two_cores(4);
   EXPECT_NE(four.find("--oversubscribe --bind-to none -n 4 "), std::string::npos) << four;
   EXPECT_NE(four.find("OMPI_MCA_mpi_yield_when_idle=1"), std::string::npos) << four;
   EXPECT_EQ(on_two_cores(2).find("yield"), std::string::npos);
-  EXPECT_NE(joined(mpirun_command(3, {16, true}, false, false, "p", {})).find("slot:PE=5 "),
+  EXPECT_NE(joined(mpirun_command(3, {.cores = {16, true}}, "p", {})).find("slot:PE=5 "),
             std::string::npos);
-  EXPECT_EQ(joined(mpirun_command(1, {2, true}, false, false, "p", {})).find("root"),
+  EXPECT_EQ(joined(mpirun_command(1, {.cores = {2, true}}, "p", {})).find("root"),
             std::string::npos);
   // A mask that mpirun does not know about: it must not bind outside of it.
-  const std::string masked = joined(mpirun_command(1, {2, false}, false, false, "p", {}));
+  const std::string masked = joined(mpirun_command(1, {.cores = {2, false}}, "p", {}));
   EXPECT_NE(masked.find("--bind-to none"), std::string::npos) << masked;
   EXPECT_EQ(masked.find("--map-by"), std::string::npos) << masked;
   // Several nodes: shared memory alone would not reach them, and mpirun knows their cores.
-  EXPECT_EQ(joined(mpirun_command(64, {2, true}, false, true, "p", {"a b"})),
-            "OMPI_MCA_opal_signal= mpirun --mca odls_base_sigkill_timeout 0 -n 64 p 'a b'");
+  EXPECT_EQ(joined(mpirun_command(64, {.cores = {2, true}, .several_nodes = true}, "p", {"a b"})),
+            "OMPI_MCA_opal_signal= OMPI_MCA_hwloc_base_binding_policy=none mpirun --mca "
+            "odls_base_sigkill_timeout 0 --tag-output -n 64 p 'a b'");
 }
 
 TEST_F(Launch, CoresOutsideTheMaskDoNotCount) {
