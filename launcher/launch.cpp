@@ -125,11 +125,9 @@ class Launch {
   void announce(const Verdict& verdict, const Attempt& attempt, RankOutput& output) const {
     const CheckpointSeen from = newest_checkpoint_seen(directory_);
     const std::string message = cause(output);
-    output.say(fmt::format(
-        "launch: {}; restart {} of at most {} in {:.0f} s, from {}",
-        message.empty() ? fmt::format("the ranks ended with status {}", attempt.status) : message,
-        supervisor_.restarts(), supervisor_.max_restarts(), verdict.pause_seconds,
-        from.step < 0 ? "the beginning" : from.path));
+    output.say(fmt::format("launch: {}; restart {} of at most {} in {:.0f} s, from {}", message,
+                           supervisor_.restarts(), supervisor_.max_restarts(),
+                           verdict.pause_seconds, from.step < 0 ? "the beginning" : from.path));
     // A run that was never set up has no history.
     if (io::is_directory(directory_))
       try_append_event(directory_, event("restarted", attempt, message));

@@ -217,6 +217,7 @@ int run_and_watch(const MpirunCommand& command, const StopSignals& signals, Rank
   // mpirun tells which rank it was, but not every time.
   if (code > 128 && code <= 128 + SIGRTMAX && !output.death_seen())
     output.died(death_line("a rank", code - 128));
+  output.ended(code);
   return code;
 }
 

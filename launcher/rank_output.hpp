@@ -77,6 +77,8 @@ class RankOutput {
   void say(const std::string& text);
   /// Of what a rank died, if mpirun did not say so: a line of death_line().
   void died(const std::string& line);
+  /// The exit status of all, for ranks that say nothing of themselves.
+  void ended(int status) { status_ = status; }
 
  private:
   void show(Stream stream, const RankLine& line);
@@ -88,6 +90,7 @@ class RankOutput {
   std::map<int, BannerFilter> filters_;  ///< Open MPI frames its messages in ranks and in mpirun
   std::vector<std::pair<int, std::string>> messages_;  ///< first "longspan: ..." line of each rank
   std::string death_, last_error_line_;
+  int status_ = 0;
 };
 
 }  // namespace longspan::launcher

@@ -238,10 +238,14 @@ RunState state_without_history(const RunFacts& facts) {
 
 RunStatus status_of(const RunFacts& facts, const Queue& queue, double now) {
   RunStatus status;
+  int counted = 0;
   for (const RunEvent& event : facts.history) {
     if (!event.job.empty()) status.job = event.job;
-    if (event.event == "chained" || (event.event == "started" && event.restart > 0))
-      ++status.restarts;
+    if (event.event == "chained") ++status.restarts;
+    if (event.event != "started") continue;
+    // Every job, and every `launch`, counts from 0.
+    status.restarts += event.restart >= counted ? event.restart - counted : event.restart;
+    counted = event.restart;
   }
   if (queue)
     if (const auto job = queue->find(status.job); job != queue->end()) status.queued = job->second;

@@ -144,15 +144,10 @@ void follow(const std::vector<std::string>& directories, std::chrono::millisecon
             bool json) {
   const bool terminal = ::isatty(STDOUT_FILENO) != 0 && !json;
   std::map<std::string, std::string> shown;
-  std::string redrawn;
   for (;;) {
     const std::vector<SeenRun> runs = look_at(directories);
     if (terminal) {
-      // Up over what was drawn last, and clear from there.
-      const auto lines = std::count(redrawn.begin(), redrawn.end(), '\n');
-      if (lines > 0) fmt::print("\x1b[{}A\x1b[J", lines);
-      redrawn = table_of(runs, now()).text();
-      fmt::print("{}", redrawn);
+      fmt::print("\x1b[H\x1b[J{}", table_of(runs, now()).text());
     } else {
       for (const SeenRun& run : runs) {
         std::string& last = shown[run.facts.directory];

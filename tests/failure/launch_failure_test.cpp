@@ -4,6 +4,7 @@
 /// the bits of a run that nobody touched, or says why it does not.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -232,11 +233,39 @@ TEST_F(LaunchFailure, AHistoryThatCannotBeWrittenStopsNobody) {
 TEST_F(LaunchFailure, TwoNamesOfThisMachineAreHosts) {
   const std::string hosts = folder_.file("hosts");
   std::ofstream(hosts) << "localhost\n127.0.0.1\n";
-  auto all = words(run_, {"--train.steps", "3", "--hostfile", hosts});
-  all.erase(all.begin() + 2, all.begin() + 4);  // as many ranks as lines
-  const ProcessResult result = testing_support::run_process(all);
+  const ProcessResult result = launch(run_, {"--train.steps", "3", "--hostfile", hosts});
   EXPECT_EQ(result.status, 0) << result.err;
   EXPECT_NE(result.out.find("2 ranks"), std::string::npos) << result.out;
+}
+
+TEST_F(LaunchFailure, ARankOnAnotherHostIsStartedAgain) {
+  // Two hosts in one machine: "ssh" starts mpirun's daemon under another host name.
+  if (::geteuid() != 0) GTEST_SKIP() << "host names of its own need root";
+  const std::string ssh = folder_.file("ssh"), hosts = folder_.file("hosts");
+  std::ofstream(ssh) << "#!/bin/sh\n"
+                        "while case \"$1\" in -*) true;; *) false;; esac; do shift; done\n"
+                        "host=$1; shift\n"
+                        "exec unshare --uts sh -c \"hostname $host; $*\"\n";
+  fs::permissions(ssh, fs::perms::owner_all);
+  std::ofstream(hosts) << "nodea slots=1\nnodeb slots=1\n";
+  const std::vector<std::pair<const char*, std::string>> environment = {
+      {"OMPI_MCA_plm_rsh_agent", ssh},
+      {"OMPI_MCA_rtc", "^hwloc"},  // the two daemons would share a file of this name
+      {"OMPI_MCA_mpi_yield_when_idle", "1"}};
+  for (const auto& [name, value] : environment) ::setenv(name, value.c_str(), 1);
+  auto running = begin(run_, {"--hostfile", hosts, "--train.steps", "12", "--run.threads", "1"});
+  EXPECT_TRUE(wait_for_step(run_, 6));
+  if (const pid_t victim = process_of(run_, 1); victim != 0) ::kill(victim, SIGKILL);
+  const ProcessResult result = running.get();
+  for (const auto& [name, value] : environment) ::unsetenv(name);
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_NE(result.err.find("restart 1 of at most 10"), std::string::npos) << result.err;
+  const auto history = launcher::read_history(run_);
+  ASSERT_EQ(count(run_, "started"), 2);
+  EXPECT_TRUE(history.front().where.starts_with("nodea:")) << history.front().where;
+  // The hosts see which restart it is: mpirun carries the variable there.
+  EXPECT_EQ(history.back().restart, 1);
+  EXPECT_EQ(numbers_of(run_).size(), 12u);
 }
 
 }  // namespace
