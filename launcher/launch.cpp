@@ -50,7 +50,7 @@ class Launch {
       const std::size_t events_before = read_history(directory_).size();
       ::setenv(kRestartVariable, std::to_string(supervisor_.restarts()).c_str(), 1);
       const int status = run_and_watch(command(), signals, output);
-      const Attempt attempt = look(status, signals);
+      const Attempt attempt = look(status, output, signals);
       const Verdict verdict = supervisor_.judge(attempt);
       if (status != 0) complete_history(attempt, events_before, output);
       if (verdict.kind == Verdict::Kind::kGiveUp) give_up(verdict, attempt, output);
@@ -82,9 +82,10 @@ class Launch {
   static bool failed(const Attempt& attempt) {
     return attempt.status != 0 && attempt.status != static_cast<int>(ExitStatus::kRequeue);
   }
-  Attempt look(int status, const StopSignals& signals) const {
+  Attempt look(int status, const RankOutput& output, const StopSignals& signals) const {
     Attempt attempt;
     attempt.status = status;
+    attempt.began = output.began();
     if (const auto tail = read_metrics_tail(directory_ + "/metrics.jsonl"))
       attempt.step = tail->step;
     attempt.checkpoint = newest_checkpoint_seen(directory_).step;

@@ -44,7 +44,7 @@ Tag read_tag(std::string_view text) {
   return {};
 }
 
-constexpr std::string_view kProgram = "longspan: ";
+constexpr std::string_view kProgram = "longspan: ", kWarning = "longspan: warning: ";
 
 }  // namespace
 
@@ -112,14 +112,17 @@ void RankOutput::finish() {
 }
 
 void RankOutput::show(Stream stream, const RankLine& line) {
-  if (stream == Stream::kOut) return write(stream, line.rank, line.text);
+  if (stream == Stream::kOut) {
+    began_ = began_ || line.rank != kMpirun;
+    return write(stream, line.rank, line.text);
+  }
   show_errors(line.rank, filters_[line.rank].take(line.text + "\n"));
 }
 
 void RankOutput::show_errors(int rank, const std::string& text) {
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
-    if (line.starts_with(kProgram)) {
+    if (line.starts_with(kProgram) && !line.starts_with(kWarning)) {
       if (rank == kMpirun && filters_[kMpirun].death_seen()) {
         if (death_.empty()) death_ = line;
       } else if (std::none_of(messages_.begin(), messages_.end(),

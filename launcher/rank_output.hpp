@@ -66,6 +66,8 @@ class RankOutput {
   void take(Stream stream, std::string_view text);
   void finish();  ///< at the end of both streams
 
+  /// Whether a rank has written to stdout: train does once the run is set up.
+  bool began() const { return began_; }
   /// Whether mpirun has told which rank a signal ended.
   bool death_seen() const { return !death_.empty(); }
   /// In one line without '\n', what the rank that failed first had to say: of what it died, else
@@ -88,9 +90,10 @@ class RankOutput {
   LaunchLog* log_;
   TagSplitter out_, errors_;
   std::map<int, BannerFilter> filters_;  ///< Open MPI frames its messages in ranks and in mpirun
-  std::vector<std::pair<int, std::string>> messages_;  ///< first "longspan: ..." line of each rank
+  std::vector<std::pair<int, std::string>> messages_;  ///< first error of each rank
   std::string death_, last_error_line_;
   int status_ = 0;
+  bool began_ = false;
 };
 
 }  // namespace longspan::launcher

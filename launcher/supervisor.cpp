@@ -22,6 +22,9 @@ Verdict Supervisor::judge(const Attempt& attempt) {
   // 75 without a signal is a limit that the user has set (train.stop-after): it is kept.
   if (is(ExitStatus::kDone) || is(ExitStatus::kRequeue) || attempt.stop_wished) return {};
   if (is(ExitStatus::kUsage) || is(ExitStatus::kDamaged)) return {Kind::kGiveUp};
+  // That is no crash, and nothing has been computed that could be lost. Later it may be a node that
+  // is not back yet.
+  if (!attempt.began && !failed_) return {Kind::kGiveUp};
   if (max_restarts_ == 0) return {Kind::kGiveUp};
   const auto before = std::exchange(failed_, attempt);
   if (before && before->step == attempt.step && before->checkpoint == attempt.checkpoint)

@@ -13,6 +13,7 @@ struct Attempt {
   int status = 0;                ///< exit status; 128 + n = signal n
   std::int64_t step = 0;         ///< the last one that was finished
   std::int64_t checkpoint = -1;  ///< step of the newest one; -1 = there is none
+  bool began = true;             ///< the run was set up; else no step was even tried
   bool stop_wished = false;      ///< by a signal or by the file `stop`
 };
 
@@ -34,8 +35,8 @@ class Supervisor {
  public:
   explicit Supervisor(int max_restarts) : max_restarts_(max_restarts) {}
   /// What to do after `attempt`. Ends: status 0, 75, a wish to stop. Gives up: status 2 or 3 (the
-  /// next start would find the same), a second failure in a row with neither a new step nor a new
-  /// checkpoint, max_restarts. Everything else is a restart.
+  /// next start would find the same), a first start that did not even begin, a second failure in a
+  /// row with neither a new step nor a new checkpoint, max_restarts. Everything else is a restart.
   Verdict judge(const Attempt& attempt);
   int restarts() const { return restarts_; }  ///< that judge() has ordered so far
   int max_restarts() const { return max_restarts_; }

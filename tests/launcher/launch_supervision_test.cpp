@@ -40,6 +40,7 @@ class Supervision : public testing::Test {
                            "echo \"restart=$LONGSPAN_RESTART $*\" >> $CALLS\n"
                            "mkdir -p $RUN\n"
                            "set -- $(wc -l < $CALLS)\n"
+                           "echo '[1,0]<stdout>:the run is set up'\n"
                            "step() { echo \"{\\\"step\\\":$1,\\\"loss\\\":1}\" >> "
                            "$RUN/metrics.jsonl; }\n"
                         << script << "\n";

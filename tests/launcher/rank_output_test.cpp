@@ -139,7 +139,10 @@ TEST_F(Output, ARankThatLeavesWithoutAWordIsNamed) {
 }
 
 TEST_F(Output, NobodyFailed) {
-  take("[1,0]<stdout>:done\n", "[1,0]<stderr>:warning: hm\n");
+  take("", "mpirun's own\n[1,0]<stderr>:longspan: warning: hm\n");
+  EXPECT_FALSE(output_.began());
+  take("[1,0]<stdout>:done\n", "");
+  EXPECT_TRUE(output_.began());
   EXPECT_EQ(output_.first_failure(), "");
 }
 

@@ -45,6 +45,15 @@ TEST(Supervisor, EveryOtherEndIsFollowedByARestart) {
   }
 }
 
+TEST(Supervisor, WhatNeverBeganHasNotCrashed) {
+  Supervisor supervisor(3);
+  EXPECT_EQ(supervisor.judge({.status = 1, .began = false}).kind, Kind::kGiveUp);
+  EXPECT_EQ(supervisor.restarts(), 0);
+  // After a crash it may: the node that was lost is not back yet.
+  EXPECT_EQ(supervisor.judge({.status = 137, .step = 5}).kind, Kind::kRestart);
+  EXPECT_EQ(supervisor.judge({.status = 1, .step = 4, .began = false}).kind, Kind::kRestart);
+}
+
 TEST(Supervisor, TheSameStepTwiceIsEnough) {
   Supervisor supervisor(100);
   EXPECT_EQ(supervisor.judge({.status = 1, .step = 6, .checkpoint = 5}).kind, Kind::kRestart);
