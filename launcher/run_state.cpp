@@ -160,11 +160,12 @@ bool run_is_held(const std::string& run_directory) {
 RunFacts read_run(const std::string& directory) {
   RunFacts facts;
   facts.directory = directory;
+  // Before the history: who gives the lock back has written there how it ended.
+  facts.held = run_is_held(directory);
   facts.history = read_history(directory);
   facts.metrics = read_metrics_tail(directory + "/metrics.jsonl");
   facts.checkpoint = newest_checkpoint_seen(directory);
   facts.steps = steps_of(directory + "/config.ini");
-  facts.held = run_is_held(directory);
   const std::string host = this_host();
   for (const RunEvent& event : facts.history) {
     const Where where = read_where(event.where);

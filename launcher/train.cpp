@@ -254,7 +254,9 @@ void print_header(const TrainingRun& run, double peak_flops) {
 /// What rank 0 says to all when it finds the wish of `longspan stop`; higher than every signal.
 constexpr std::int64_t kStopRequested = 1000;
 
-ExitStatus train(const RunConfig& requested, const Communicator& world, RunRecord& record) {
+/// `directory`: rank 0's, held by the caller until the end of the run is on record.
+ExitStatus train(const RunConfig& requested, const Communicator& world,
+                 std::optional<RunDirectory>& directory, RunRecord& record) {
   const auto begin = Clock::now();
   slurm::catch_stop_signals();
   // A file that is longer than `ulimit -f` allows is an error of write(), as on a full disk.
@@ -262,7 +264,6 @@ ExitStatus train(const RunConfig& requested, const Communicator& world, RunRecor
   log::set_rank(world.rank());
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
-  std::optional<RunDirectory> directory;  // held until the run has ended
   agree(world, [&] {
     if (world.rank() != 0) return;
     directory.emplace(config.directory());
@@ -395,6 +396,7 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
     return ExitStatus::kDone;
   }
   std::optional<AgreedError> failure;
+  std::optional<RunDirectory> directory;
   RunRecord record;
   {
     const MpiRuntime mpi;
@@ -403,7 +405,7 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
       log::set_rank(world.rank());
       RunConfig config;
       agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });
-      const ExitStatus status = train(config, world, record);
+      const ExitStatus status = train(config, world, directory, record);
       record.ended(status);
       return status;
     } catch (const AgreedError& e) {
