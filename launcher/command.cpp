@@ -8,7 +8,9 @@ const std::vector<Command>& commands() {
   static const std::vector<Command> all = {
       {"prepare", "turn files and folders into a dataset", prepare_command},
       {"train", "train, on every rank that runs this command", train_command},
-      {"launch", "start train on several ranks of this machine", launch_command},
+      {"launch", "start train on several ranks, and again after a crash", launch_command},
+      {"status", "show where runs and their jobs stand", status_command},
+      {"stop", "ask runs to save and end", stop_command},
       {"verify", "prove on this machine that sharding does not change the answer", verify_command},
       {"inspect", "look into a dataset, a checkpoint or a run directory", inspect_command},
       {"convert", "reshard, merge, export or import a checkpoint", convert_command},

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "launcher/options.hpp"
+#include "launcher/run_record.hpp"
 #include "parallel/error.hpp"
 #include "parallel/log.hpp"
 #include "slurm/environment.hpp"
@@ -76,7 +77,7 @@ io::Attempt this_attempt() {
     attempt.job = cluster == nullptr ? job->id : fmt::format("{} of {}", job->id, cluster);
     attempt.restart = job->restart_count;
   }
-  if (const char* launch = std::getenv("LONGSPAN_LAUNCH")) {
+  if (const char* launch = std::getenv(kLaunchVariable)) {
     const std::string text = launch;
     const std::size_t colon = text.rfind(':');
     attempt.launch = text.substr(0, colon);

@@ -16,6 +16,7 @@
 #include "launcher/options.hpp"
 #include "launcher/profile.hpp"
 #include "launcher/run_directory.hpp"
+#include "launcher/run_record.hpp"
 #include "launcher/stragglers.hpp"
 #include "launcher/training_run.hpp"
 #include "launcher/world_check.hpp"
@@ -196,7 +197,7 @@ class Patience {
 
 /// A full disk does not end the run: the lines wait in memory until there is room. `waiting`
 /// remembers that this was said.
-void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
+void write_line(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
   try {
     metrics.write(line);
     waiting = false;
@@ -263,7 +264,12 @@ void print_header(const TrainingRun& run, double peak_flops) {
         c.mesh.context, c.mesh.context - heads);
 }
 
-ExitStatus train(const RunConfig& requested, const Communicator& world) {
+/// What rank 0 says to all when it finds the wish of `longspan stop`; higher than every signal.
+constexpr std::int64_t kStopRequested = 1000;
+
+/// `directory`: rank 0's, held by the caller until the end of the run is on record.
+ExitStatus train(const RunConfig& requested, const Communicator& world,
+                 std::optional<RunDirectory>& directory, RunRecord& record) {
   const auto begin = Clock::now();
   slurm::catch_stop_signals();
   // A file that is longer than `ulimit -f` allows is an error of write(), as on a full disk.
@@ -271,11 +277,11 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   log::set_rank(world.rank());
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
-  std::optional<RunDirectory> directory;  // held until the run has ended
   agree(world, [&] {
     if (world.rank() != 0) return;
     const io::Attempt attempt = this_attempt();
     directory.emplace(config.directory(), attempt);
+    if (!started_by_supervisor(config.directory())) withdraw_stop(config.directory());
     run.take_over(attempt);
     log::open_file(config.directory() + "/log.txt");
   });
@@ -289,6 +295,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   const double peak_flops = measure_peak_flops(
       model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);
+  if (directory) record.started(config.directory(), world.size(), run.progress().step);
   if (!resumed.empty()) log::info("continuing from {} after step {}", resumed, run.progress().step);
 
   std::optional<MetricsWriter> metrics;
@@ -350,17 +357,22 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
       given_up = !finished && world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
       if (given_up) stop_reason = patience.reason();
     }
-    if (metrics) record(*metrics, line, metrics_wait);
+    if (metrics) write_line(*metrics, line, metrics_wait);
+    record.reached(line.step);
     if (step % config.log.every == 0 || finished || step == first_step + 1)
       log::line(table.row(line));
 
-    // Signals reach the ranks at different moments, or only some of them: all stop after the same
-    // step.
-    stop_signal = static_cast<int>(world.all_reduce_max(std::int64_t{slurm::stop_signal()}));
+    // Signals reach the ranks at different moments, or only some of them, and the file `stop` is
+    // rank 0's to see: all stop after the same step.
+    const bool wished = directory && stop_requested(config.directory());
+    stop_signal = static_cast<int>(
+        world.all_reduce_max(wished ? kStopRequested : std::int64_t{slurm::stop_signal()}));
     const bool early =
         config.train.stop_after > 0 && step - first_step >= config.train.stop_after && !finished;
     if (stop_signal != 0 && !finished && stop_reason.empty())
-      stop_reason = fmt::format("{} was received", slurm::signal_name(stop_signal));
+      stop_reason = stop_signal == kStopRequested
+                        ? "longspan stop was asked for"
+                        : fmt::format("{} was received", slurm::signal_name(stop_signal));
     if (early && stop_reason.empty())
       stop_reason = fmt::format("train.stop-after={}", config.train.stop_after);
     const bool regular = config.checkpoint.every > 0 && step % config.checkpoint.every == 0;
@@ -414,6 +426,8 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
   }
   const slurm::LaunchedWorld launched = check_world_before_mpi();
   std::optional<AgreedError> failure;
+  std::optional<RunDirectory> directory;
+  RunRecord record;
   {
     const MpiRuntime mpi;
     try {
@@ -422,8 +436,11 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
       log::set_rank(world.rank());
       RunConfig config;
       agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });
-      return train(config, world);
+      const ExitStatus status = train(config, world, directory, record);
+      record.ended(status);
+      return status;
     } catch (const AgreedError& e) {
+      record.ended(e.status(), e.what());
       failure = e;  // everybody is here: MPI is left in good order before the error goes on
     }
   }

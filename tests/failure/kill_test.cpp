@@ -79,6 +79,8 @@ class Kill : public testing::Test {
   std::vector<std::string> command(const std::string& run) const {
     return {testing_support::longspan_path(),
             "launch",
+            "--max-restarts",
+            "0",
             "--ranks",
             "2",
             "--config",
