@@ -17,6 +17,7 @@
 
 #include "io/config.hpp"
 #include "model/config.hpp"
+#include "slurm/config.hpp"
 
 namespace longspan::launcher::option_value {
 
@@ -62,6 +63,16 @@ inline constexpr std::array<Choice<model::OptimizerShard>, 4> kOptimizerShard = 
      {"parameters", model::OptimizerShard::kParameters}}};
 inline constexpr std::array<Choice<io::Pack>, 2> kPack = {
     {{"none", io::Pack::kNone}, {"documents", io::Pack::kDocuments}}};
+inline constexpr std::array<Choice<slurm::Starter>, 3> kStarter = {
+    {{"auto", slurm::Starter::kAuto},
+     {"srun", slurm::Starter::kSrun},
+     {"mpirun", slurm::Starter::kMpirun}}};
+inline constexpr std::array<Choice<slurm::Continue>, 3> kContinue = {
+    {{"requeue", slurm::Continue::kRequeue},
+     {"chain", slurm::Continue::kChain},
+     {"none", slurm::Continue::kNone}}};
+inline constexpr std::array<Choice<slurm::Binding>, 2> kBinding = {
+    {{"cores", slurm::Binding::kCores}, {"none", slurm::Binding::kNone}}};
 
 inline std::span<const Choice<bool>> choices(bool) {
   return kSwitch;
@@ -98,6 +109,15 @@ inline std::span<const Choice<model::OptimizerShard>> choices(model::OptimizerSh
 }
 inline std::span<const Choice<io::Pack>> choices(io::Pack) {
   return kPack;
+}
+inline std::span<const Choice<slurm::Starter>> choices(slurm::Starter) {
+  return kStarter;
+}
+inline std::span<const Choice<slurm::Continue>> choices(slurm::Continue) {
+  return kContinue;
+}
+inline std::span<const Choice<slurm::Binding>> choices(slurm::Binding) {
+  return kBinding;
 }
 
 template <class T>

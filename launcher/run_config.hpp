@@ -9,6 +9,7 @@
 #include "io/config.hpp"
 #include "model/config.hpp"
 #include "parallel/config.hpp"
+#include "slurm/config.hpp"
 
 namespace longspan::launcher {
 
@@ -46,6 +47,7 @@ struct RunConfig {
   model::OptimizerConfig optimizer;
   io::CheckpointConfig checkpoint;
   LogConfig log;
+  slurm::SlurmConfig slurm;
 
   std::string directory() const {
     return run.directory.empty() ? "runs/" + run.name : run.directory;

@@ -84,7 +84,7 @@ if ! type module >/dev/null 2>&1; then
   done
 fi
 module load)";
-    for (const std::string& module : modules) text += " " + shell_quoted(module);
+    for (const std::string& module : modules) text += fmt::format(" {}", shell_quoted(module));
     text += " || exit 2\n";
   }
   if (const auto variables = split_words(s.environment); !variables.empty()) {
