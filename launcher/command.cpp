@@ -9,6 +9,7 @@ const std::vector<Command>& commands() {
       {"prepare", "turn files and folders into a dataset", prepare_command},
       {"train", "train, on every rank that runs this command", train_command},
       {"launch", "start train on several ranks of this machine", launch_command},
+      {"submit", "run as a Slurm job that saves in time and goes on by itself", submit_command},
       {"verify", "prove on this machine that sharding does not change the answer", verify_command},
       {"inspect", "look into a dataset, a checkpoint or a run directory", inspect_command},
       {"generate", "write text with a trained model", generate_command},

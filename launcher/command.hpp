@@ -1,5 +1,5 @@
-/// The table of subcommands, one file each: train.cpp, launch.cpp, prepare.cpp, verify.cpp,
-/// inspect.cpp, generate.cpp, config_command.cpp.
+/// The table of subcommands, one file each: train.cpp, launch.cpp, submit.cpp, prepare.cpp,
+/// verify.cpp, inspect.cpp, generate.cpp, config_command.cpp.
 #pragma once
 
 #include <string>
@@ -25,6 +25,7 @@ std::string overview();
 
 ExitStatus train_command(const std::vector<std::string>& arguments);
 ExitStatus launch_command(const std::vector<std::string>& arguments);
+ExitStatus submit_command(const std::vector<std::string>& arguments);
 ExitStatus prepare_command(const std::vector<std::string>& arguments);
 ExitStatus verify_command(const std::vector<std::string>& arguments);
 ExitStatus inspect_command(const std::vector<std::string>& arguments);

@@ -109,10 +109,12 @@ std::string requeue_job(const std::string& job) {
   return failure_of("scontrol", run_process({"scontrol", "requeue", job}));
 }
 
-Submission submit_successor(const std::string& job) {
+Submission submit_successor(const std::string& job, const std::string& option) {
   const ProcessOutcome script = run_process({"scontrol", "write", "batch_script", job, "-"});
   if (!script.fine()) return {"", failure_of("scontrol", script)};
-  return submit_script(script.out, {"--dependency=afterany:" + job});
+  std::vector<std::string> options = {"--dependency=afterany:" + job};
+  if (!option.empty()) options.push_back(option);
+  return submit_script(script.out, options);
 }
 
 std::string job_state(const std::string& job) {

@@ -25,8 +25,9 @@ std::string sbatch_error(const ProcessOutcome& outcome);
 /// not; empty = it will.
 std::string requeue_job(const std::string& job);
 
-/// Submits the script of the job that this process runs in once more, to begin when that has ended.
-Submission submit_successor(const std::string& job);
+/// Submits the script of the job that this process runs in once more, to begin when that has ended;
+/// `option`: one more for sbatch, or empty.
+Submission submit_successor(const std::string& job, const std::string& option = "");
 
 /// JobState of `scontrol show job`: "RUNNING", "CANCELLED", "PREEMPTED"...; empty if it cannot be
 /// told.
