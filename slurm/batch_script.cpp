@@ -185,6 +185,7 @@ status=75
 if ((signals == 0)); then
   "${start[@]}" "$longspan" train "${settings[@]}" &
   ranks=$!
+  if ((signals > 0)); then kill -USR1 "$ranks" 2>/dev/null; fi
   # A signal cuts wait short: only the status of a wait without one is that of the ranks.
   while :; do
     before=$signals
