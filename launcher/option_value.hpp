@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "io/config.hpp"
+#include "launcher/duration.hpp"
 #include "model/config.hpp"
 #include "slurm/config.hpp"
 
@@ -136,6 +137,8 @@ template <class T>
 std::string kind() {
   if constexpr (Chosen<T>)
     return joined<T>("|");
+  else if constexpr (std::is_same_v<T, Duration>)
+    return "duration";
   else if constexpr (std::is_integral_v<T>)
     return "integer";
   else if constexpr (std::is_floating_point_v<T>)
@@ -150,6 +153,8 @@ std::string print(const T& field) {
     for (const auto& [text, value] : choices(T{}))
       if (value == field) return std::string(text);
     return "";
+  } else if constexpr (std::is_same_v<T, Duration>) {
+    return text_of(field);
   } else {
     return fmt::format("{}",
                        field);  // of a float the shortest text that reads back to the same bits
@@ -162,6 +167,11 @@ template <class T>
 std::string parse(const std::string& text, T& field) {
   if constexpr (std::is_same_v<T, std::string>) {
     field = text;
+    return "";
+  } else if constexpr (std::is_same_v<T, Duration>) {
+    const auto value = parse_duration(text);
+    if (!value) return "a duration such as 90 (seconds), 45m, 2h or 1:30:00";
+    field = *value;
     return "";
   } else if constexpr (Chosen<T>) {
     std::string_view word = text;

@@ -159,6 +159,9 @@ class Registry {
     bind("steps", t.steps, "steps", "optimizer steps of the whole run");
     bind("stop-after", t.stop_after, "steps",
          "of this start: then save and leave with status 75; 0 = off");
+    bind("time-limit", t.time_limit, "duration",
+         "of this start, such as 45m or 1:30:00: save and leave with status 75 while there is time "
+         "for one more step and the save; 0 = none");
     bind("global-batch", t.global_batch, "sequences",
          "per optimizer step; 0 = train.micro-batch * data ranks");
     bind("micro-batch", t.micro_batch, "sequences", "per forward pass on one data rank");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "io/config.hpp"
+#include "launcher/duration.hpp"
 #include "model/config.hpp"
 #include "parallel/config.hpp"
 #include "slurm/config.hpp"
@@ -29,7 +30,8 @@ struct TrainConfig {
   std::int64_t validate_every = 0;  ///< steps; 0 = off
   std::int64_t validate_sequences = 16;  ///< sequences of the validation split used each time
   std::int64_t patience =
-      0;  ///< validations without a better loss before the run ends early; 0 = off
+      0;                ///< validations without a better loss before the run ends early; 0 = off
+  Duration time_limit;  ///< of this start: save and leave before it is over, exit 75; 0 = none
 };
 
 struct LogConfig {

@@ -63,7 +63,7 @@ RunConfig unusual() {
   c.mesh = {2, 4, 2};
   c.attention = {model::MaskKind::kFull, 77, model::AttentionSchemeKind::kUlysses};
   c.memory = {model::Keep::kAuto, 33, 44, 3 << 20, model::Offload::kFile, "/local disk"};
-  c.train = {7, 2, 24, 3, 5, 9, 4};
+  c.train = {7, 2, 24, 3, 5, 9, 4, {5400}};
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear,     11, 0.0, 0.7, 0.1,
                  0.2,       3e-9,   model::OptimizerShard::kGradients};
   c.checkpoint = {6, 0, "never", false};
@@ -92,7 +92,7 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "attention.scheme memory.keep "
             "memory.loss-chunk memory.mlp-chunk memory.budget memory.offload "
             "memory.offload-directory train.steps "
-            "train.stop-after train.global-batch train.micro-batch "
+            "train.stop-after train.time-limit train.global-batch train.micro-batch "
             "train.validate-every "
             "train.validate-sequences train.patience optimizer.learning-rate "
             "optimizer.minimum-learning-rate "
