@@ -13,15 +13,19 @@ constexpr double kMargin = 1.2, kLeaveSeconds = 1.0;
 
 }  // namespace
 
-Deadline::Deadline(Clock::time_point start, Duration limit, std::optional<Clock::time_point> end)
-    : end_(end) {
-  if (end_)
-    reason_ = fmt::format("the job ends at {:%H:%M:%S}", fmt::localtime(Clock::to_time_t(*end_)));
-  if (limit.seconds == 0) return;
-  const auto own = start + std::chrono::seconds(limit.seconds);
-  if (end_ && *end_ <= own) return;
-  end_ = own;
-  reason_ = fmt::format("train.time-limit={} is near", text_of(limit));
+Deadline::Deadline(Clock::time_point start, Duration limit, std::optional<Clock::time_point> end) {
+  if (limit.seconds > 0) {
+    own_end_ = start + std::chrono::seconds(limit.seconds);
+    own_reason_ = fmt::format("train.time-limit={} is near", text_of(limit));
+  }
+  set_job_end(end);
+}
+
+void Deadline::set_job_end(std::optional<Clock::time_point> end) {
+  end_ = own_end_, reason_ = own_reason_;
+  if (!end || (end_ && *end_ < *end)) return;
+  end_ = end;
+  reason_ = fmt::format("the job ends at {:%H:%M:%S}", fmt::localtime(Clock::to_time_t(*end)));
 }
 
 void Deadline::note_step(double seconds) {

@@ -20,6 +20,9 @@ class Deadline {
   /// none): whichever comes first.
   Deadline(Clock::time_point start, Duration limit, std::optional<Clock::time_point> end);
 
+  /// The batch job's end is another one now, or not known.
+  void set_job_end(std::optional<Clock::time_point> end);
+
   /// What a step (with its validation, if it had one) and a save have taken. The longest ones
   /// count: to leave a little early costs little, to be late costs all since the last checkpoint.
   void note_step(double seconds);
@@ -34,7 +37,9 @@ class Deadline {
   std::string reason() const;
 
  private:
-  std::optional<Clock::time_point> end_;
+  std::optional<Clock::time_point> own_end_;  ///< of train.time-limit
+  std::string own_reason_;
+  std::optional<Clock::time_point> end_;  ///< whichever comes first
   std::string reason_;
   double step_ = 0, save_ = 0, expected_save_ = 0;  ///< seconds
 };

@@ -22,14 +22,8 @@ ThisJob this_job() {
   const auto job = slurm::current_job();
   if (!job)
     fail_usage("submit: --after is for the batch script inside a job (SLURM_JOB_ID is not set)");
-  ThisJob it = {job->id, "", job->restart_count};
-  const char* const array = std::getenv("SLURM_ARRAY_JOB_ID");
   const char* const task = std::getenv("SLURM_ARRAY_TASK_ID");
-  if (array == nullptr || task == nullptr) return it;
-  // The id of an array's last element is that of the whole array: to requeue it would mean all.
-  it.id = fmt::format("{}_{}", array, task);
-  it.array_task = task;
-  return it;
+  return {slurm::job_address(), task == nullptr ? "" : task, job->restart_count};
 }
 
 /// What has happened since the run was submitted. An array is submitted in the folder above those

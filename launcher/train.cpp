@@ -22,6 +22,7 @@
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
 #include "slurm/environment.hpp"
+#include "slurm/remaining_time.hpp"
 #include "slurm/signals.hpp"
 
 namespace longspan::launcher {
@@ -310,6 +311,10 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   });
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
+  // One rank that knows is enough.
+  std::optional<slurm::JobEndWatch> job_end;
+  if (const std::string job = slurm::job_address(); !job.empty() && world.rank() == 0)
+    job_end.emplace(job);
   Deadline deadline(start, config.train.time_limit, std::nullopt);
   deadline.expect_save(expected_save_seconds(config));
   Saver saver(run, deadline);
@@ -362,6 +367,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
       log::line(table.row(line));
 
     deadline.note_step(seconds_since(step_begin));
+    if (job_end) deadline.set_job_end(job_end->end());
     const std::string wish = wish_to_stop(world, deadline, saver.pending());
     const bool early =
         config.train.stop_after > 0 && step - first_step >= config.train.stop_after && !finished;

@@ -77,8 +77,8 @@ void JobEndWatch::watch(std::chrono::seconds every) {
   std::unique_lock lock(mutex_);
   while (!over_) {
     lock.unlock();
-    const auto left = query_seconds_left(id_);
     const auto now = Clock::now();
+    const auto left = query_seconds_left(id_);
     lock.lock();
     // No answer is no news: what was known stays.
     if (left) end_ = now + std::chrono::seconds(*left);
