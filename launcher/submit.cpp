@@ -75,7 +75,7 @@ void refuse_second_job(const std::string& run_directory) {
   for (const RunEvent& event : read_history(run_directory))
     if (!event.job.empty()) job = event.job;
   if (job.empty()) return;
-  const std::string state = slurm::job_state(job);
+  const std::string state = slurm::job_facts(job).state;
   for (const char* alive : {"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING"})
     if (state == alive)
       fail("{} has job {} already ({}): wait for its end, or end it with: scancel {}",

@@ -58,7 +58,7 @@ slurm::JobEnd job_end(const RunConfig& config, int status, const ThisJob& job) {
   // Slurm itself starts a job again when a node is lost or a more important job needs it.
   end.restarts = std::max(end.restarts, job.restart);
   end.stop_requested = stop_requested(config.directory());
-  end.cancelled = slurm::job_state(job.id) == "CANCELLED";
+  end.cancelled = slurm::job_facts(job.id).cancelled();
   return end;
 }
 

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <utility>
 
+#include "slurm/remaining_time.hpp"
+
 namespace longspan::slurm {
 namespace {
 
@@ -106,7 +108,9 @@ Submission submit_script(const std::string& script, const std::vector<std::strin
 }
 
 std::string requeue_job(const std::string& job) {
-  return failure_of("scontrol", run_process({"scontrol", "requeue", job}));
+  const std::string failure = failure_of("scontrol", run_process({"scontrol", "requeue", job}));
+  // A job that was preempted is back in the queue while its processes are still ending.
+  return contains(failure, "Job is pending execution") ? "" : failure;
 }
 
 Submission submit_successor(const std::string& job, const std::string& option) {
@@ -117,14 +121,24 @@ Submission submit_successor(const std::string& job, const std::string& option) {
   return submit_script(script.out, options);
 }
 
-std::string job_state(const std::string& job) {
+bool JobFacts::cancelled() const {
+  return state == "CANCELLED" ||
+         (state == "COMPLETING" && (!limit_seconds || run_seconds < *limit_seconds));
+}
+
+JobFacts job_facts(const std::string& job) {
   const ProcessOutcome outcome = run_process({"scontrol", "show", "job", job});
-  // The name in the line before may hold anything but a line break.
-  constexpr std::string_view kKey = "\n   JobState=";
-  const std::size_t at = outcome.out.find(kKey);
-  if (!outcome.fine() || at == std::string::npos) return "";
-  const std::size_t begin = at + kKey.size();
-  return outcome.out.substr(begin, outcome.out.find_first_of(" \n", begin) - begin);
+  if (!outcome.fine()) return {};
+  // The name in the first line may hold anything but a line break: keys count in the lines below.
+  const auto value = [&](std::string_view key) -> std::string {
+    const std::size_t first = outcome.out.find("\n   JobState=");
+    const std::size_t at = outcome.out.find(key, first);
+    if (first == std::string::npos || at == std::string::npos) return "";
+    const std::size_t begin = at + key.size();
+    return outcome.out.substr(begin, outcome.out.find_first_of(" \n", begin) - begin);
+  };
+  return {value("\n   JobState="), parse_slurm_time(value("\n   RunTime=")).value_or(0),
+          parse_slurm_time(value(" TimeLimit="))};
 }
 
 }  // namespace longspan::slurm

@@ -2,6 +2,8 @@
 /// with the way out; nothing throws.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,8 +31,15 @@ std::string requeue_job(const std::string& job);
 /// `option`: one more for sbatch, or empty.
 Submission submit_successor(const std::string& job, const std::string& option = "");
 
-/// JobState of `scontrol show job`: "RUNNING", "CANCELLED", "PREEMPTED"...; empty if it cannot be
-/// told.
-std::string job_state(const std::string& job);
+/// What `scontrol show job` says.
+struct JobFacts {
+  std::string state;  ///< "PENDING", "RUNNING", "COMPLETING"...; empty if it cannot be told
+  std::int64_t run_seconds = 0;
+  std::optional<std::int64_t> limit_seconds = {};
+  /// Slurm ends a job that is COMPLETING while its script still runs: its time is up, or somebody
+  /// has cancelled it; Slurm 22.05 does not say which of them. (One that was preempted is PENDING.)
+  bool cancelled() const;
+};
+JobFacts job_facts(const std::string& job);
 
 }  // namespace longspan::slurm
