@@ -134,6 +134,16 @@ std::string mpirun_words(const BatchJob& job) {
                      bound ? fmt::format(":PE={}", cpus) : "", bound ? "core" : "none");
 }
 
+/// Two spaces more in front of every line but the empty ones.
+std::string indented(const std::string& lines) {
+  std::string text;
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    if (lines[i] != '\n' && (i == 0 || lines[i - 1] == '\n')) text += "  ";
+    text += lines[i];
+  }
+  return text;
+}
+
 std::string starter(const BatchJob& job) {
   const std::string srun = fmt::format(R"(
 # --kill-on-bad-exit: or else the ranks wait for ever for one that has crashed. --export=ALL: or else
@@ -161,7 +171,7 @@ start=({})
 # The ranks find each other by PMIx. Where Slurm does not speak it, Open MPI's own starter does.
 if [[ $(srun --mpi=list 2>&1) == *pmix* ]]; then{}else{}fi
 )",
-                     srun, mpirun);
+                     indented(srun), indented(mpirun));
 }
 
 constexpr std::string_view kSupervision = R"(

@@ -11,13 +11,13 @@
 namespace longspan::slurm {
 
 struct JobEnd {
-  int status = 0;                            ///< of the ranks; 128 + n: signal n
-  std::int64_t step = 0;                     ///< of the newest checkpoint now; 0 = none
-  std::int64_t started = 0;                  ///< the same when this job began, as far as is known
-  std::optional<std::int64_t> previous_end;  ///< the same at the end of the job before this
-  int restarts = 0;                          ///< of the run since it was submitted
-  bool stop_requested = false;               ///< the file `stop` in the run directory
-  bool cancelled = false;                    ///< by scancel
+  int status = 0;            ///< of the ranks; 128 + n: signal n
+  std::int64_t step = 0;     ///< of the newest checkpoint now; 0 = none
+  std::int64_t started = 0;  ///< the same when this job began, as far as is known
+  std::optional<std::int64_t> previous_end = {};  ///< the same at the end of the job before this
+  int restarts = 0;                               ///< of the run since it was submitted
+  bool stop_requested = false;                    ///< the file `stop` in the run directory
+  bool cancelled = false;                         ///< by scancel
 };
 
 struct Verdict {
