@@ -68,6 +68,27 @@ RunConfig unusual() {
                  0.2,       3e-9,   model::OptimizerShard::kGradients};
   c.checkpoint = {6, 0, "never", false};
   c.log.every = 10;
+  c.slurm = {3,
+             4,
+             5,
+             6,
+             slurm::Binding::kNone,
+             "64G",
+             "1-12:00:00",
+             "gpu",
+             "climate",
+             "long",
+             "ib&a100",
+             "spring school",
+             "1-8%2",
+             "afterok:12",
+             "--exclusive\n--mail-type=END",
+             "gcc/12 openmpi",
+             "A=1 B='two words'",
+             slurm::Starter::kMpirun,
+             slurm::Continue::kChain,
+             7,
+             30};
   return c;
 }
 
@@ -100,7 +121,11 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "optimizer.beta1 optimizer.beta2 "
             "optimizer.epsilon optimizer.shard checkpoint.every checkpoint.keep checkpoint.resume "
             "checkpoint.overlap "
-            "log.every ");
+            "log.every slurm.nodes slurm.ranks-per-node slurm.cpus-per-rank slurm.gpus-per-rank "
+            "slurm.binding slurm.memory slurm.time slurm.partition slurm.account slurm.qos "
+            "slurm.constraint slurm.reservation slurm.array slurm.dependency slurm.extra "
+            "slurm.modules slurm.environment slurm.starter slurm.continue slurm.max-restarts "
+            "slurm.signal-margin ");
 }
 
 TEST_F(Options, EveryFieldHasAnOptionOfItsOwn) {
