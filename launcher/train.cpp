@@ -186,7 +186,8 @@ std::string wish_to_stop(const Communicator& world, const Deadline& deadline, in
   const std::int64_t wish =
       world.all_reduce_max(late ? kTimeIsUp : std::int64_t{slurm::stop_signal()});
   if (wish == 0) return "";
-  if (wish == kTimeIsUp) return deadline.reason();
+  // Also on a rank that does not know of the end: it stops with those that do.
+  if (wish == kTimeIsUp) return deadline.reason().empty() ? "the job ends soon" : deadline.reason();
   return fmt::format("{} was received", slurm::signal_name(static_cast<int>(wish)));
 }
 

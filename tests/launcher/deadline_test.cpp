@@ -53,6 +53,18 @@ TEST(Deadline, LeavesTimeForAStepAndASave) {
   EXPECT_EQ(deadline.reason(), "train.time-limit=0:01:40 is near");
 }
 
+TEST(Deadline, AJobsEndThatIsMovedCounts) {
+  const auto start = Deadline::Clock::now();
+  Deadline deadline(start, {100}, std::nullopt);
+  deadline.set_job_end(start + 50s);
+  EXPECT_TRUE(deadline.reached(start + 50s));
+  EXPECT_EQ(deadline.reason().rfind("the job ends at ", 0), 0u) << deadline.reason();
+  deadline.set_job_end(start + 5000s);  // somebody has given it more time
+  EXPECT_FALSE(deadline.reached(start + 60s));
+  EXPECT_TRUE(deadline.reached(start + 100s));
+  EXPECT_EQ(deadline.reason(), "train.time-limit=0:01:40 is near");
+}
+
 TEST(Deadline, TheEarlierEndCounts) {
   const auto start = Deadline::Clock::now();
   const Deadline none(start, {0}, std::nullopt);
