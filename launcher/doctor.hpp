@@ -64,7 +64,7 @@ struct NodeFacts {
   int usable_cores = 0;   ///< in this process's affinity mask
   int sharing_ranks = 1;  ///< ranks of the node with the same mask
   std::int64_t memory_bytes = 0, available_bytes = 0;
-  std::int64_t group_limit_bytes = -1;  ///< of the control group; -1 = none
+  std::int64_t group_limit_bytes = -1;  ///< what this process may use of it; -1 = all
   std::int64_t shm_free_bytes = 0;      ///< of /dev/shm
   std::int64_t file_size_limit = -1, address_limit = -1, locked_limit = -1;  ///< -1 = unlimited
   std::int64_t open_files = 0, processes = -1;

@@ -25,6 +25,7 @@
 #include "io/hdf5.hpp"
 #include "launcher/doctor.hpp"
 #include "launcher/machine.hpp"
+#include "launcher/memory_plan.hpp"
 #include "model/kernels/kernels.hpp"
 #include "model/kernels/version.hpp"
 #include "parallel/agree.hpp"
@@ -68,22 +69,6 @@ std::int64_t memory_info(const std::string& key) {
     if (line.starts_with(key + ":"))
       return std::strtoll(line.c_str() + key.size() + 1, nullptr, 10) * 1024;
   return 0;
-}
-
-/// Of the control group of this process or one above it, version 2; -1 = none.
-std::int64_t group_memory_limit() {
-  std::ifstream groups("/proc/self/cgroup");
-  std::int64_t limit = -1;
-  for (std::string line; std::getline(groups, line);) {
-    if (!line.starts_with("0::")) continue;
-    for (std::string group = line.substr(3); group.size() > 1; group = io::parent_path(group)) {
-      const std::string text = first_line("/sys/fs/cgroup" + group + "/memory.max");
-      if (text.empty() || text == "max") continue;
-      const std::int64_t bytes = std::strtoll(text.c_str(), nullptr, 10);
-      limit = limit < 0 ? bytes : std::min(limit, bytes);
-    }
-  }
-  return limit;
 }
 
 std::int64_t limit_of(int resource) {
@@ -137,7 +122,7 @@ Findings check_node(int ranks_here) {
   facts.sharing_ranks = facts.usable_cores < facts.machine_cores ? 1 : ranks_here;
   facts.memory_bytes = memory_info("MemTotal");
   facts.available_bytes = memory_info("MemAvailable");
-  facts.group_limit_bytes = group_memory_limit();
+  facts.group_limit_bytes = node_memory().bytes;
   facts.shm_free_bytes = io::is_directory("/dev/shm") ? io::free_bytes("/dev/shm") : 0;
   facts.file_size_limit = limit_of(RLIMIT_FSIZE);
   facts.address_limit = limit_of(RLIMIT_AS);
