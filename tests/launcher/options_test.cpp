@@ -67,7 +67,7 @@ RunConfig unusual() {
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear,     11, 0.0, 0.7, 0.1,
                  0.2,       3e-9,   model::OptimizerShard::kGradients};
   c.checkpoint = {6, 0, "never", false};
-  c.log.every = 10;
+  c.log = {10, true};
   c.slurm = {3,
              4,
              5,
@@ -121,7 +121,8 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "optimizer.beta1 optimizer.beta2 "
             "optimizer.epsilon optimizer.shard checkpoint.every checkpoint.keep checkpoint.resume "
             "checkpoint.overlap "
-            "log.every slurm.nodes slurm.ranks-per-node slurm.cpus-per-rank slurm.gpus-per-rank "
+            "log.every log.profile slurm.nodes slurm.ranks-per-node slurm.cpus-per-rank "
+            "slurm.gpus-per-rank "
             "slurm.binding slurm.memory slurm.time slurm.partition slurm.account slurm.qos "
             "slurm.constraint slurm.reservation slurm.array slurm.dependency slurm.extra "
             "slurm.modules slurm.environment slurm.starter slurm.continue slurm.max-restarts "

@@ -206,8 +206,10 @@ TEST_F(SubmitCluster, CancelledAndStoppedRunsStayEnded) {
 }
 
 TEST_F(SubmitCluster, ArrayElementsAreRunsAndEachGoesOnAlone) {
-  submitted({"--slurm.array", "1-2", "--slurm.nodes", "1", "--train.steps", "20",
-             "--train.stop-after", "12"});
+  const ProcessResult r = submit({"--slurm.array", "1-2", "--slurm.nodes", "1", "--train.steps",
+                                  "20", "--train.stop-after", "12"});
+  ASSERT_EQ(r.status, 0) << r.err;
+  EXPECT_NE(r.out.find("_%a.log"), std::string::npos) << r.out;
   for (const char* element : {"run/1", "run/2"}) {
     ASSERT_TRUE(says(file(std::string(element) + "/history.jsonl"), "\"ended\"",
                      std::chrono::seconds(120)));
@@ -224,13 +226,11 @@ TEST_F(SubmitCluster, RefusalsAreOneLineWithTheRemedy) {
   struct {
     std::vector<std::string> settings;
     const char* says;
-  } const cases[] = {
-      {{"--slurm.partition", "nosuch"}, "set slurm.partition"},
-      {{"--slurm.nodes", "40", "--slurm.ranks-per-node", "1", "--mesh.data", "20"}, "slurm.nodes"},
-      {{"--slurm.cpus-per-rank", "100"}, "slurm.cpus-per-rank"},
-      {{"--slurm.gpus-per-rank", "8"}, "slurm.gpus-per-rank"},
-      {{"--slurm.constraint", "nosuch"}, "slurm.constraint"},
-      {{"--slurm.dependency", "nosuch"}, "slurm.dependency"}};
+  } const cases[] = {{{"--slurm.partition", "nosuch"}, "set slurm.partition"},
+                     {{"--slurm.cpus-per-rank", "100"}, "slurm.cpus-per-rank"},
+                     {{"--slurm.gpus-per-rank", "8"}, "slurm.gpus-per-rank"},
+                     {{"--slurm.constraint", "nosuch"}, "slurm.constraint"},
+                     {{"--slurm.dependency", "nosuch"}, "slurm.dependency"}};
   for (const auto& c : cases) {
     const ProcessResult r = submit(c.settings);
     EXPECT_EQ(r.status, 1) << r.out;
