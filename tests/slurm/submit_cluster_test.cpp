@@ -227,7 +227,6 @@ TEST_F(SubmitCluster, RefusalsAreOneLineWithTheRemedy) {
     std::vector<std::string> settings;
     const char* says;
   } const cases[] = {{{"--slurm.partition", "nosuch"}, "set slurm.partition"},
-                     {{"--slurm.cpus-per-rank", "100"}, "slurm.cpus-per-rank"},
                      {{"--slurm.gpus-per-rank", "8"}, "slurm.gpus-per-rank"},
                      {{"--slurm.constraint", "nosuch"}, "slurm.constraint"},
                      {{"--slurm.dependency", "nosuch"}, "slurm.dependency"}};
