@@ -37,12 +37,12 @@ class Copier {
   Copier(std::int64_t all, const ConvertProgress& progress) : all_(all), progress_(progress) {}
 
   /// Writes `block` of the tensor at `offset` of the file, its bytes passed through `stored`;
-  /// returns their hash.
+  /// returns their hashes.
   template <class Stored>
-  std::uint64_t copy(const TensorSource& tensor, const ShardedArray& block, RawFile& file,
-                     std::uint64_t offset, Stored&& stored) {
-    Checksum hash;
-    if (block.bytes() == 0) return hash.digest();
+  ChunkedChecksum copy(const TensorSource& tensor, const ShardedArray& block, RawFile& file,
+                       std::uint64_t offset, Stored&& stored) {
+    ChunkedChecksum hash(kChunkBytes);
+    if (block.bytes() == 0) return hash;
     const std::int64_t rows = block.shape[0], row_bytes = block.bytes() / rows;
     const std::int64_t at_once = std::clamp<std::int64_t>(kPiece / row_bytes, 1, rows);
     buffer_.resize(std::max(buffer_.size(), static_cast<std::size_t>(at_once * row_bytes)));
@@ -54,14 +54,14 @@ class Copier {
       piece.data = buffer_.data();
       tensor.read(piece);
       const auto [data, bytes] = stored(buffer_.data(), piece.bytes());
-      hash.update(data, static_cast<std::size_t>(bytes));
+      hash.update(data, bytes);
       file.write(data, bytes, at);
       file.start_writeback(at, bytes);
       at += bytes;
       done_ += piece.bytes();
       if (progress_) progress_(done_, all_);
     }
-    return hash.digest();
+    return hash;
   }
 
  private:
@@ -142,6 +142,7 @@ void write_checkpoint_from(const std::string& folder, const std::vector<TensorSo
     facts.world_size = shards;
     facts.created_unix = static_cast<std::int64_t>(std::time(nullptr));
     index.facts = facts;
+    index.chunk_bytes = kChunkBytes;
     for (const TensorSource& tensor : tensors)
       index.tensors.push_back({tensor.name, tensor.dtype, tensor.shape, {}});
     Copier copier(bytes, progress);
@@ -157,9 +158,9 @@ void write_checkpoint_from(const std::string& folder, const std::vector<TensorSo
       file.reserve(file.size());
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         if (blocks[i].bytes() == 0) continue;
-        const std::uint64_t hash = copier.copy(tensors[i], blocks[i], file, offsets[i], unchanged);
+        const auto hash = copier.copy(tensors[i], blocks[i], file, offsets[i], unchanged);
         index.tensors[i].blocks.push_back(
-            {shard, blocks[i].offset, blocks[i].shape, offsets[i], hash});
+            {shard, blocks[i].offset, blocks[i].shape, offsets[i], hash.digest(), hash.chunks()});
       }
       file.sync();
       file.close();
@@ -220,8 +221,8 @@ void write_merged_from(const std::string& path, const std::vector<TensorSource>&
         const TensorSource& tensor = tensors[i];
         const ShardedArray all = whole(tensor);
         hashes.push_back(tensor.dtype == DType::kBF16
-                             ? copier.copy(tensor, all, file, offsets[i], as_f32)
-                             : copier.copy(tensor, all, file, offsets[i], unchanged));
+                             ? copier.copy(tensor, all, file, offsets[i], as_f32).digest()
+                             : copier.copy(tensor, all, file, offsets[i], unchanged).digest());
       }
       file.sync();
       file.close();

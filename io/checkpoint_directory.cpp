@@ -43,8 +43,7 @@ std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t s
   for (const TensorEntry& tensor : index.tensors) {
     const bool lost = std::any_of(
         tensor.blocks.begin(), tensor.blocks.end(), [&](const TensorEntry::Block& block) {
-          const std::int64_t bytes =
-              element_count(block.shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
+          const std::int64_t bytes = bytes_of(tensor, block);
           return block.shard == shard && bytes > 0 &&
                  static_cast<std::int64_t>(block.file_offset) + bytes > size;
         });

@@ -20,6 +20,7 @@ struct Tables {
   std::vector<std::uint64_t> tensor_dim_count, tensor_dims;
   std::vector<std::uint64_t> block_tensor, block_shard, block_file_offset, block_xxh3;
   std::vector<std::uint64_t> block_offset_dims, block_shape_dims;
+  std::vector<std::uint64_t> chunk_xxh3;  ///< of the blocks one after another
 };
 
 Tables tables_of(const CheckpointIndex& index) {
@@ -37,6 +38,7 @@ Tables tables_of(const CheckpointIndex& index) {
       t.block_shard.push_back(static_cast<std::uint64_t>(block.shard));
       t.block_file_offset.push_back(block.file_offset);
       t.block_xxh3.push_back(block.xxh3);
+      t.chunk_xxh3.insert(t.chunk_xxh3.end(), block.chunk_xxh3.begin(), block.chunk_xxh3.end());
       t.block_offset_dims.insert(t.block_offset_dims.end(), block.offset.begin(),
                                  block.offset.end());
       t.block_shape_dims.insert(t.block_shape_dims.end(), block.shape.begin(), block.shape.end());
@@ -78,6 +80,18 @@ std::uint64_t hash_of(const CheckpointIndex& index, const Tables& t) {
   text(index.facts.config);
   text(index.facts.tokenizer);
   numbers(index.facts.loss_history);
+  return hash.digest();
+}
+
+/// The table of chunks came later: a hash of its own leaves the other one as it was.
+std::uint64_t hash_of_chunks(const CheckpointIndex& index, const Tables& t) {
+  Checksum hash;
+  hash.update(index.facts.uuid.size());
+  hash.update(index.facts.uuid);
+  hash.update(static_cast<std::uint64_t>(index.facts.step));
+  hash.update(static_cast<std::uint64_t>(index.chunk_bytes));
+  hash.update(t.chunk_xxh3.size());
+  hash.update(t.chunk_xxh3.data(), t.chunk_xxh3.size() * sizeof(std::uint64_t));
   return hash.digest();
 }
 
@@ -159,6 +173,7 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
     tensor.global_shape = dims.take(t.tensor_dim_count[i]);
     index.tensors.push_back(std::move(tensor));
   }
+  std::size_t next_chunk = 0;
   for (std::size_t i = 0; i < blocks; ++i) {
     if (t.block_tensor[i] >= index.tensors.size() || t.block_shard[i] >= index.shard_files.size())
       fail_damaged("{}: block {} of the manifest refers to a tensor or shard that does not exist",
@@ -170,11 +185,45 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
     block.shape = shapes.take(tensor.global_shape.size());
     block.file_offset = t.block_file_offset[i];
     block.xxh3 = t.block_xxh3[i];
+    const auto chunks =
+        static_cast<std::uint64_t>(chunk_count(bytes_of(tensor, block), index.chunk_bytes));
+    if (chunks > t.chunk_xxh3.size() - next_chunk)
+      fail_damaged("{}: the table of chunks ends before block {}", path, i);
+    const auto first = t.chunk_xxh3.begin() + static_cast<std::ptrdiff_t>(next_chunk);
+    block.chunk_xxh3.assign(first, first + static_cast<std::ptrdiff_t>(chunks));
+    next_chunk += chunks;
     tensor.blocks.push_back(std::move(block));
   }
+  if (next_chunk != t.chunk_xxh3.size())
+    fail_damaged("{}: the table of chunks has {} rows, the blocks have {} chunks", path,
+                 t.chunk_xxh3.size(), next_chunk);
+}
+
+/// Throws unless the table of chunks is as it was written. A checkpoint without one is an older
+/// one.
+void read_chunk_table(const std::string& path, const hdf5::File& file, Tables& t,
+                      CheckpointIndex& index) {
+  if (!file.exists("manifest/chunk_xxh3")) return;
+  const auto chunk_bytes = file.read_u64("manifest/chunk_bytes"),
+             stored = file.read_u64("manifest/chunk_self_xxh3");
+  t.chunk_xxh3 = file.read_u64("manifest/chunk_xxh3");
+  if (chunk_bytes.size() == 1) index.chunk_bytes = static_cast<std::int64_t>(chunk_bytes[0]);
+  const std::uint64_t found = hash_of_chunks(index, t);
+  if (stored.size() != 1 || stored[0] != found)
+    fail_damaged("{}: the table of chunks is damaged: its hash is {:016x}, {:016x} was stored",
+                 path, found, stored.empty() ? 0 : stored[0]);
+  if (index.chunk_bytes < 1) fail_damaged("{}: chunks of {} bytes", path, index.chunk_bytes);
 }
 
 }  // namespace
+
+std::int64_t bytes_of(const TensorEntry& tensor, const TensorEntry::Block& block) {
+  return element_count(block.shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
+}
+
+std::int64_t chunk_count(std::int64_t bytes, std::int64_t chunk_bytes) {
+  return chunk_bytes == 0 ? 0 : bytes / chunk_bytes + (bytes % chunk_bytes != 0);
+}
 
 std::string shard_file_name(int rank, int world_size) {
   return fmt::format("shard-{:05}-of-{:05}.h5", rank, world_size);
@@ -269,6 +318,12 @@ void write_index(const std::string& path, const CheckpointIndex& index) {
   file.write("manifest/block_offset_dims", t.block_offset_dims);
   file.write("manifest/block_shape_dims", t.block_shape_dims);
   file.write("manifest/self_xxh3", std::vector<std::uint64_t>{hash_of(index, t)});
+  if (index.chunk_bytes > 0) {
+    file.write("manifest/chunk_bytes",
+               std::vector<std::uint64_t>{static_cast<std::uint64_t>(index.chunk_bytes)});
+    file.write("manifest/chunk_xxh3", t.chunk_xxh3);
+    file.write("manifest/chunk_self_xxh3", std::vector<std::uint64_t>{hash_of_chunks(index, t)});
+  }
   write_facts(file, facts);
 
   std::vector<hdf5::VirtualBlock> blocks;
@@ -302,7 +357,7 @@ CheckpointIndex read_index(const std::string& folder) {
   index.facts = read_facts(file);
   index.hdf5_version = file.text_attribute("/", "hdf5_version");
   index.shard_files = file.read_strings("manifest/shard_file");
-  const Tables t = read_tables(file);
+  Tables t = read_tables(file);
   index.shard_bytes.assign(t.shard_bytes.begin(), t.shard_bytes.end());
   const auto stored = file.read_u64("manifest/self_xxh3");
   const std::uint64_t found = hash_of(index, t);
@@ -310,6 +365,7 @@ CheckpointIndex read_index(const std::string& folder) {
       index.shard_bytes.size() != index.shard_files.size())
     fail_damaged("{}: the manifest is damaged: its hash is {:016x}, {:016x} was stored", path,
                  found, stored.empty() ? 0 : stored[0]);
+  read_chunk_table(path, file, t, index);
   fill_tensors(path, t, index);
   return index;
 }

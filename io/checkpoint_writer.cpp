@@ -20,6 +20,7 @@ namespace {
 struct BlockRecord {
   std::uint64_t tensor = 0, file_offset = 0, xxh3 = 0;
   Shape offset, shape;
+  std::vector<std::uint64_t> chunk_xxh3;
 };
 struct ShardRecord {
   std::int64_t bytes = 0;
@@ -38,6 +39,7 @@ std::string packed(const ShardRecord& record) {
     put(block.xxh3);
     for (const auto extent : block.offset) put(static_cast<std::uint64_t>(extent));
     for (const auto extent : block.shape) put(static_cast<std::uint64_t>(extent));
+    for (const auto hash : block.chunk_xxh3) put(hash);
   }
   return bytes;
 }
@@ -61,6 +63,9 @@ std::int64_t unpack_into(std::vector<TensorEntry>& tensors, int shard, const std
     for (Shape* dims : {&block.offset, &block.shape})
       for (std::size_t d = 0; d < tensor.global_shape.size(); ++d)
         dims->push_back(static_cast<std::int64_t>(get()));
+    for (std::int64_t chunks = chunk_count(bytes_of(tensor, block), kChunkBytes); chunks > 0;
+         --chunks)
+      block.chunk_xxh3.push_back(get());
     tensor.blocks.push_back(std::move(block));
   }
   return size;
@@ -154,7 +159,7 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
   for (std::size_t i = 0; i < arrays.size(); ++i) {
     const ShardedArray& array = arrays[i];
     if (array.bytes() == 0) continue;
-    record.blocks.push_back({tensors.of_block[i], offsets[i], 0, array.offset, array.shape});
+    record.blocks.push_back({tensors.of_block[i], offsets[i], 0, array.offset, array.shape, {}});
     written.push_back(&array);
   }
   RawFile file = RawFile::open(path, RawFile::Mode::kWrite);
@@ -165,14 +170,15 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
     BlockRecord& block = record.blocks[i];
     const auto* bytes = static_cast<const char*>(array.data);
     constexpr std::int64_t kPiece = std::int64_t{16} << 20;
-    Checksum hash;
+    ChunkedChecksum hash(kChunkBytes);
     for (std::int64_t done = 0; done < array.bytes(); done += kPiece) {
       const std::int64_t count = std::min(kPiece, array.bytes() - done);
-      hash.update(bytes + done, static_cast<std::size_t>(count));
+      hash.update(bytes + done, count);
       file.write(bytes + done, count, static_cast<std::int64_t>(block.file_offset) + done);
       file.start_writeback(static_cast<std::int64_t>(block.file_offset) + done, count);
     }
     block.xxh3 = hash.digest();
+    block.chunk_xxh3 = hash.chunks();
   }
   file.sync();
   file.close();
@@ -183,6 +189,7 @@ CheckpointIndex index_of(const std::vector<ShardedArray>& arrays, const Checkpoi
                          const std::vector<std::string>& records) {
   CheckpointIndex index;
   index.facts = facts;
+  index.chunk_bytes = kChunkBytes;
   index.tensors = Tensors(arrays).entries;
   for (std::size_t shard = 0; shard < records.size(); ++shard) {
     index.shard_files.push_back(

@@ -11,6 +11,7 @@ const std::vector<Command>& commands() {
       {"launch", "start train on several ranks, and again after a crash", launch_command},
       {"status", "show where runs and their jobs stand", status_command},
       {"stop", "ask runs to save and end", stop_command},
+      {"submit", "run as a Slurm job that saves in time and goes on by itself", submit_command},
       {"verify", "prove on this machine that sharding does not change the answer", verify_command},
       {"inspect", "look into a dataset, a checkpoint or a run directory", inspect_command},
       {"convert", "reshard, merge, export or import a checkpoint", convert_command},

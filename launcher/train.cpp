@@ -11,6 +11,7 @@
 
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
+#include "launcher/deadline.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
@@ -26,6 +27,7 @@
 #include "parallel/log.hpp"
 #include "parallel/watchdog.hpp"
 #include "slurm/environment.hpp"
+#include "slurm/remaining_time.hpp"
 #include "slurm/signals.hpp"
 
 namespace longspan::launcher {
@@ -109,7 +111,8 @@ StepResult train_step(TrainingRun& run) {
 /// next save.
 class Saver {
  public:
-  explicit Saver(TrainingRun& run) : run_(run) {}
+  /// What saves take is told to `deadline`.
+  Saver(TrainingRun& run, Deadline& deadline) : run_(run), deadline_(deadline) {}
   ~Saver() {
     try {
       settle();
@@ -127,10 +130,12 @@ class Saver {
       if (!last && run_.overlaps_saves()) {
         run_.save(true);
         in_the_way_ = seconds_since(begin);
+        pending_ = 1;
         return;
       }
       const std::string path = run_.save(false);
       saved(step);
+      deadline_.note_save(seconds_since(begin));
       log::info("saved {} in {:.2f} s", path, seconds_since(begin));
     } catch (const AgreedError& e) {
       run_.require_ownership();
@@ -140,7 +145,9 @@ class Saver {
   void poll() {
     const auto outcome = run_.saver().take();
     if (!outcome) return;
+    pending_ = 0;
     if (outcome->fenced) return;  // told after the next step, by all ranks
+    deadline_.note_save(in_the_way_ + outcome->seconds);
     if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
     saved(outcome->step);
     log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
@@ -153,6 +160,8 @@ class Saver {
     if (failure_) throw AgreedError("the last save failed: " + *failure_);
   }
   void already_saved(std::int64_t step) { saved_step_ = step; }
+  /// Saves under way: 0 or 1.
+  int pending() const { return pending_; }
 
  private:
   void settle() {
@@ -169,10 +178,35 @@ class Saver {
   }
 
   TrainingRun& run_;
+  Deadline& deadline_;
   std::int64_t saved_step_ = -1;
+  int pending_ = 0;
   double in_the_way_ = 0;  ///< seconds that the save under way has kept the steps waiting
   std::optional<std::string> failure_;
 };
+
+/// A save until one has been measured: 12 bytes a parameter onto a slow disk.
+double expected_save_seconds(const RunConfig& config) {
+  constexpr double kBytesPerSecond = 200e6;
+  return 0.5 + 12 * static_cast<double>(model::parameter_count(config.model)) / kBytesPerSecond;
+}
+
+/// Why all ranks stop now, at one and the same step boundary; empty: they go on. Signals reach the
+/// ranks at different moments, or only some of them, and their clocks differ. Collective.
+std::string wish_to_stop(const Communicator& world, const Deadline& deadline, int pending_saves,
+                         bool stop_requested) {
+  // Above all signals: one reduction for all.
+  constexpr std::int64_t kTimeIsUp = 1 << 16, kStopRequested = 1 << 17;
+  const bool late = deadline.reached(Deadline::Clock::now(), pending_saves);
+  const std::int64_t wish = world.all_reduce_max(stop_requested ? kStopRequested
+                                                 : late         ? kTimeIsUp
+                                                                : slurm::stop_signal());
+  if (wish == 0) return "";
+  if (wish == kStopRequested) return "longspan stop was asked for";
+  // Also on a rank that does not know of the end: it stops with those that do.
+  if (wish == kTimeIsUp) return deadline.reason().empty() ? "the job ends soon" : deadline.reason();
+  return fmt::format("{} was received", slurm::signal_name(static_cast<int>(wish)));
+}
 
 /// When to give up hope: train.patience validations in a row without a better loss.
 class Patience {
@@ -264,13 +298,11 @@ void print_header(const TrainingRun& run, double peak_flops) {
         c.mesh.context, c.mesh.context - heads);
 }
 
-/// What rank 0 says to all when it finds the wish of `longspan stop`; higher than every signal.
-constexpr std::int64_t kStopRequested = 1000;
-
 /// `directory`: rank 0's, held by the caller until the end of the run is on record.
 ExitStatus train(const RunConfig& requested, const Communicator& world,
                  std::optional<RunDirectory>& directory, RunRecord& record) {
   const auto begin = Clock::now();
+  const auto start = Deadline::Clock::now();
   slurm::catch_stop_signals();
   // A file that is longer than `ulimit -f` allows is an error of write(), as on a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
@@ -306,7 +338,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
   Stragglers stragglers(world);
-  Saver saver(run);
+  // One rank that knows is enough.
+  std::optional<slurm::JobEndWatch> job_end;
+  if (const std::string job = slurm::job_address(); !job.empty() && world.rank() == 0)
+    job_end.emplace(job);
+  Deadline deadline(start, config.train.time_limit, std::nullopt);
+  deadline.expect_save(expected_save_seconds(config));
+  Saver saver(run, deadline);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
   StepProfiler profiler(run.profile());
@@ -316,8 +354,12 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   if (metrics)
     for (const double loss : metrics->validation_losses()) patience.note(loss);
   bool given_up = world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
-  int stop_signal = 0;
   std::string stop_reason = given_up ? patience.reason() : "";
+  // A signal that came while the run was being set up costs no step. (Time that was short from the
+  // start allows one: a run that is started again and again still gets on.)
+  if (!given_up && run.progress().step < config.train.steps)
+    stop_reason = wish_to_stop(world, Deadline(start, {}, std::nullopt), 0,
+                               directory && stop_requested(config.directory()));
   while (run.progress().step < config.train.steps && stop_reason.empty()) {
     const auto step_begin = Clock::now();
     const double communication_before = run.communication_seconds(),
@@ -362,17 +404,14 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     if (step % config.log.every == 0 || finished || step == first_step + 1)
       log::line(table.row(line));
 
-    // Signals reach the ranks at different moments, or only some of them, and the file `stop` is
-    // rank 0's to see: all stop after the same step.
+    // The file `stop` is rank 0's to see.
     const bool wished = directory && stop_requested(config.directory());
-    stop_signal = static_cast<int>(
-        world.all_reduce_max(wished ? kStopRequested : std::int64_t{slurm::stop_signal()}));
+    deadline.note_step(seconds_since(step_begin));
+    if (job_end) deadline.set_job_end(job_end->end());
+    const std::string wish = wish_to_stop(world, deadline, saver.pending(), wished);
     const bool early =
         config.train.stop_after > 0 && step - first_step >= config.train.stop_after && !finished;
-    if (stop_signal != 0 && !finished && stop_reason.empty())
-      stop_reason = stop_signal == kStopRequested
-                        ? "longspan stop was asked for"
-                        : fmt::format("{} was received", slurm::signal_name(stop_signal));
+    if (!finished && stop_reason.empty()) stop_reason = wish;
     if (early && stop_reason.empty())
       stop_reason = fmt::format("train.stop-after={}", config.train.stop_after);
     const bool regular = config.checkpoint.every > 0 && step % config.checkpoint.every == 0;

@@ -13,6 +13,14 @@ std::optional<SlurmJob> current_job() {
   return SlurmJob{id, nodes ? nodes : "", restarts ? std::atoi(restarts) : 0};
 }
 
+std::string job_address() {
+  const char* const array = std::getenv("SLURM_ARRAY_JOB_ID");
+  const char* const task = std::getenv("SLURM_ARRAY_TASK_ID");
+  if (array != nullptr && task != nullptr) return std::string(array) + "_" + task;
+  const char* const id = std::getenv("SLURM_JOB_ID");
+  return id == nullptr ? "" : id;
+}
+
 bool started_by_launcher() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
     if (std::getenv(name) != nullptr) return true;

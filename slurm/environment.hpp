@@ -14,6 +14,9 @@ struct SlurmJob {
 
 /// The Slurm job this process runs in, if any.
 std::optional<SlurmJob> current_job();
+/// Its id as Slurm's commands take it, empty without a job. Of an array's element ARRAY_INDEX: the
+/// last element's own id is that of the whole array.
+std::string job_address();
 /// Whether a launcher (mpirun, srun with PMIx or PMI-2) started this process as one of several
 /// ranks.
 bool started_by_launcher();
