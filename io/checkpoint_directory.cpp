@@ -73,10 +73,14 @@ std::string why_incomplete(const std::string& folder) {
   return "";
 }
 
-void prune_checkpoints(const std::string& directory, std::int64_t keep) {
+void remove_temporary(const std::string& directory) {
   for (const std::string& name : list_directory(directory))
     if (name == ".latest.tmp" || (name.starts_with(".step-") && name.ends_with(".tmp")))
       remove_path(directory + "/" + name);
+}
+
+void prune_checkpoints(const std::string& directory, std::int64_t keep) {
+  remove_temporary(directory);
   if (keep <= 0) return;
   const std::string latest = symlink_target(directory + "/latest");
   auto stored = list_checkpoints(directory);

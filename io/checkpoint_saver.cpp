@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "io/file.hpp"
 #include "parallel/agree.hpp"
 
 namespace longspan::io {
@@ -92,6 +93,13 @@ std::string CheckpointSaver::save(const std::vector<ShardedArray>& arrays,
 
 std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
                                    const CheckpointFacts& facts) {
+  agree(comm_, [&] {
+    // Made anew it would not be the one that holds the other checkpoints, and maybe not be on the
+    // same disk: an unmounted file system leaves an empty folder, or none.
+    if (comm_.rank() == 0 && !is_directory(parent_path(directory_)))
+      fail("{}: this folder is gone: bring it back, or mount its file system again",
+           parent_path(directory_));
+  });
   std::string path = write_checkpoint(directory_, arrays, facts, comm_);
   agree(comm_, [&] {
     if (comm_.rank() == 0) prune_checkpoints(directory_, keep_);

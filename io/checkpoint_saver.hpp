@@ -27,8 +27,8 @@ class CheckpointSaver {
     double seconds = 0;   ///< from start() to the end of the writing
   };
 
-  /// Saves into `directory` and keeps the `keep` newest there (0 = all). Collective over `comm`,
-  /// which is duplicated: saves never meet the caller's own collectives.
+  /// Saves into `directory`, whose parent exists, and keeps the `keep` newest there (0 = all).
+  /// Collective over `comm`, which is duplicated: saves never meet the caller's own collectives.
   CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm);
   /// Waits for a save that is under way. That ends: once start() has returned anywhere, every rank
   /// has its copy and a thread to write it.

@@ -252,7 +252,6 @@ void commit(const std::string& temporary, const std::string& final_path) {
 std::string write_checkpoint(const std::string& directory, const std::vector<ShardedArray>& arrays,
                              const CheckpointFacts& facts, const Communicator& comm) {
   const std::string final_path = directory + "/" + step_folder_name(facts.step);
-  const std::string temporary = fmt::format("{}/.{}.tmp", directory, step_folder_name(facts.step));
   agree(comm, [&] { require_valid(arrays); });
   require_same_tensors(arrays, comm);
 
@@ -264,6 +263,11 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
   for (const ShardedArray& array : arrays) bytes += array.bytes() + 8192;
   bytes = comm.all_reduce_sum(bytes);
 
+  // A rank of a dead run that still writes for a moment must not meet its successor's files: the
+  // name is never the same twice.
+  const auto temporary_of = [&](const CheckpointFacts& of) {
+    return fmt::format("{}/.{}.{}.tmp", directory, step_folder_name(of.step), of.uuid.substr(0, 8));
+  };
   bool exists = false;
   agree(comm, [&] {
     if (comm.rank() != 0) return;
@@ -279,12 +283,13 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
       return;
     }
     complete.uuid = random_uuid();
+    remove_temporary(directory);  // what a dead run left must not fill the disk
     require_free_space(directory, bytes, fmt::format("the checkpoint of step {}", facts.step));
-    remove_path(temporary);
-    make_directory(temporary);
+    make_directory(temporary_of(complete));
   });
   if (comm.broadcast(std::int64_t{exists}, 0) != 0) return final_path;
   complete.uuid = comm.broadcast(complete.uuid, 0);
+  const std::string temporary = temporary_of(complete);
 
   try {
     ShardRecord record;

@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "io/file.hpp"
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
 #include "launcher/deadline.hpp"
@@ -300,7 +301,10 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   const double peak_flops = measure_peak_flops(
       model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);
-  if (!resumed.empty()) log::info("continuing from {} after step {}", resumed, run.progress().step);
+  if (!resumed.empty())
+    log::info("continuing from {} after step {}; a rank read at most {} of its {}", resumed,
+              run.progress().step, io::format_bytes(world.all_reduce_max(run.restored().read)),
+              io::format_bytes(run.restored().checkpoint));
 
   std::optional<MetricsWriter> metrics;
   agree(world, [&] {
