@@ -86,6 +86,7 @@ StepResult train_step(TrainingRun& run) {
   }
   result.learning_rate =
       model::learning_rate_at(config.optimizer, progress.step + 1, config.train.steps);
+  run.saver().wait_for_copy();  // a save still reads what changes now
   run.optimizer().update(result.learning_rate, result.gradient_norm, progress.step + 1);
 
   progress.step += 1;
@@ -138,7 +139,7 @@ class Saver {
     if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
     saved(outcome->step);
     log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
-              in_the_way_ + outcome->seconds, in_the_way_);
+              in_the_way_ + outcome->seconds, in_the_way_ + outcome->waited);
   }
   /// Throws if the newest state is not on disk.
   void finish() {

@@ -61,6 +61,7 @@ TEST_F(Saver, WritesTheMomentOfTheCopyInTheSameBytesAsInLine) {
   CheckpointSaver in_line(directory_ + "-in-line", 0, world_), behind(directory_, 0, world_);
   const std::string expected = in_line.save(arrays_of(tensors), test_facts(3));
   behind.start(arrays_of(tensors), test_facts(3));
+  behind.wait_for_copy();
   for (auto& tensor : tensors) std::fill(tensor.local.begin(), tensor.local.end(), 'x');
   behind.wait();
   const auto outcome = behind.take();
@@ -103,6 +104,7 @@ TEST_F(Saver, ASaveWaitsForTheOneBeforeAndTheOldestGo) {
   for (int step = 1; step <= 4; ++step) {
     const auto tensors = row_split(10 * step);
     saver.start(arrays_of(tensors), test_facts(step));
+    saver.wait_for_copy();
   }
   const auto tensors = row_split(50);
   EXPECT_ALL_RANKS(saver.save(arrays_of(tensors), test_facts(5)) == step_path(5));
