@@ -10,6 +10,7 @@
 #include "io/checkpoint.hpp"
 #include "io/checkpoint_index.hpp"
 #include "io/checksum.hpp"
+#include "io/direct_writer.hpp"
 #include "io/file.hpp"
 #include "io/hdf5.hpp"
 #include "parallel/agree.hpp"
@@ -190,20 +191,19 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
     }
     file.close();
   }
-  RawFile file = RawFile::open(path, RawFile::Mode::kWrite);
+  DirectWriter file(path);
   record.bytes = file.size();
   file.reserve(record.bytes);
   for (std::size_t i = 0; i < written.size(); ++i) {
     const ShardedArray& array = *written[i];
     BlockRecord& block = record.blocks[i];
     const auto* bytes = static_cast<const char*>(array.data);
-    constexpr std::int64_t kPiece = std::int64_t{16} << 20;
     ChunkedChecksum hash(kChunkBytes);
-    for (std::int64_t done = 0; done < array.bytes(); done += kPiece) {
-      const std::int64_t count = std::min(kPiece, array.bytes() - done);
+    // The piece before is on its way to the disk while this one is hashed.
+    for (std::int64_t done = 0; done < array.bytes(); done += DirectWriter::kPiece) {
+      const std::int64_t count = std::min(DirectWriter::kPiece, array.bytes() - done);
       hash.update(bytes + done, count);
       file.write(bytes + done, count, static_cast<std::int64_t>(block.file_offset) + done);
-      file.start_writeback(static_cast<std::int64_t>(block.file_offset) + done, count);
     }
     block.xxh3 = hash.digest();
     block.chunk_xxh3 = hash.chunks();
