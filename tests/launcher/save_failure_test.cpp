@@ -162,7 +162,7 @@ TEST_P(SaveFailure, AReadOnlyDisk) {
 TEST_P(SaveFailure, AFolderThatGoesWhileTheRunIsUnderWay) {
   // Needs no mount: to the run it is the same as a file system that is not there any more.
   const std::string run = folder_.file("run"), away = folder_.file("away");
-  auto job = std::async(std::launch::async, [&] { return train(run, 300, 2); });
+  auto job = std::async(std::launch::async, [&] { return train(run, 40, 2); });
   while (!fs::exists(run + "/checkpoints/latest") &&
          job.wait_for(2ms) != std::future_status::ready) {
   }
@@ -170,12 +170,12 @@ TEST_P(SaveFailure, AFolderThatGoesWhileTheRunIsUnderWay) {
   const auto r = job.get();
   EXPECT_EQ(r.status, 1) << r.err << r.out;
   EXPECT_FALSE(fs::exists(run)) << "another folder was made where the lost one was";
-  EXPECT_EQ(steps_of(away), 300);
+  EXPECT_EQ(steps_of(away), 40);
   EXPECT_GE(count(r.err, run + ": this folder is gone"), 2) << r.err;
   EXPECT_EQ(count(r.err, "warning: step ") + 1, testing_support::count_lines(r.err)) << r.err;
   EXPECT_GE(good_checkpoints(away), 1U);
   fs::rename(away, run);
-  const auto rest = train(run, 300, 2);
+  const auto rest = train(run, 40, 2);
   EXPECT_EQ(rest.status, 0) << rest.err;
   EXPECT_EQ(rest.err, "");
   EXPECT_EQ(temporary_folders(run), 0);
@@ -185,7 +185,7 @@ TEST_P(SaveFailure, AFileSystemThatIsUnmounted) {
   const std::string place = folder_.file("disk"), run = place + "/run";
   Mounted disk(place, "size=40m");
   if (!disk.problem().empty()) GTEST_SKIP() << "cannot mount here: " << disk.problem();
-  auto job = std::async(std::launch::async, [&] { return train(run, 200, 2); });
+  auto job = std::async(std::launch::async, [&] { return train(run, 40, 2); });
   while (!fs::exists(run + "/checkpoints/latest") &&
          job.wait_for(2ms) != std::future_status::ready) {
   }
