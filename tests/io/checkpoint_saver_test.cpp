@@ -58,11 +58,16 @@ std::vector<std::string> manifest_of(const std::string& path) {
 
 TEST_F(Saver, WritesTheMomentOfTheCopyInTheSameBytesAsInLine) {
   auto tensors = row_split();
+  // Large enough that the copy is not over before it is waited for.
+  tensors.emplace_back("model/large", DType::kF32, Shape{4096, 2048}, 9);
+  tensors.back().take_rows(world_.rank(), world_.size());
   CheckpointSaver in_line(directory_ + "-in-line", 0, world_), behind(directory_, 0, world_);
   const std::string expected = in_line.save(arrays_of(tensors), test_facts(3));
   behind.start(arrays_of(tensors), test_facts(3));
   behind.wait_for_copy();
-  for (auto& tensor : tensors) std::fill(tensor.local.begin(), tensor.local.end(), 'x');
+  std::for_each(tensors.rbegin(), tensors.rend(), [](TestTensor& tensor) {
+    std::fill(tensor.local.begin(), tensor.local.end(), 'x');
+  });
   behind.wait();
   const auto outcome = behind.take();
   ASSERT_TRUE(outcome);
