@@ -89,7 +89,8 @@ TEST_F(LayoutMatrix, NothingIsReadThroughTheVirtualDatasets) {
   const auto removed = testing_support::run_process(
       {python, "-c",
        "import h5py, sys\nwith h5py.File(sys.argv[1], 'r+', libver='v110') as f:\n"
-       "  assert f['model/blocks.0.attention.output.weight'].is_virtual\n  del f['model']\n  del f['optim']\n",
+       "  assert f['model/blocks.0.attention.output.weight'].is_virtual\n  for name in [n for n in "
+       "f if isinstance(f[n], h5py.Group) and n != 'manifest']: del f[name]\n",
        latest("run") + "/index.h5"});
   ASSERT_EQ(removed.status, 0) << removed.err;
   const auto r = train("run", {1, 1, 2, "none"}, kSteps, kSteps);
