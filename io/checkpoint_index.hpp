@@ -69,6 +69,9 @@ std::vector<StoredCheckpoint> list_checkpoints(const std::string& directory);
 /// The same in the order in which a restart tries them: the one that `latest` names, then from the
 /// highest step down.
 std::vector<StoredCheckpoint> restart_order(const std::string& directory);
+/// Removes unfinished checkpoints, and what else has a temporary name: of a run that is dead, for
+/// nothing may be written into `directory` at this moment.
+void remove_temporary(const std::string& directory, const Fence* fence = nullptr);
 /// "'model/norm.weight' and 7 more tensors are lost": those with bytes at or behind `size` in a
 /// shard that should be longer. Empty if there are none.
 std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t size);

@@ -10,6 +10,7 @@
 #include "io/checkpoint_index.hpp"
 #include "io/checkpoint_shard.hpp"
 #include "io/checksum.hpp"
+#include "io/direct_writer.hpp"
 #include "io/file.hpp"
 #include "parallel/agree.hpp"
 
@@ -162,20 +163,19 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
     record.blocks.push_back({tensors.of_block[i], offsets[i], 0, array.offset, array.shape, {}});
     written.push_back(&array);
   }
-  RawFile file = RawFile::open(path, RawFile::Mode::kWrite);
+  DirectWriter file(path);
   record.bytes = file.size();
   file.reserve(record.bytes);
   for (std::size_t i = 0; i < written.size(); ++i) {
     const ShardedArray& array = *written[i];
     BlockRecord& block = record.blocks[i];
     const auto* bytes = static_cast<const char*>(array.data);
-    constexpr std::int64_t kPiece = std::int64_t{16} << 20;
     ChunkedChecksum hash(kChunkBytes);
-    for (std::int64_t done = 0; done < array.bytes(); done += kPiece) {
-      const std::int64_t count = std::min(kPiece, array.bytes() - done);
+    // The piece before is on its way to the disk while this one is hashed.
+    for (std::int64_t done = 0; done < array.bytes(); done += DirectWriter::kPiece) {
+      const std::int64_t count = std::min(DirectWriter::kPiece, array.bytes() - done);
       hash.update(bytes + done, count);
       file.write(bytes + done, count, static_cast<std::int64_t>(block.file_offset) + done);
-      file.start_writeback(static_cast<std::int64_t>(block.file_offset) + done, count);
     }
     block.xxh3 = hash.digest();
     block.chunk_xxh3 = hash.chunks();
@@ -232,8 +232,6 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
                              const CheckpointFacts& facts, const Communicator& comm,
                              const Fence* fence) {
   const std::string final_path = directory + "/" + step_folder_name(facts.step);
-  const std::string temporary =
-      comm.broadcast(temporary_path(directory, step_folder_name(facts.step), fence), 0);
   agree(comm, [&] { require_valid(arrays); });
   require_same_tensors(arrays, comm);
 
@@ -245,6 +243,12 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
   for (const ShardedArray& array : arrays) bytes += array.bytes() + 8192;
   bytes = comm.all_reduce_sum(bytes);
 
+  // A rank of a dead run that still writes for a moment must not meet its successor's files: the
+  // name is never the same twice.
+  const auto temporary_of = [&](const CheckpointFacts& of) {
+    const std::string name = fmt::format("{}.{}", step_folder_name(of.step), of.uuid.substr(0, 8));
+    return temporary_path(directory, name, fence);
+  };
   bool exists = false;
   agree(comm, [&] {
     if (comm.rank() != 0) return;
@@ -261,12 +265,14 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
       return;
     }
     complete.uuid = random_uuid();
+    remove_temporary(directory, fence);  // what a dead run left must not fill the disk
     require_free_space(directory, bytes, fmt::format("the checkpoint of step {}", facts.step));
-    remove_path(temporary);
-    make_directory(temporary);
+    make_directory(temporary_of(complete));
   });
   if (comm.broadcast(std::int64_t{exists}, 0) != 0) return final_path;
   complete.uuid = comm.broadcast(complete.uuid, 0);
+  // The fence is rank 0's alone.
+  const std::string temporary = comm.broadcast(temporary_of(complete), 0);
 
   try {
     ShardRecord record;

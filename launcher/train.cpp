@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "io/file.hpp"
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
 #include "launcher/deadline.hpp"
@@ -97,6 +98,7 @@ StepResult train_step(TrainingRun& run) {
   }
   result.learning_rate =
       model::learning_rate_at(config.optimizer, progress.step + 1, config.train.steps);
+  run.saver().wait_for_copy();  // a save still reads what changes now
   run.optimizer().update(result.learning_rate, result.gradient_norm, progress.step + 1);
 
   progress.step += 1;
@@ -151,7 +153,7 @@ class Saver {
     if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
     saved(outcome->step);
     log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
-              in_the_way_ + outcome->seconds, in_the_way_);
+              in_the_way_ + outcome->seconds, in_the_way_ + outcome->waited);
   }
   /// Throws if the newest state is not on disk.
   void finish() {
@@ -328,7 +330,10 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
       model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);
   if (directory) record.started(config.directory(), world.size(), run.progress().step);
-  if (!resumed.empty()) log::info("continuing from {} after step {}", resumed, run.progress().step);
+  if (!resumed.empty())
+    log::info("continuing from {} after step {}; a rank read at most {} of its {}", resumed,
+              run.progress().step, io::format_bytes(world.all_reduce_max(run.restored().read)),
+              io::format_bytes(run.restored().checkpoint));
 
   std::optional<MetricsWriter> metrics;
   agree(world, [&] {

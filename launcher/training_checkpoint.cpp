@@ -168,6 +168,10 @@ std::string TrainingRun::restore() {
     }
     const io::CheckpointFacts& facts = reader->facts();
     progress_ = {facts.step, facts.tokens_seen, facts.next_sample, facts.loss_history};
+    restored_.read = reader->bytes_read();
+    for (const io::TensorEntry& tensor : reader->tensors())
+      restored_.checkpoint +=
+          element_count(tensor.global_shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
     choice.settle();
     break;
   }

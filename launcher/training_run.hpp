@@ -95,6 +95,11 @@ class TrainingRun {
   /// starts from its initial weights. Opens the file of memory.offload and starts the loader.
   /// Collective.
   std::string restore();
+  /// Bytes that restore() has read on this rank, and those that the whole checkpoint has.
+  struct Restored {
+    std::int64_t read = 0, checkpoint = 0;
+  };
+  const Restored& restored() const { return restored_; }
 
  private:
   void open_offload();
@@ -125,6 +130,7 @@ class TrainingRun {
   int accumulation_ = 1;
   MemoryPlan memory_plan_;
   Progress progress_;
+  Restored restored_;
   std::unique_ptr<io::Fence> fence_;            ///< on rank 0
   std::unique_ptr<io::CheckpointSaver> saver_;  ///< last: a save may be under way
 };
