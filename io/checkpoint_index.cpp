@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "io/checksum.hpp"
@@ -81,6 +83,79 @@ std::uint64_t hash_of(const CheckpointIndex& index, const Tables& t) {
   return hash.digest();
 }
 
+// What a manifest may claim: far above any real one, far below what would hurt.
+constexpr std::int64_t kMostRows = std::int64_t{1} << 26;
+constexpr std::int64_t kMostText = std::int64_t{64} << 20;
+constexpr std::size_t kMostDims = 32;  // of HDF5 too
+
+/// A name that is a path inside HDF5 files, a key of other formats, and shown to people.
+void require_tensor_name(const std::string& path, const std::string& name) {
+  const auto part = [&](std::string_view what) {
+    return ("/" + name + "/").find(what) != std::string::npos;
+  };
+  if (name.empty() || name.size() > 1024 || printable(name) != name || part("//") ||
+      part("/./") || part("/../") || part("@"))
+    fail_damaged("{}: the manifest names a tensor '{}': not a name", path, name.substr(0, 80));
+}
+
+/// Shards lie next to their index, wherever that is: a path could lead anywhere.
+void require_shard_name(const std::string& path, const std::string& name) {
+  if (name.empty() || name.size() > 255 || name.front() == '.' || printable(name) != name ||
+      name.find_first_of("/\\") != std::string::npos)
+    fail_damaged("{}: the manifest names a shard '{}': not the bare name of a file", path,
+                 name.substr(0, 80));
+}
+
+/// What is wrong with the blocks of a tensor, which must lie inside it and not meet; empty if they
+/// cover it exactly once. `patience`: comparisons left; 0 on return = given up.
+std::string cover_problem(const TensorEntry& tensor, std::int64_t& patience) {
+  std::int64_t covered = 0;
+  std::vector<const TensorEntry::Block*> blocks;
+  for (const auto& block : tensor.blocks) {
+    covered += element_count(block.shape);
+    blocks.push_back(&block);
+  }
+  const std::int64_t expected = element_count(tensor.global_shape);
+  std::sort(blocks.begin(), blocks.end(),
+            [](const auto* a, const auto* b) { return a->offset < b->offset; });
+  const auto meet = [](const TensorEntry::Block& a, const TensorEntry::Block& b) {
+    for (std::size_t d = 0; d < a.shape.size(); ++d)
+      if (a.offset[d] >= b.offset[d] + b.shape[d] || b.offset[d] >= a.offset[d] + a.shape[d])
+        return false;
+    return true;
+  };
+  // Sorted by first row: a block can only meet those that start before it ends. A scalar has no
+  // rows, and one block.
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const auto& a = *blocks[i];
+    for (std::size_t j = i + 1;
+         j < blocks.size() && (a.shape.empty() || blocks[j]->offset[0] < a.offset[0] + a.shape[0]);
+         ++j) {
+      if (patience == 0) return "so many blocks lie side by side that they cannot be checked";
+      --patience;
+      const auto& b = *blocks[j];
+      if (meet(a, b))
+        return fmt::format(
+            "ranks {} and {} both hold elements of '{}': blocks {} at {} and {} at {}; each "
+            "element must have one owner",
+            a.shard, b.shard, tensor.name, to_string(a.shape), to_string(a.offset),
+            to_string(b.shape), to_string(b.offset));
+    }
+  }
+  if (covered != expected)
+    return fmt::format("the ranks hold {} of the {} elements of '{}' {}: every element needs an "
+                       "owner",
+                       covered, expected, tensor.name, to_string(tensor.global_shape));
+  return "";
+}
+
+/// Comparisons that any real layout needs: blocks side by side are as many as a tensor group.
+std::int64_t patience_for(const std::vector<TensorEntry>& tensors) {
+  std::int64_t blocks = 0;
+  for (const TensorEntry& tensor : tensors) blocks += static_cast<std::int64_t>(tensor.blocks.size());
+  return 1000 * blocks + 1'000'000;
+}
+
 DType dtype_named(const std::string& path, const std::string& name) {
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kU8, DType::kU16, DType::kU32,
                             DType::kI32, DType::kI64, DType::kU64, DType::kF64})
@@ -93,15 +168,20 @@ class DimsColumn {
  public:
   DimsColumn(std::string path, std::vector<std::uint64_t> values)
       : path_(std::move(path)), values_(std::move(values)) {}
-  Shape take(std::size_t count) {
-    if (values_.size() - next_ < count)
-      fail_damaged("{}: the tables of the manifest have unequal lengths", path_);
+  Shape take(std::uint64_t count) {
+    if (values_.size() - next_ < count) fail_lengths();
     const auto begin = values_.begin() + static_cast<std::ptrdiff_t>(next_);
     next_ += count;
     return Shape(begin, begin + static_cast<std::ptrdiff_t>(count));
   }
+  void require_end() const {
+    if (next_ != values_.size()) fail_lengths();
+  }
 
  private:
+  [[noreturn]] void fail_lengths() const {
+    fail_damaged("{}: the tables of the manifest have unequal lengths", path_);
+  }
   std::string path_;
   std::vector<std::uint64_t> values_;
   std::size_t next_ = 0;
@@ -109,19 +189,30 @@ class DimsColumn {
 
 CheckpointFacts read_facts(const hdf5::File& file) {
   CheckpointFacts facts;
-  const auto number = [&](const char* name) { return file.i64_attribute("/", name); };
-  facts.step = number("step");
-  facts.tokens_seen = number("tokens_seen");
-  facts.created_unix = number("created_unix");
-  facts.data = static_cast<int>(number("mesh_data"));
-  facts.context = static_cast<int>(number("mesh_context"));
-  facts.tensor = static_cast<int>(number("mesh_tensor"));
-  facts.world_size = static_cast<int>(number("world_size"));
+  const auto number = [&](const char* name, std::int64_t least, std::int64_t most) {
+    const std::int64_t value = file.i64_attribute("/", name);
+    if (value < least || value > most)
+      fail_damaged("{}: attribute '{}' is {}, not between {} and {}", file.path(), name, value,
+                   least, most);
+    return value;
+  };
+  constexpr std::int64_t kMany = std::int64_t{1} << 62, kRanks = std::int64_t{1} << 24;
+  constexpr std::int64_t kYear9999 = 253'402'300'799;
+  facts.step = number("step", 0, kMany);
+  facts.tokens_seen = number("tokens_seen", 0, kMany);
+  facts.created_unix = number("created_unix", 0, kYear9999);
+  facts.data = static_cast<int>(number("mesh_data", 1, kRanks));
+  facts.context = static_cast<int>(number("mesh_context", 1, kRanks));
+  facts.tensor = static_cast<int>(number("mesh_tensor", 1, kRanks));
+  facts.world_size = static_cast<int>(number("world_size", 1, kRanks));
   facts.seed = file.u64_attribute("/", "cursor_seed");
-  facts.next_sample = number("cursor_next_sample");
-  facts.dataset_uuid = file.text_attribute("/", "cursor_dataset_uuid");
+  facts.next_sample = number("cursor_next_sample", 0, kMany);
+  facts.dataset_uuid = printable(file.text_attribute("/", "cursor_dataset_uuid"));
   facts.uuid = file.text_attribute("/", "checkpoint_uuid");
-  facts.program_version = file.text_attribute("/", "program_version");
+  facts.program_version = printable(file.text_attribute("/", "program_version"));
+  file.require_plain("config", kMostText);
+  file.require_plain("tokenizer", kMostText);
+  file.require_plain("loss_history", kMostText);
   facts.config = file.read_text("config");
   facts.tokenizer = file.read_text("tokenizer");
   facts.loss_history = file.read_f32("loss_history");
@@ -130,6 +221,12 @@ CheckpointFacts read_facts(const hdf5::File& file) {
 
 Tables read_tables(const hdf5::File& file) {
   Tables t;
+  for (const char* name : {"shard_bytes", "tensor_dim_count", "tensor_dims", "block_tensor",
+                           "block_shard", "block_file_offset", "block_xxh3", "block_offset_dims",
+                           "block_shape_dims", "self_xxh3"})
+    file.require_plain(std::string("manifest/") + name, kMostRows * 8);
+  for (const char* name : {"shard_file", "tensor_name", "tensor_dtype"})
+    file.require_plain(std::string("manifest/") + name, kMostRows * 8);
   t.shard_bytes = file.read_u64("manifest/shard_bytes");
   t.tensor_name = file.read_strings("manifest/tensor_name");
   t.tensor_dtype = file.read_strings("manifest/tensor_dtype");
@@ -152,13 +249,24 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
     fail_damaged("{}: the tables of the manifest have unequal lengths", path);
   DimsColumn dims(path, t.tensor_dims), offsets(path, t.block_offset_dims),
       shapes(path, t.block_shape_dims);
+  std::set<std::string_view> names;
   for (std::size_t i = 0; i < t.tensor_name.size(); ++i) {
     TensorEntry tensor;
     tensor.name = t.tensor_name[i];
+    require_tensor_name(path, tensor.name);
+    if (!names.insert(t.tensor_name[i]).second)
+      fail_damaged("{}: the manifest names the tensor '{}' twice", path, tensor.name);
     tensor.dtype = dtype_named(path, t.tensor_dtype[i]);
+    if (t.tensor_dim_count[i] > kMostDims)
+      fail_damaged("{}: the manifest gives '{}' {} dims, there are at most {}", path, tensor.name,
+                   t.tensor_dim_count[i], kMostDims);
     tensor.global_shape = dims.take(t.tensor_dim_count[i]);
+    if (!checked_bytes(tensor.global_shape, 8))
+      fail_damaged("{}: the manifest gives '{}' the shape {}: no file holds so much", path,
+                   tensor.name, to_string(tensor.global_shape));
     index.tensors.push_back(std::move(tensor));
   }
+  dims.require_end();
   for (std::size_t i = 0; i < blocks; ++i) {
     if (t.block_tensor[i] >= index.tensors.size() || t.block_shard[i] >= index.shard_files.size())
       fail_damaged("{}: block {} of the manifest refers to a tensor or shard that does not exist",
@@ -170,8 +278,43 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
     block.shape = shapes.take(tensor.global_shape.size());
     block.file_offset = t.block_file_offset[i];
     block.xxh3 = t.block_xxh3[i];
+    for (std::size_t d = 0; d < block.shape.size(); ++d)
+      if (block.offset[d] < 0 || block.shape[d] < 0 || block.shape[d] > tensor.global_shape[d] ||
+          block.offset[d] > tensor.global_shape[d] - block.shape[d])
+        fail_damaged("{}: block {} of the manifest, {} at {}, lies outside of '{}' {}", path, i,
+                     to_string(block.shape), to_string(block.offset), tensor.name,
+                     to_string(tensor.global_shape));
+    const std::int64_t shard_bytes = index.shard_bytes[t.block_shard[i]];
+    const std::int64_t bytes =
+        element_count(block.shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
+    if (bytes > shard_bytes ||
+        block.file_offset > static_cast<std::uint64_t>(shard_bytes - bytes))
+      fail_damaged("{}: block {} of the manifest, {} bytes at {} of '{}', ends behind the {} bytes "
+                   "of its shard",
+                   path, i, bytes, block.file_offset, tensor.name, shard_bytes);
     tensor.blocks.push_back(std::move(block));
   }
+  offsets.require_end();
+  shapes.require_end();
+  std::int64_t patience = patience_for(index.tensors);
+  for (const TensorEntry& tensor : index.tensors)
+    if (const std::string problem = cover_problem(tensor, patience); !problem.empty())
+      fail_damaged("{}: the manifest is not of one checkpoint: {}", path, problem);
+}
+
+/// Every name and size once, before anything is opened by them.
+void require_shards(const std::string& path, const CheckpointIndex& index) {
+  if (index.shard_files.size() != static_cast<std::size_t>(index.facts.world_size))
+    fail_damaged("{}: the manifest lists {} shards, its world_size is {}", path,
+                 index.shard_files.size(), index.facts.world_size);
+  std::set<std::string_view> names;
+  for (const std::string& name : index.shard_files) {
+    require_shard_name(path, name);
+    if (!names.insert(name).second)
+      fail_damaged("{}: the manifest names the shard '{}' twice", path, name);
+  }
+  for (const std::int64_t bytes : index.shard_bytes)
+    if (bytes < 0) fail_damaged("{}: the manifest claims a shard of 2^63 bytes or more", path);
 }
 
 }  // namespace
@@ -185,41 +328,10 @@ std::string block_dataset_name(const std::string& tensor, int number) {
 }
 
 void require_exact_cover(const std::vector<TensorEntry>& tensors) {
-  for (const TensorEntry& tensor : tensors) {
-    std::int64_t covered = 0;
-    std::vector<const TensorEntry::Block*> blocks;
-    for (const auto& block : tensor.blocks) {
-      covered += element_count(block.shape);
-      blocks.push_back(&block);
-    }
-    const std::int64_t expected = element_count(tensor.global_shape);
-    std::sort(blocks.begin(), blocks.end(),
-              [](const auto* a, const auto* b) { return a->offset < b->offset; });
-    // Sorted by first row: a block can only meet those that start before it ends.
-    for (std::size_t i = 0; i < blocks.size(); ++i) {
-      const auto& a = *blocks[i];
-      for (std::size_t j = i + 1;
-           j < blocks.size() && blocks[j]->offset[0] < a.offset[0] + a.shape[0]; ++j) {
-        const auto& b = *blocks[j];
-        bool meet = true;
-        for (std::size_t d = 0; d < a.shape.size(); ++d)
-          meet = meet && a.offset[d] < b.offset[d] + b.shape[d] &&
-                 b.offset[d] < a.offset[d] + a.shape[d];
-        if (meet)
-          fail(
-              "checkpoint: ranks {} and {} both hold elements of '{}': blocks {} at {} and {} at "
-              "{}; each element must "
-              "have one owner",
-              a.shard, b.shard, tensor.name, to_string(a.shape), to_string(a.offset),
-              to_string(b.shape), to_string(b.offset));
-      }
-    }
-    if (covered != expected)
-      fail(
-          "checkpoint: the ranks hold {} of the {} elements of '{}' {}: every element needs an "
-          "owner",
-          covered, expected, tensor.name, to_string(tensor.global_shape));
-  }
+  std::int64_t patience = patience_for(tensors);
+  for (const TensorEntry& tensor : tensors)
+    if (const std::string problem = cover_problem(tensor, patience); !problem.empty())
+      fail("checkpoint: {}", problem);
 }
 
 void write_index(const std::string& path, const CheckpointIndex& index) {
@@ -281,21 +393,26 @@ void write_index(const std::string& path, const CheckpointIndex& index) {
 CheckpointIndex read_index(const std::string& folder) {
   const std::string path = folder + "/index.h5";
   if (!path_exists(path)) fail_damaged("{}: no checkpoint: it has no index.h5", folder);
-  const hdf5::File file = hdf5::File::open(path);
+  return read_index(hdf5::File::open(path));
+}
+
+CheckpointIndex read_index(const hdf5::File& file) {
+  const std::string& path = file.path();
   if (!file.has_attribute("/", "format") || file.text_attribute("/", "format") != kIndexFormat)
     fail_damaged("{}: an HDF5 file, but not the index of a checkpoint", path);
   const std::int64_t version = file.i64_attribute("/", "format_version");
-  if (version > kCheckpointFormatVersion)
+  if (version < 1 || version > kCheckpointFormatVersion)
     fail_damaged(
-        "{}: checkpoint format {} is newer than this program, which reads up to {}: use the "
-        "program that "
+        "{}: checkpoint format version {}, this program reads version {}: use the program that "
         "wrote it ({})",
-        path, version, kCheckpointFormatVersion, file.text_attribute("/", "program_version"));
+        path, version, kCheckpointFormatVersion,
+        file.has_attribute("/", "program_version") ? file.text_attribute("/", "program_version")
+                                                   : "unknown");
   CheckpointIndex index;
   index.facts = read_facts(file);
-  index.hdf5_version = file.text_attribute("/", "hdf5_version");
-  index.shard_files = file.read_strings("manifest/shard_file");
+  index.hdf5_version = printable(file.text_attribute("/", "hdf5_version"));
   const Tables t = read_tables(file);
+  index.shard_files = file.read_strings("manifest/shard_file");
   index.shard_bytes.assign(t.shard_bytes.begin(), t.shard_bytes.end());
   const auto stored = file.read_u64("manifest/self_xxh3");
   const std::uint64_t found = hash_of(index, t);
@@ -303,6 +420,7 @@ CheckpointIndex read_index(const std::string& folder) {
       index.shard_bytes.size() != index.shard_files.size())
     fail_damaged("{}: the manifest is damaged: its hash is {:016x}, {:016x} was stored", path,
                  found, stored.empty() ? 0 : stored[0]);
+  require_shards(path, index);
   fill_tensors(path, t, index);
   return index;
 }

@@ -12,6 +12,10 @@
 
 namespace longspan::io {
 
+namespace hdf5 {
+class File;
+}
+
 constexpr std::int64_t kCheckpointFormatVersion = 1;
 constexpr const char* kShardFormat = "longspan-checkpoint-shard";
 constexpr const char* kIndexFormat = "longspan-checkpoint";
@@ -39,9 +43,12 @@ void require_exact_cover(const std::vector<TensorEntry>& tensors);
 /// Creates `path` with the manifest, its hash and a virtual dataset per tensor. Not durable until
 /// synced.
 void write_index(const std::string& path, const CheckpointIndex& index);
-/// Reads `<folder>/index.h5`. Throws Error (damaged) for a missing or foreign file, a format from
-/// the future, or a manifest that does not match its hash.
+/// Reads `<folder>/index.h5`. Throws Error (damaged) for a missing or foreign file, a format of
+/// another version, a manifest that does not match its hash or contradicts itself. Whoever wrote
+/// it, afterwards shard names are bare, blocks lie inside their tensors and shards and cover each
+/// tensor exactly once, and no product of extents overflows.
 CheckpointIndex read_index(const std::string& folder);
+CheckpointIndex read_index(const hdf5::File& file);
 
 struct StoredCheckpoint {
   std::int64_t step = 0;

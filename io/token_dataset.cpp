@@ -12,6 +12,8 @@
 namespace longspan::io {
 namespace {
 
+constexpr std::int64_t kMostTableBytes = std::int64_t{16} << 30;  // two thousand million documents
+constexpr std::int64_t kMostTokenizerBytes = std::int64_t{16} << 20;
 constexpr std::int64_t kPiece =
     256 << 10;  // bytes read at a time: stays in the cache until it is widened
 
@@ -54,6 +56,7 @@ hdf5::DatasetInfo table(const hdf5::File& file, const char* name, DType dtype, s
   if (info.dtype != dtype || info.shape.size() != dims)
     fail_damaged("{}: dataset '{}' is {} of shape {}, expected {} with {} dim(s)", file.path(),
                  name, info.type_text, to_string(info.shape), name_of(dtype), dims);
+  file.require_plain(name, kMostTableBytes);
   return info;
 }
 
@@ -192,14 +195,18 @@ TokenDataset TokenDataset::open(const std::string& path) {
   facts.path = path;
   const hdf5::File file = hdf5::File::open(path);
   check_identity(file);
-  facts.uuid = file.text_attribute("/", "dataset_uuid");
-  facts.source = file.text_attribute("/", "source");
-  facts.created_by = file.text_attribute("/", "created_by");
+  facts.uuid = printable(file.text_attribute("/", "dataset_uuid"));
+  facts.source = printable(file.text_attribute("/", "source"));
+  facts.created_by = printable(file.text_attribute("/", "created_by"));
   impl->offset = check_tokens(file, facts);
   table(file, "tokenizer", DType::kU8, 1);
+  file.require_plain("tokenizer", kMostTokenizerBytes);
   facts.tokenizer = file.read_text("tokenizer");
   try {
     const Tokenizer tokenizer(facts.tokenizer);
+    if (facts.vocabulary > tokenizer.vocabulary())
+      fail_damaged("its tokenizer knows {} ids, 'vocab_size' is {}", tokenizer.vocabulary(),
+                   facts.vocabulary);
   } catch (const Error& error) {
     throw Error(path + ": " + error.what(), error.status());
   }
