@@ -93,8 +93,8 @@ void require_tensor_name(const std::string& path, const std::string& name) {
   const auto part = [&](std::string_view what) {
     return ("/" + name + "/").find(what) != std::string::npos;
   };
-  if (name.empty() || name.size() > 1024 || printable(name) != name || part("//") ||
-      part("/./") || part("/../") || part("@"))
+  if (name.empty() || name.size() > 1024 || printable(name) != name || part("//") || part("/./") ||
+      part("/../") || part("@"))
     fail_damaged("{}: the manifest names a tensor '{}': not a name", path, name.substr(0, 80));
 }
 
@@ -143,16 +143,18 @@ std::string cover_problem(const TensorEntry& tensor, std::int64_t& patience) {
     }
   }
   if (covered != expected)
-    return fmt::format("the ranks hold {} of the {} elements of '{}' {}: every element needs an "
-                       "owner",
-                       covered, expected, tensor.name, to_string(tensor.global_shape));
+    return fmt::format(
+        "the ranks hold {} of the {} elements of '{}' {}: every element needs an "
+        "owner",
+        covered, expected, tensor.name, to_string(tensor.global_shape));
   return "";
 }
 
 /// Comparisons that any real layout needs: blocks side by side are as many as a tensor group.
 std::int64_t patience_for(const std::vector<TensorEntry>& tensors) {
   std::int64_t blocks = 0;
-  for (const TensorEntry& tensor : tensors) blocks += static_cast<std::int64_t>(tensor.blocks.size());
+  for (const TensorEntry& tensor : tensors)
+    blocks += static_cast<std::int64_t>(tensor.blocks.size());
   return 1000 * blocks + 1'000'000;
 }
 
@@ -221,9 +223,9 @@ CheckpointFacts read_facts(const hdf5::File& file) {
 
 Tables read_tables(const hdf5::File& file) {
   Tables t;
-  for (const char* name : {"shard_bytes", "tensor_dim_count", "tensor_dims", "block_tensor",
-                           "block_shard", "block_file_offset", "block_xxh3", "block_offset_dims",
-                           "block_shape_dims", "self_xxh3"})
+  for (const char* name :
+       {"shard_bytes", "tensor_dim_count", "tensor_dims", "block_tensor", "block_shard",
+        "block_file_offset", "block_xxh3", "block_offset_dims", "block_shape_dims", "self_xxh3"})
     file.require_plain(std::string("manifest/") + name, kMostRows * 8);
   for (const char* name : {"shard_file", "tensor_name", "tensor_dtype"})
     file.require_plain(std::string("manifest/") + name, kMostRows * 8);
@@ -287,11 +289,11 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
     const std::int64_t shard_bytes = index.shard_bytes[t.block_shard[i]];
     const std::int64_t bytes =
         element_count(block.shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
-    if (bytes > shard_bytes ||
-        block.file_offset > static_cast<std::uint64_t>(shard_bytes - bytes))
-      fail_damaged("{}: block {} of the manifest, {} bytes at {} of '{}', ends behind the {} bytes "
-                   "of its shard",
-                   path, i, bytes, block.file_offset, tensor.name, shard_bytes);
+    if (bytes > shard_bytes || block.file_offset > static_cast<std::uint64_t>(shard_bytes - bytes))
+      fail_damaged(
+          "{}: block {} of the manifest, {} bytes at {} of '{}', ends behind the {} bytes "
+          "of its shard",
+          path, i, bytes, block.file_offset, tensor.name, shard_bytes);
     tensor.blocks.push_back(std::move(block));
   }
   offsets.require_end();
