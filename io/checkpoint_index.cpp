@@ -304,6 +304,19 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
       fail_damaged("{}: the manifest is not of one checkpoint: {}", path, problem);
 }
 
+/// All that the hash covers; nothing of it is checked yet but its size.
+std::pair<CheckpointIndex, Tables> read_parts(const hdf5::File& file) {
+  CheckpointIndex index;
+  index.facts = read_facts(file);
+  index.hdf5_version = printable(file.text_attribute("/", "hdf5_version"));
+  Tables t = read_tables(file);
+  index.shard_files = file.read_strings("manifest/shard_file");
+  index.shard_bytes.assign(t.shard_bytes.begin(), t.shard_bytes.end());
+  if (index.shard_bytes.size() != index.shard_files.size())
+    fail_damaged("{}: the tables of the manifest have unequal lengths", file.path());
+  return {std::move(index), std::move(t)};
+}
+
 /// Every name and size once, before anything is opened by them.
 void require_shards(const std::string& path, const CheckpointIndex& index) {
   if (index.shard_files.size() != static_cast<std::size_t>(index.facts.world_size))
@@ -410,21 +423,21 @@ CheckpointIndex read_index(const hdf5::File& file) {
         path, version, kCheckpointFormatVersion,
         file.has_attribute("/", "program_version") ? file.text_attribute("/", "program_version")
                                                    : "unknown");
-  CheckpointIndex index;
-  index.facts = read_facts(file);
-  index.hdf5_version = printable(file.text_attribute("/", "hdf5_version"));
-  const Tables t = read_tables(file);
-  index.shard_files = file.read_strings("manifest/shard_file");
-  index.shard_bytes.assign(t.shard_bytes.begin(), t.shard_bytes.end());
+  const auto [index, tables] = read_parts(file);
   const auto stored = file.read_u64("manifest/self_xxh3");
-  const std::uint64_t found = hash_of(index, t);
-  if (stored.size() != 1 || stored[0] != found ||
-      index.shard_bytes.size() != index.shard_files.size())
+  const std::uint64_t found = hash_of(index, tables);
+  if (stored.size() != 1 || stored[0] != found)
     fail_damaged("{}: the manifest is damaged: its hash is {:016x}, {:016x} was stored", path,
                  found, stored.empty() ? 0 : stored[0]);
-  require_shards(path, index);
-  fill_tensors(path, t, index);
-  return index;
+  CheckpointIndex checked = index;
+  require_shards(path, checked);
+  fill_tensors(path, tables, checked);
+  return checked;
+}
+
+std::uint64_t manifest_hash(const hdf5::File& file) {
+  const auto [index, tables] = read_parts(file);
+  return hash_of(index, tables);
 }
 
 }  // namespace longspan::io

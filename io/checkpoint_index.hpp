@@ -49,6 +49,8 @@ void write_index(const std::string& path, const CheckpointIndex& index);
 /// tensor exactly once, and no product of extents overflows.
 CheckpointIndex read_index(const std::string& folder);
 CheckpointIndex read_index(const hdf5::File& file);
+/// What `manifest/self_xxh3` of this index has to be, by all the rest of it.
+std::uint64_t manifest_hash(const hdf5::File& file);
 
 struct StoredCheckpoint {
   std::int64_t step = 0;

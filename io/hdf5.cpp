@@ -208,10 +208,10 @@ DatasetInfo File::info(const std::string& name) const {
   }
   info.contiguous = layout == H5D_CONTIGUOUS && H5Pget_external_count(properties.get()) == 0;
   const haddr_t offset = info.contiguous ? H5Dget_offset(dataset.get()) : HADDR_UNDEF;
-  struct stat file = {};
-  if (offset != HADDR_UNDEF && ::stat(path_.c_str(), &file) == 0 &&
-      static_cast<haddr_t>(info.bytes()) <= static_cast<haddr_t>(file.st_size) &&
-      offset <= static_cast<haddr_t>(file.st_size - info.bytes()))
+  hsize_t file_bytes = 0;
+  const auto bytes = static_cast<hsize_t>(info.bytes());
+  if (offset != HADDR_UNDEF && H5Fget_filesize(id_, &file_bytes) >= 0 && bytes <= file_bytes &&
+      offset <= file_bytes - bytes)
     info.offset = offset;
   H5Eclear2(H5E_DEFAULT);
   return info;
@@ -230,14 +230,7 @@ void File::require_plain(const std::string& name, std::int64_t most_bytes) const
     fail_damaged("{}: dataset '{}' claims {} of shape {}, at most {} are read here", path_, name,
                  format_bytes(found.bytes()), to_string(found.shape), format_bytes(most_bytes));
   if (found.bytes() == 0) return;
-  const Id dataset = open_dataset(id_, path_, name);
-  const haddr_t offset = H5Dget_offset(dataset.get());
-  H5Eclear2(H5E_DEFAULT);
-  hsize_t file_bytes = 0;
-  H5Fget_filesize(id_, &file_bytes);
-  const auto bytes = static_cast<hsize_t>(found.bytes());
-  if (found.contiguous &&
-      (offset == HADDR_UNDEF || bytes > file_bytes || offset > file_bytes - bytes))
+  if (found.contiguous && !found.offset)
     fail_damaged("{}: dataset '{}' of shape {} does not lie inside the file", path_, name,
                  to_string(found.shape));
 }

@@ -67,8 +67,7 @@ class File {
   /// Read only. Throws Error (damaged) for a missing, empty, truncated, foreign or half-written
   /// file, and says which.
   static File open(const std::string& path);
-  /// Read only, of bytes in memory; `name` stands for the path in errors. No dataset of it has an
-  /// offset.
+  /// Read only, of bytes in memory; `name` stands for the path in errors.
   static File open_image(std::span<const std::byte> bytes, const std::string& name);
 
   /// An existing file of our own making, to add to it. Throws Error as open() does.

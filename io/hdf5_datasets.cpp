@@ -179,7 +179,10 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
   const Id space(H5Dget_space(dataset.get()));
   if (H5Tget_class(type.get()) != H5T_STRING)
     fail_damaged("{}: dataset '{}' holds {}, not strings", path_, name, describe_type(type.get()));
-  const bool variable = H5Tis_variable_str(type.get()) > 0;
+  // Each could claim to be as long as the file, and all of them be the same bytes of it.
+  if (H5Tis_variable_str(type.get()) > 0)
+    fail_damaged("{}: dataset '{}' holds strings of variable length: expected a fixed one", path_,
+                 name);
   const std::size_t length = H5Tget_size(type.get());
   const auto bytes = checked_bytes(shape_of(space.get()), static_cast<std::int64_t>(length));
   if (!bytes || *bytes > kMostStringBytes)
@@ -193,15 +196,8 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
     fail_hdf5(path_, fmt::format("cannot read '{}'", name), ExitStatus::kDamaged);
   for (std::size_t i = 0; i < count; ++i) {
     const char* text = packed.data() + i * length;
-    if (variable) {
-      const char* pointer = nullptr;
-      std::memcpy(&pointer, text, sizeof pointer);
-      if (pointer != nullptr) values[i] = pointer;
-    } else {
-      values[i].assign(text, ::strnlen(text, length));
-    }
+    values[i].assign(text, ::strnlen(text, length));
   }
-  if (variable) H5Dvlen_reclaim(type.get(), space.get(), H5P_DEFAULT, packed.data());
   return values;
 }
 

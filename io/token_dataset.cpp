@@ -189,16 +189,15 @@ TokenDataset::TokenDataset(TokenDataset&&) noexcept = default;
 TokenDataset& TokenDataset::operator=(TokenDataset&&) noexcept = default;
 TokenDataset::~TokenDataset() = default;
 
-TokenDataset TokenDataset::open(const std::string& path) {
-  auto impl = std::make_unique<Impl>();
-  DatasetFacts& facts = impl->facts;
-  facts.path = path;
-  const hdf5::File file = hdf5::File::open(path);
+DatasetTables read_dataset_tables(const hdf5::File& file) {
+  DatasetTables tables;
+  DatasetFacts& facts = tables.facts;
+  facts.path = file.path();
   check_identity(file);
   facts.uuid = printable(file.text_attribute("/", "dataset_uuid"));
   facts.source = printable(file.text_attribute("/", "source"));
   facts.created_by = printable(file.text_attribute("/", "created_by"));
-  impl->offset = check_tokens(file, facts);
+  tables.tokens_offset = check_tokens(file, facts);
   table(file, "tokenizer", DType::kU8, 1);
   file.require_plain("tokenizer", kMostTokenizerBytes);
   facts.tokenizer = file.read_text("tokenizer");
@@ -208,10 +207,19 @@ TokenDataset TokenDataset::open(const std::string& path) {
       fail_damaged("its tokenizer knows {} ids, 'vocab_size' is {}", tokenizer.vocabulary(),
                    facts.vocabulary);
   } catch (const Error& error) {
-    throw Error(path + ": " + error.what(), error.status());
+    throw Error(file.path() + ": " + error.what(), error.status());
   }
   check_documents(file, facts);
-  impl->hashes = check_hashes(file, facts);
+  tables.hashes = check_hashes(file, facts);
+  return tables;
+}
+
+TokenDataset TokenDataset::open(const std::string& path) {
+  auto impl = std::make_unique<Impl>();
+  DatasetTables tables = read_dataset_tables(hdf5::File::open(path));
+  impl->facts = std::move(tables.facts);
+  impl->offset = tables.tokens_offset;
+  impl->hashes = std::move(tables.hashes);
   impl->file = RawFile::open(path, RawFile::Mode::kRead);
   return TokenDataset(std::move(impl));
 }
