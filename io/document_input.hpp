@@ -22,7 +22,8 @@ struct DocumentFormat {
   bool unknown_as_n = false;     ///< genome: letters outside the alphabet become N
   /// tokens: neither text nor raw ids; every file says itself what it is (token_files.hpp)
   bool described_ids = false;
-  std::optional<std::int64_t> document_start, document_end;  ///< tokens: ids at borders; they stay
+  std::optional<std::int64_t> document_start = {},
+                              document_end = {};  ///< tokens: ids at borders; they stay
 };
 
 /// A run of token ids as they lie in memory: u8, u16 or u32.

@@ -13,7 +13,7 @@ namespace longspan::io {
 namespace {
 
 constexpr std::int64_t kMostTableBytes = std::int64_t{16} << 30;  // two thousand million documents
-constexpr std::int64_t kMostTokenizerBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kMostTokenizerBytes = std::int64_t{1} << 20;
 constexpr std::int64_t kPiece =
     256 << 10;  // bytes read at a time: stays in the cache until it is widened
 

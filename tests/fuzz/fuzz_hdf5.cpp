@@ -433,7 +433,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* input, std::size_t siz
   std::vector<std::byte> image = image_of(file);
   if (is_index) {
     std::uint64_t hash = 0;
-    if (survives([&] { hash = manifest_hash(File::open_image(image, "fuzz.h5")); })) {
+    if (survives([&] { hash = longspan::io::manifest_hash(File::open_image(image, "fuzz.h5")); })) {
       const hid_t stored = H5Dopen2(file, "manifest/self_xxh3", H5P_DEFAULT);
       const hid_t space = H5Dget_space(stored);
       if (H5Sget_simple_extent_npoints(space) == 1)

@@ -10,6 +10,7 @@
 
 #include "io/token_dataset.hpp"
 #include "launcher/ini.hpp"
+#include "launcher/options.hpp"
 #include "launcher/run_history.hpp"
 #include "parallel/error.hpp"
 

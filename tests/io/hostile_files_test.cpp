@@ -103,6 +103,12 @@ class Spoiled {
   hid_t file_;
 };
 
+/// HDF5 lets chunked datasets alone claim more than a file can hold.
+void in_chunks(hid_t properties) {
+  const hsize_t chunk = 1 << 20;
+  H5Pset_chunk(properties, 1, &chunk);
+}
+
 /// Every way to store a table that is not a plain run of bytes in the file, and what is said.
 struct Storage {
   const char* what;
@@ -281,8 +287,9 @@ TEST_F(HostileIndex, ThousandMillionRowsAreOnlyClaimed) {
        {"manifest/block_xxh3", "manifest/tensor_dims", "manifest/shard_bytes"}) {
     expect("at most 536.9 MB are read here",
            [&](Spoiled& f) { f.replace(column, H5T_STD_U64LE, {1'000'000'000}, nullptr); });
-    expect("no file holds so much",
-           [&](Spoiled& f) { f.replace(column, H5T_STD_U64LE, {hsize_t{1} << 62}, nullptr); });
+    expect("no file holds so much", [&](Spoiled& f) {
+      f.replace(column, H5T_STD_U64LE, {hsize_t{1} << 62}, nullptr, in_chunks);
+    });
     expect("does not lie inside the file",
            [&](Spoiled& f) { f.replace(column, H5T_STD_U64LE, {10'000'000}, nullptr); });
   }
@@ -391,8 +398,8 @@ TEST_F(HostileDataset, TokensAreAPlainRunInTheFile) {
       f.number("tokens", "vocab_size", 256);
     });
   };
-  tokens("no file holds so much", H5T_STD_U8LE, {hsize_t{1} << 63});
-  tokens("no file holds so much", H5T_STD_U32LE, {hsize_t{1} << 62});
+  tokens("no file holds so much", H5T_STD_U8LE, {hsize_t{1} << 63}, in_chunks);
+  tokens("no file holds so much", H5T_STD_U32LE, {hsize_t{1} << 62}, in_chunks);
   tokens("does not lie inside the file", H5T_STD_U8LE, {hsize_t{1} << 40});
   tokens("expected one dim", H5T_STD_U8LE, {4, 4});
   tokens("expected one dim", H5T_STD_U16BE, {4});
@@ -425,7 +432,7 @@ TEST_F(HostileDataset, TablesArePlain) {
          [&](Spoiled& f) { f.replace("doc_offsets", H5T_STD_U64LE, {hsize_t{1} << 40}, nullptr); });
   expect("does not lie inside the file",
          [&](Spoiled& f) { f.replace("doc_offsets", H5T_STD_U64LE, {1'000'000'000}, nullptr); });
-  expect("at most 16.8 MB", [&](Spoiled& f) {  // a header of 1 GB
+  expect("does not lie inside the file", [&](Spoiled& f) {  // a header of 1 GB
     f.replace("tokenizer", H5T_STD_U8LE, {1 << 30}, nullptr);
   });
   expect("splits train [0, 18446744073709551615)", [&](Spoiled& f) {
@@ -439,7 +446,7 @@ TEST_F(HostileDataset, TheTokenizerIsSmallAndPlain) {
     expect(part,
            [&](Spoiled& f) { f.replace("tokenizer", H5T_STD_U8LE, {json.size()}, json.data()); });
   };
-  tokenizer("not a JSON object", std::string(1'000'000, '['));  // depth
+  tokenizer("not a JSON object", std::string(100'000, '['));  // depth
   std::string deep = R"({"kind":)";
   for (int i = 0; i < 100'000; ++i) deep += "[";
   for (int i = 0; i < 100'000; ++i) deep += "]";
