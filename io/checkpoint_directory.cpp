@@ -55,23 +55,26 @@ std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t s
   return fmt::format("'{}' and {} more tensor{} are lost", first, more, more == 1 ? "" : "s");
 }
 
+std::string why_incomplete(const std::string& folder, const CheckpointIndex& index) {
+  for (std::size_t i = 0; i < index.shard_files.size(); ++i) {
+    const std::int64_t size = file_size(folder + "/" + index.shard_files[i]);
+    if (size == index.shard_bytes[i]) continue;
+    const std::string lost = lost_tensors(index, static_cast<int>(i), size);
+    const std::string what = size < 0 ? "the shard is missing"
+                                      : fmt::format("the shard has {} bytes, {} were written", size,
+                                                    index.shard_bytes[i]);
+    return fmt::format("{}/{}: {}{}{}", folder, index.shard_files[i], what,
+                       lost.empty() ? "" : ": ", lost);
+  }
+  return "";
+}
+
 std::string why_incomplete(const std::string& folder) {
   try {
-    const CheckpointIndex index = read_index(folder);
-    for (std::size_t i = 0; i < index.shard_files.size(); ++i) {
-      const std::int64_t size = file_size(folder + "/" + index.shard_files[i]);
-      if (size == index.shard_bytes[i]) continue;
-      const std::string lost = lost_tensors(index, static_cast<int>(i), size);
-      const std::string what = size < 0 ? "the shard is missing"
-                                        : fmt::format("the shard has {} bytes, {} were written",
-                                                      size, index.shard_bytes[i]);
-      return fmt::format("{}/{}: {}{}{}", folder, index.shard_files[i], what,
-                         lost.empty() ? "" : ": ", lost);
-    }
+    return why_incomplete(folder, read_index(folder));
   } catch (const Error& error) {
     return error.what();
   }
-  return "";
 }
 
 void prune_checkpoints(const std::string& directory, std::int64_t keep) {

@@ -68,5 +68,7 @@ std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t s
 /// and which tensors were in it); empty if it is one. Looks at names and sizes only:
 /// CheckpointReader::verify hashes.
 std::string why_incomplete(const std::string& folder);
+/// The same of a folder whose index has been read.
+std::string why_incomplete(const std::string& folder, const CheckpointIndex& index);
 
 }  // namespace longspan::io

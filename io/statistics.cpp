@@ -57,6 +57,13 @@ double element_value(DType dtype, const void* element) {
   return with_type(dtype, [&]<class T>(T) { return load<T>(static_cast<const char*>(element)); });
 }
 
+void element_values(DType dtype, const void* elements, std::span<double> values) {
+  with_type(dtype, [&]<class T>(T) {
+    const auto* at = static_cast<const char*>(elements);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = load<T>(at + i * sizeof(T));
+  });
+}
+
 void RunningStatistics::add(DType dtype, const void* elements, std::int64_t bytes) {
   with_type(dtype, [&]<class T>(T) { add_as<T>(static_cast<const char*>(elements), bytes); });
 }

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 
 #include "io/checkpoint_reader.hpp"
 #include "parallel/array.hpp"
@@ -11,6 +12,8 @@ namespace longspan::io {
 
 /// One element of any type as a number; exact but for the largest 64-bit integers.
 double element_value(DType dtype, const void* element);
+/// The same for `values.size()` consecutive elements.
+void element_values(DType dtype, const void* elements, std::span<double> values);
 
 /// Accumulates in double, eight elements at a time: the compiler keeps them in vector registers.
 class RunningStatistics {

@@ -12,6 +12,7 @@ const std::vector<Command>& commands() {
       {"verify", "prove on this machine that sharding does not change the answer", verify_command},
       {"inspect", "look into a dataset, a checkpoint or a run directory", inspect_command},
       {"generate", "write text with a trained model", generate_command},
+      {"doctor", "say what this machine and allocation offer, and what is wrong", doctor_command},
       {"config", "list every setting, or show the effective configuration", config_command},
   };
   return all;

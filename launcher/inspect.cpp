@@ -36,11 +36,14 @@ struct ListedCheckpoint {
 std::vector<ListedCheckpoint> list(const std::string& directory) {
   std::vector<ListedCheckpoint> listed;
   for (const auto& stored : io::list_checkpoints(directory)) {
-    ListedCheckpoint entry{stored, io::why_incomplete(stored.path), {}, 0};
-    if (entry.problem.empty()) {
+    ListedCheckpoint entry{stored, "", {}, 0};
+    try {
       const auto index = io::read_index(stored.path);
+      entry.problem = io::why_incomplete(stored.path, index);
       entry.facts = index.facts;
       for (const auto bytes : index.shard_bytes) entry.bytes += bytes;
+    } catch (const Error& error) {
+      entry.problem = error.what();
     }
     listed.push_back(std::move(entry));
   }
@@ -48,8 +51,8 @@ std::vector<ListedCheckpoint> list(const std::string& directory) {
 }
 
 /// The checkpoints of a run, then the newest complete one in full.
-ExitStatus inspect_run(const std::string& path, const std::string& directory, bool verify,
-                       bool json, const std::string& tensor) {
+ExitStatus inspect_run(const std::string& path, const std::string& directory,
+                       const InspectOptions& options) {
   const auto listed = list(directory);
   const std::string latest = io::base_name(io::symlink_target(directory + "/latest"));
   std::string newest;
@@ -82,8 +85,8 @@ ExitStatus inspect_run(const std::string& path, const std::string& directory, bo
                io::format_bytes(bytes), is_latest ? "latest" : ""});
   }
   CheckpointReport report;
-  if (!newest.empty()) report = report_checkpoint(newest, verify, tensor);
-  if (json) {
+  if (!newest.empty()) report = report_checkpoint(newest, options);
+  if (options.json) {
     nlohmann::json out = {
         {"kind", "run"}, {"path", path}, {"checkpoints", entries}, {"newest", report.json}};
     fmt::print("{}\n", out.dump(2));
@@ -94,37 +97,74 @@ ExitStatus inspect_run(const std::string& path, const std::string& directory, bo
   return damaged ? ExitStatus::kDamaged : report.status;
 }
 
-ExitStatus inspect_path(const std::string& path, bool verify, bool json,
-                        const std::string& tensor) {
+/// The folder of the checkpoint that `path` names: itself, a file in it, or a run of which it is
+/// the newest. Empty if it names none.
+std::string checkpoint_at(const std::string& path) {
   if (!io::path_exists(path)) fail_usage("{}: no such file or folder", path);
+  if (!io::is_directory(path)) {
+    const std::string format = format_of(path);
+    const bool part = format == io::kIndexFormat || format == io::kShardFormat ||
+                      io::base_name(path) == "index.h5";
+    return part ? io::parent_path(path) : "";
+  }
+  if (io::path_exists(path + "/index.h5")) return path;
+  for (const std::string& directory : {path + "/checkpoints", path})
+    if (const std::string newest = io::newest_checkpoint(directory); !newest.empty()) return newest;
+  // One that says what is missing.
+  return io::base_name(path).starts_with("step-") ? path : "";
+}
+
+std::string require_checkpoint(const std::string& path, const char* what) {
+  const std::string checkpoint = checkpoint_at(path);
+  if (checkpoint.empty())
+    fail_usage("{}: {} is for checkpoints: this is none, nor a run with a complete one", path,
+               what);
+  return checkpoint;
+}
+
+ExitStatus inspect_path(const std::string& path, const InspectOptions& options) {
+  if (!io::path_exists(path)) fail_usage("{}: no such file or folder", path);
+  if (options.tensor.find('[') != std::string::npos)
+    return inspect_checkpoint(require_checkpoint(path, "--tensor"), options);
   if (io::is_directory(path)) {
-    if (io::path_exists(path + "/index.h5")) return inspect_checkpoint(path, verify, json, tensor);
+    if (io::path_exists(path + "/index.h5")) return inspect_checkpoint(path, options);
     for (const std::string& directory : {path + "/checkpoints", path})
       if (io::is_directory(directory) &&
           (directory != path || !io::list_checkpoints(directory).empty()))
-        return inspect_run(path, directory, verify, json, tensor);
+        return inspect_run(path, directory, options);
     if (io::base_name(path).starts_with("step-"))
-      return inspect_checkpoint(path, verify, json, tensor);  // says what is missing
+      return inspect_checkpoint(path, options);  // says what is missing
     fail_usage("{}: neither a checkpoint (no index.h5) nor a run directory (no checkpoints/)",
                path);
   }
-  const std::string format = format_of(path);
-  if (format == io::kIndexFormat || format == io::kShardFormat || io::base_name(path) == "index.h5")
-    return inspect_checkpoint(io::parent_path(path), verify, json, tensor);
-  if (!tensor.empty())
-    fail_usage("{}: --tensor is for checkpoints, this is a file of another kind", path);
-  return inspect_dataset(path, verify, json);
+  const std::string checkpoint = checkpoint_at(path);
+  if (!checkpoint.empty()) return inspect_checkpoint(checkpoint, options);
+  if (!options.tensor.empty() || options.stats || options.unfold)
+    fail_usage("{}: --{} is for checkpoints, this is a file of another kind", path,
+               !options.tensor.empty() ? "tensor"
+               : options.stats         ? "stats"
+                                       : "unfold");
+  return inspect_dataset(path, options.verify, options.json);
 }
 
 }  // namespace
 
 ExitStatus inspect_command(const std::vector<std::string>& arguments) {
   const Arguments args(
-      arguments, "inspect", "looks into PATH: a dataset, a checkpoint or a run directory",
-      {{"verify", "", "hash every block; exit status 3 if anything is damaged"},
-       {"tensor", "NAME", "show this tensor of a checkpoint, or all with NAME in their names"},
+      arguments, "inspect",
+      "looks into PATH: a dataset, a checkpoint or a run directory. Of a checkpoint only metadata "
+      "are read, unless a flag asks for more",
+      {{"stats", "", "read every value: mean, standard deviation, norm, range, NaN and Inf"},
+       {"verify", "", "hash every block; exit status 3 if anything is damaged"},
+       {"tensor", "NAME[SLICE]",
+        "values of one tensor, sliced as in NumPy with steps of 1; without [SLICE] the statistics "
+        "of NAME, or of all with NAME in their names"},
+       {"diff", "OTHER",
+        "compare with another checkpoint, of whatever mesh; exit status 0 if tensors and place in "
+        "the training are equal, 1 if not. Equal hashes are trusted unless --verify is given"},
+       {"unfold", "", "a line for every layer, also where layers are alike"},
        {"json", "", "one JSON object instead of tables"}},
-      "longspan inspect runs/code/checkpoints/latest --verify");
+      "longspan inspect runs/code --tensor 'embedding.token.weight[0:4, -3:]'");
   if (args.help_wanted()) {
     log::line(args.help());
     return ExitStatus::kDone;
@@ -132,8 +172,18 @@ ExitStatus inspect_command(const std::vector<std::string>& arguments) {
   if (args.positional().size() != 1)
     fail_usage("inspect needs one PATH, {} were given: longspan inspect runs/code",
                args.positional().size());
-  return inspect_path(args.positional()[0], args.has("verify"), args.has("json"),
-                      args.text("tensor"));
+  const InspectOptions options{.verify = args.has("verify"),
+                               .stats = args.has("stats"),
+                               .unfold = args.has("unfold"),
+                               .json = args.has("json"),
+                               .tensor = args.text("tensor"),
+                               .style = Style::of(stdout)};
+  const std::string& path = args.positional()[0];
+  if (!args.has("diff")) return inspect_path(path, options);
+  if (options.stats || !options.tensor.empty())
+    fail_usage("inspect: --diff goes with --verify, --unfold and --json only");
+  return diff_checkpoints(require_checkpoint(path, "--diff"),
+                          require_checkpoint(args.text("diff"), "--diff"), options);
 }
 
 }  // namespace longspan::launcher

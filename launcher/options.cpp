@@ -198,6 +198,9 @@ class Registry {
   void section(const char* name, LogConfig& l) {
     section_ = name;
     bind("every", l.every, "steps", "between lines on the terminal; metrics.jsonl has every step");
+    bind("profile", l.profile, "",
+         "at the end a table of the operations of a step: time, FLOPs, share of the peak; also "
+         "profile.json");
   }
 
   template <class T>

@@ -33,6 +33,7 @@ struct TrainConfig {
 
 struct LogConfig {
   std::int64_t every = 1;  ///< steps between table lines on the terminal
+  bool profile = false;    ///< at the end, where the time of a step went
 };
 
 struct RunConfig {

@@ -78,8 +78,11 @@ RunDirectory::RunDirectory(const std::string& path, std::chrono::milliseconds pa
 }
 
 void RunDirectory::write_config(const RunConfig& config, const std::string& comment) const {
-  const std::string name = path_ + "/config.ini", temporary = name + ".new";
-  const std::string text = fmt::format("# {}\n{}", comment, to_ini(config));
+  write_file("config.ini", fmt::format("# {}\n{}", comment, to_ini(config)));
+}
+
+void RunDirectory::write_file(const std::string& file_name, const std::string& text) const {
+  const std::string name = path_ + "/" + file_name, temporary = name + ".new";
   std::FILE* file = std::fopen(temporary.c_str(), "we");
   bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
   good = good && std::fflush(file) == 0;

@@ -19,9 +19,11 @@ class RunDirectory {
   /// for `patience`. Throws Error if another run holds it, or if it cannot be written.
   explicit RunDirectory(const std::string& path,
                         std::chrono::milliseconds patience = std::chrono::seconds(5));
-  /// config.ini: the effective configuration under a comment line. The old one stays whole until
-  /// the new one is on disk. Throws Error.
+  /// config.ini: the effective configuration under a comment line. Throws Error.
   void write_config(const RunConfig& config, const std::string& comment) const;
+  /// A small file of the folder; the old one stays whole until the new one is written. Throws
+  /// Error.
+  void write_file(const std::string& file_name, const std::string& text) const;
 
  private:
   static void close_file(int file);

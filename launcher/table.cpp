@@ -9,10 +9,17 @@
 namespace longspan::launcher {
 namespace {
 
-/// Columns on a terminal: code points, which is right for everything we print.
+/// Columns on a terminal: code points, which is right for everything we print; colours
+/// (terminal_style.hpp: ESC [ ... m) take none.
 std::size_t width_of(const std::string& text) {
-  return static_cast<std::size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+  std::size_t width = 0;
+  bool escape = false;
+  for (const char c : text) {
+    escape = escape || c == '\033';
+    if (!escape && (c & 0xc0) != 0x80) ++width;
+    if (c == 'm') escape = false;
+  }
+  return width;
 }
 
 }  // namespace

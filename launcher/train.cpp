@@ -14,6 +14,7 @@
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
+#include "launcher/profile.hpp"
 #include "launcher/run_directory.hpp"
 #include "launcher/training_run.hpp"
 #include "model/lr_schedule.hpp"
@@ -283,6 +284,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   Saver saver(run);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
+  StepProfiler profiler(run.profile());
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
   Patience patience(config.train.patience);
@@ -296,7 +298,10 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     const double communication_before = run.communication_seconds(),
                  data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
+    profiler.begin_step();
     const StepResult result = train_step(run);
+    profiler.end_step(seconds_since(step_begin), run.communication_seconds() - communication_before,
+                      run.data_seconds() - data_before);
 
     StepMetrics line;
     line.step = run.progress().step;
@@ -342,6 +347,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     if (metrics) metrics->flush();
   });
 
+  if (profiler.on()) {
+    const StepProfile profile = profiler.result(peak_flops / world.size());
+    log::info("{}", profile_text(profile));
+    agree(world, [&] {
+      if (directory) directory->write_file("profile.json", profile_json(profile));
+    });
+  }
   const auto memory = run.memory_estimate();
   log::info(
       "memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the "

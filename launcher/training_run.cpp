@@ -98,13 +98,22 @@ MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
   return shape;
 }
 
+/// The CPU, its operations seen through `profile` if there is one.
+model::Backend backend_with(model::Kernels* profile) {
+  const model::Backend cpu = model::cpu_backend();
+  return {cpu.device, profile ? *profile : cpu.kernels, cpu.stream};
+}
+
 }  // namespace
 
 TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
     : dataset_(open_agreed(config.data.path, world)),
       mesh_(world, mesh_of(config, world)),
       threads_(set_threads(config.run.threads, world)),
-      backend_(model::cpu_backend()) {
+      profile_(config.log.profile
+                   ? std::make_unique<model::ProfiledKernels>(model::cpu_backend().kernels)
+                   : nullptr),
+      backend_(backend_with(profile_.get())) {
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
   config_.mesh = {shape.data, shape.context, shape.tensor};

@@ -16,6 +16,7 @@
 #include "model/adamw.hpp"
 #include "model/attention_choice.hpp"
 #include "model/flops.hpp"
+#include "model/kernels/profiled.hpp"
 #include "model/parameter_sharding.hpp"
 #include "model/transformer.hpp"
 #include "parallel/mesh.hpp"
@@ -64,6 +65,9 @@ class TrainingRun {
   double communication_seconds() const;
   double data_seconds() const { return loader_->wait_seconds(); }
 
+  /// The operations of this rank and their time, with log.profile=on; else null.
+  model::ProfiledKernels* profile() { return profile_.get(); }
+
   /// The micro-batch as the model wants it; `batch` must outlive it.
   model::MicroBatch micro_batch(const io::Batch& batch) const;
   /// Mean loss over train.validate-sequences sequences of the validation split: the same sequences
@@ -100,6 +104,7 @@ class TrainingRun {
   Mesh mesh_;
   int threads_;
   std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
+  std::unique_ptr<model::ProfiledKernels> profile_;
   model::Backend backend_;
   model::SchemeChoice scheme_;
   model::RankShare share_;

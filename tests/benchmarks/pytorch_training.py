@@ -2,13 +2,16 @@
 """Trains the model of a Longspan configuration in PyTorch on the CPU and reports how fast; compare_pytorch.py runs it.
 
 Written to be as fast as PyTorch goes without own kernels: one product for query, key and value, one for gate and up,
-scaled_dot_product_attention, the fused AdamW, gradients freed instead of zeroed. Random token ids. One JSON object on
-stdout: seconds of every step, the losses, and GFLOP/s of PyTorch's own fp32 matrix product as the yardstick.
+scaled_dot_product_attention, the fused AdamW, gradients freed instead of zeroed. A sliding window is computed in blocks
+of its own length, each against itself and the block before: what scaled_dot_product_attention does with a mask of the
+whole sequence is several times slower. More than one process: DistributedDataParallel over Gloo. Random token ids. One
+JSON object on stdout: seconds of every step, the losses, and GFLOP/s of PyTorch's own fp32 matrix product.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
 import time
 
@@ -47,6 +50,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(x).view(B, S, -1, K).split([m["heads"], m["kv_heads"], m["kv_heads"]], dim=2)
         if cos_sin is not None:
             q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+        if 0 < m["window"] < S:
+            return self.output(windowed_attention(q, k, v, m["window"]).reshape(B, S, -1))
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=m["kv_heads"] != m["heads"]
         )
@@ -62,6 +67,29 @@ class Block(nn.Module):
     def forward(self, x, cos_sin):
         x = x + self.attention(self.attention_norm(x), cos_sin)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def windowed_attention(q_BSHK, k_BSGK, v_BSGK, window):
+    """Causal, each query sees `window` keys, itself included; S is a multiple of the window."""
+    B, S, H, K = q_BSHK.shape
+    blocks = S // window
+
+    def in_blocks(x):  # [B, blocks, heads, window, K]
+        return x.view(B, blocks, window, -1, K).transpose(2, 3)
+
+    def with_previous(x):
+        x = in_blocks(x.repeat_interleave(H // x.shape[2], dim=2) if x.shape[2] != H else x)
+        return torch.cat([F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1], x], dim=3)
+
+    distance = torch.arange(window)[:, None] + window - torch.arange(2 * window)[None, :]
+    seen = (distance >= 0) & (distance < window)
+    first = seen & (torch.arange(2 * window) >= window)[None, :]  # nothing is before the first block
+    mask = torch.stack([first] + [seen] * (blocks - 1))[None, :, None].expand(B, -1, H, -1, -1)
+    flat = lambda x: x.reshape(B * blocks, *x.shape[2:])
+    y = F.scaled_dot_product_attention(
+        flat(in_blocks(q_BSHK)), flat(with_previous(k_BSGK)), flat(with_previous(v_BSGK)), attn_mask=flat(mask)
+    )
+    return y.view(B, blocks, H, window, K).transpose(2, 3).reshape(B, S, H, K)
 
 
 def rotate(x_BSHK, cos_sin):
@@ -111,20 +139,48 @@ def measure_matmul():
     return best
 
 
+def start_peers(request):
+    """One process per rank; this one is the first. Each has its share of the threads."""
+    processes = request.get("processes", 1)
+    if processes == 1:
+        return 0, []
+    import subprocess
+
+    rank = int(os.environ.get("RANK", "0"))
+    peers = []
+    if rank == 0:
+        os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])}
+        for peer in range(1, processes):
+            one = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                                   env=os.environ | {"RANK": str(peer)}, text=True)  # fmt: skip
+            one.stdin.write(json.dumps(request))
+            one.stdin.close()
+            peers.append(one)
+        os.environ["RANK"] = "0"
+    torch.distributed.init_process_group("gloo")
+    return rank, peers
+
+
 def main():
     request = json.loads(sys.stdin.read())
+    rank, peers = start_peers(request)
     m, length, steps = request["model"], request["sequence_length"], request["steps"]
     micro, accumulation = request["micro_batch"], request["accumulation"]
-    torch.set_num_threads(request["threads"])
+    torch.set_num_threads(max(1, request["threads"] // request.get("processes", 1)))
     torch.manual_seed(1)
-    matmul = measure_matmul()
+    matmul = measure_matmul() if request.get("measure_matmul", True) else 0.0
 
     model = Model(m, length)
     decayed = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), fused=True)
-    train = torch.compile(model, dynamic=False) if request["variant"] == "compile" else model
+    train = model
+    if request.get("processes", 1) > 1:
+        train = torch.nn.parallel.DistributedDataParallel(train)
+    if request["variant"] == "compile":
+        train = torch.compile(train, dynamic=False)
+    torch.manual_seed(1 + rank)
 
     seconds, losses = [], []
     for _ in range(steps):
@@ -140,17 +196,23 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begin)
         losses.append(total)
+        if len(seconds) == 1 and request.get("announce_first_step"):
+            print("first step", flush=True)
     # Random ids and small weights: anything but the logarithm of the vocabulary is a model that is not computed.
     if not all(math.isfinite(x) for x in losses) or abs(losses[0] - math.log(m["vocabulary"])) > 0.5:
         sys.exit(f"the first loss is {losses[0]}, expected about {math.log(m['vocabulary']):.3f}")
     result = {
         "step_seconds": seconds,
         "losses": losses,
-        "matmul_gflops": max(matmul, measure_matmul()),  # before and after: the machine may have been busy
+        # Before and after: the machine may have been busy.
+        "matmul_gflops": max(matmul, measure_matmul()) if matmul else 0.0,
         "parameters": sum(p.numel() for p in model.parameters()),
         "version": f"PyTorch {torch.__version__}",
     }
     print(json.dumps(result))
+    if request.get("processes", 1) > 1:
+        torch.distributed.destroy_process_group()
+    sys.exit(max([peer.wait() for peer in peers], default=0))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@
 
 #include "launcher/run_directory.hpp"
 #include "support/process.hpp"
+#include "support/sample_text.hpp"
 #include "support/temporary_directory.hpp"
 
 namespace longspan {
@@ -61,8 +62,14 @@ class Cli : public testing::Test {
   static void SetUpTestSuite() {
     folder_ = new testing_support::TemporaryDirectory;
     data_ = folder_->file("d.h5");
-    const auto r = longspan({"prepare", "--kind", "text", "--output", data_,
-                             LONGSPAN_SOURCE_DIR "/model", LONGSPAN_SOURCE_DIR "/io"});
+    // Two folders of a fixed text: losses must not change with our own sources.
+    for (unsigned part : {1u, 2u}) {
+      const std::string source = folder_->file("text" + std::to_string(part));
+      std::filesystem::create_directory(source);
+      std::ofstream(source + "/sample.txt") << testing_support::sample_text(350'000, part);
+    }
+    const auto r = longspan({"prepare", "--kind", "text", "--output", data_, folder_->file("text1"),
+                             folder_->file("text2")});
     ASSERT_EQ(r.status, 0) << r.err;
   }
   static void TearDownTestSuite() { delete folder_; }
@@ -273,7 +280,7 @@ TEST_F(Cli, InspectAndGenerate) {
   ASSERT_EQ(launch(2, tiny("looked_at")).status, 0);
   auto r = longspan({"inspect", folder_->file("looked_at") + "/checkpoints/latest"});
   EXPECT_EQ(r.status, 0) << r.err;
-  EXPECT_NE(r.out.find("blocks.0.attention.query.weight"), std::string::npos);
+  EXPECT_NE(r.out.find("attention.query.weight"), std::string::npos);
   r = longspan({"inspect", folder_->file("looked_at"), "--verify", "--json"});
   EXPECT_EQ(r.status, 0) << r.err;
   EXPECT_TRUE(nlohmann::json::accept(r.out)) << r.out;

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/process.hpp"
+#include "support/sample_text.hpp"
 #include "support/temporary_directory.hpp"
 
 namespace longspan {
@@ -20,8 +21,9 @@ class ShardResume : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     folder_ = new testing_support::TemporaryDirectory;
+    std::ofstream(folder_->file("text.txt")) << testing_support::sample_text(350'000);
     const auto r = longspan({"prepare", "--kind", "text", "--output", folder_->file("d.h5"),
-                             LONGSPAN_SOURCE_DIR "/model"});
+                             folder_->file("text.txt")});
     ASSERT_EQ(r.status, 0) << r.err;
   }
   static void TearDownTestSuite() { delete folder_; }
