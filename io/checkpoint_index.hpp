@@ -15,6 +15,10 @@ namespace hdf5 {
 class File;
 }
 
+namespace hdf5 {
+class File;
+}
+
 constexpr std::int64_t kCheckpointFormatVersion = 1;
 /// Bytes of a block that have a hash of their own. Smaller ones waste less at the edges of what a
 /// rank wants, and make the table longer: 8 bytes for each, 3 MB for 100 GB.
@@ -56,9 +60,14 @@ void write_facts(hdf5::File& file, const CheckpointFacts& facts);
 /// Creates `path` with the manifest, its hash and a virtual dataset per tensor. Not durable until
 /// synced.
 void write_index(const std::string& path, const CheckpointIndex& index);
-/// Reads `<folder>/index.h5`. Throws Error (damaged) for a missing or foreign file, a format from
-/// the future, or a manifest that does not match its hash.
+/// Reads `<folder>/index.h5`. Throws Error (damaged) for a missing or foreign file, a format of
+/// another version, a manifest that does not match its hash or contradicts itself. Whoever wrote
+/// it, afterwards shard names are bare, blocks lie inside their tensors and shards and cover each
+/// tensor exactly once, and no product of extents overflows.
 CheckpointIndex read_index(const std::string& folder);
+CheckpointIndex read_index(const hdf5::File& file);
+/// What `manifest/self_xxh3` of this index has to be, by all the rest of it.
+std::uint64_t manifest_hash(const hdf5::File& file);
 
 struct StoredCheckpoint {
   std::int64_t step = 0;

@@ -26,6 +26,7 @@ std::string shard_problem(const std::string& path, std::int64_t bytes, int rank,
                           const CheckpointFacts& facts) {
   const std::int64_t size = file_size(path);
   if (size < 0) return "the shard is missing";
+  if (is_directory(path)) return "the shard is a folder";
   if (size != bytes)
     return fmt::format("the shard has {} bytes, {} were written{}", size, bytes,
                        size < bytes ? " (truncated)" : "");

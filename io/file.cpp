@@ -97,6 +97,12 @@ RawFile RawFile::open(const std::string& path, Mode mode) {
   return RawFile(path, std::move(descriptor));
 }
 
+RawFile RawFile::create(const std::string& path) {
+  Descriptor descriptor(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  if (!descriptor) fail_errno(path, "cannot create", errno);
+  return RawFile(path, std::move(descriptor));
+}
+
 std::int64_t RawFile::size() const {
   struct stat found = {};
   if (::fstat(descriptor_.get(), &found) != 0) fail_errno(path_, "cannot stat", errno);
@@ -173,6 +179,11 @@ bool path_exists(const std::string& path) {
 bool is_directory(const std::string& path) {
   struct stat found = {};
   return ::stat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode);
+}
+
+bool is_regular_file(const std::string& path) {
+  struct stat found = {};
+  return ::stat(path.c_str(), &found) == 0 && S_ISREG(found.st_mode);
 }
 
 std::int64_t file_size(const std::string& path) {

@@ -21,6 +21,8 @@ class RawFile {
   /// Throws Error: damaged when a file to read is not there, failed when one cannot be opened for
   /// writing.
   static RawFile open(const std::string& path, Mode mode);
+  /// A new file, to write. Throws Error (failed) if it exists.
+  static RawFile create(const std::string& path);
 
   const std::string& path() const { return path_; }
   std::int64_t size() const;
@@ -52,6 +54,7 @@ class RawFile {
 
 bool path_exists(const std::string& path);  ///< of whatever kind; follows links
 bool is_directory(const std::string& path);
+bool is_regular_file(const std::string& path);
 /// Size of a file; -1 if it does not exist.
 std::int64_t file_size(const std::string& path);
 std::vector<std::string> list_directory(

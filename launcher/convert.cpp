@@ -1,9 +1,11 @@
 #include "launcher/convert.hpp"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "io/file.hpp"
 #include "launcher/command.hpp"
+#include "launcher/convert_dataset.hpp"
 #include "launcher/resume.hpp"
 #include "parallel/error.hpp"
 #include "parallel/log.hpp"
@@ -77,6 +79,28 @@ std::string trimmed(std::string path) {
   return path;
 }
 
+/// `longspan convert` with FROM a dataset or a token file: other flags, so a command line of its
+/// own. Throws Error (usage).
+Arguments dataset_arguments(const std::vector<std::string>& words) {
+  std::vector<Flag> flags = dataset_conversion_flags();
+  flags.push_back({"force", "", "replace TO if it exists"});
+  flags.push_back({"json", "", "one JSON object instead of text"});
+  return Arguments(words, "convert",
+                   "longspan convert FROM TO; a dataset becomes a file of token ids (NumPy, raw, "
+                   "Megatron, llm.c), and such a file a dataset",
+                   flags,
+                   "longspan convert data/code.h5 code.npy\n"
+                   "  longspan convert corpus.bin data/corpus.h5 --dtype u16");
+}
+
+/// Whether the first of the words that is the name of something is a dataset or a token file.
+bool is_about_dataset(const std::vector<std::string>& words) {
+  const auto from = std::find_if(words.begin(), words.end(), [](const std::string& word) {
+    return !word.starts_with("--") && io::path_exists(word);
+  });
+  return from != words.end() && is_dataset_conversion(*from);
+}
+
 void convert_checkpoint(const Arguments& args, const std::vector<std::string>& settings,
                         const std::string& from, const std::string& to) {
   if (!settings.empty())
@@ -102,6 +126,16 @@ void convert_checkpoint(const Arguments& args, const std::vector<std::string>& s
 }  // namespace
 
 ExitStatus convert_command(const std::vector<std::string>& arguments) {
+  if (is_about_dataset(arguments)) {
+    const Arguments args = dataset_arguments(arguments);
+    if (args.help_wanted()) {
+      log::line(args.help());
+      return ExitStatus::kDone;
+    }
+    if (args.positional().size() != 2)
+      fail_usage("convert needs two paths, FROM and TO; {} were given", args.positional().size());
+    return convert_dataset(args);
+  }
   std::vector<std::string> words = arguments;
   const std::vector<std::string> settings = take_settings(words);
   const Arguments args(
@@ -118,7 +152,7 @@ ExitStatus convert_command(const std::vector<std::string>& arguments) {
       "  longspan convert gpt2/ imported --data.path data/ids.h5 --data.sequence-length 1024\n"
       "  longspan train --config imported/config.ini");
   if (args.help_wanted()) {
-    log::line(args.help());
+    log::line(args.help() + "\n\n" + dataset_arguments({"--help"}).help());
     return ExitStatus::kDone;
   }
   if (args.positional().size() != 2)
