@@ -209,7 +209,6 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
     index.tensors.push_back(std::move(tensor));
   }
   dims.require_end();
-  std::size_t next_chunk = 0;
   for (std::size_t i = 0; i < blocks; ++i) {
     if (t.block_tensor[i] >= index.tensors.size() || t.block_shard[i] >= index.shard_files.size())
       fail_damaged("{}: block {} of the manifest refers to a tensor or shard that does not exist",
@@ -235,18 +234,8 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
           "{}: block {} of the manifest, {} bytes at {} of '{}', ends behind the {} bytes "
           "of its shard",
           path, i, bytes, block.file_offset, tensor.name, shard_bytes);
-    const auto chunks =
-        static_cast<std::uint64_t>(chunk_count(bytes_of(tensor, block), index.chunk_bytes));
-    if (chunks > t.chunk_xxh3.size() - next_chunk)
-      fail_damaged("{}: the table of chunks ends before block {}", path, i);
-    const auto first = t.chunk_xxh3.begin() + static_cast<std::ptrdiff_t>(next_chunk);
-    block.chunk_xxh3.assign(first, first + static_cast<std::ptrdiff_t>(chunks));
-    next_chunk += chunks;
     tensor.blocks.push_back(std::move(block));
   }
-  if (next_chunk != t.chunk_xxh3.size())
-    fail_damaged("{}: the table of chunks has {} rows, the blocks have {} chunks", path,
-                 t.chunk_xxh3.size(), next_chunk);
   offsets.require_end();
   shapes.require_end();
   std::int64_t patience = patience_for(index.tensors);
@@ -255,11 +244,33 @@ void fill_tensors(const std::string& path, const Tables& t, CheckpointIndex& ind
       fail_damaged("{}: the manifest is not of one checkpoint: {}", path, problem);
 }
 
+/// The hashes of chunks, which lie in the order of the manifest's blocks.
+void give_chunks(const std::string& path, const Tables& t, CheckpointIndex& index) {
+  std::size_t next_chunk = 0;
+  std::vector<std::size_t> next_block(index.tensors.size(), 0);
+  for (const std::uint64_t number : t.block_tensor) {
+    TensorEntry& tensor = index.tensors[number];
+    TensorEntry::Block& block = tensor.blocks[next_block[number]++];
+    const auto chunks =
+        static_cast<std::uint64_t>(chunk_count(bytes_of(tensor, block), index.chunk_bytes));
+    if (chunks > t.chunk_xxh3.size() - next_chunk)
+      fail_damaged("{}: the table of chunks ends before a block of '{}'", path, tensor.name);
+    const auto first = t.chunk_xxh3.begin() + static_cast<std::ptrdiff_t>(next_chunk);
+    block.chunk_xxh3.assign(first, first + static_cast<std::ptrdiff_t>(chunks));
+    next_chunk += chunks;
+  }
+  if (next_chunk != t.chunk_xxh3.size())
+    fail_damaged("{}: the table of chunks has {} rows, the blocks have {} chunks", path,
+                 t.chunk_xxh3.size(), next_chunk);
+}
+
 /// Throws unless the table of chunks is as it was written. A checkpoint without one is an older
 /// one.
 void read_chunk_table(const std::string& path, const hdf5::File& file, Tables& t,
                       CheckpointIndex& index) {
   if (!file.exists("manifest/chunk_xxh3")) return;
+  for (const char* name : {"chunk_bytes", "chunk_xxh3", "chunk_self_xxh3"})
+    file.require_plain(std::string("manifest/") + name, kMostManifestRows * 8);
   const auto chunk_bytes = file.read_u64("manifest/chunk_bytes"),
              stored = file.read_u64("manifest/chunk_self_xxh3");
   t.chunk_xxh3 = file.read_u64("manifest/chunk_xxh3");
@@ -420,6 +431,7 @@ CheckpointIndex read_index(const hdf5::File& file) {
   require_shards(path, index);
   read_chunk_table(path, file, tables, index);
   fill_tensors(path, tables, index);
+  give_chunks(path, tables, index);
   return std::move(index);
 }
 

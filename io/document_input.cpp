@@ -125,7 +125,7 @@ void read_described_ids(const InputFile& file, const DocumentFormat& format, Doc
                            sink);
   const auto kind = detect_token_file(file.path);
   if (!kind)
-    fail_damaged(
+    fail_usage(
         "{}: neither NumPy, Megatron nor llm.c, and without --dtype it must be one: give --dtype "
         "u8, u16 or u32 for raw ids, --text-ids for decimal numbers",
         file.path);

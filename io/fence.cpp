@@ -93,9 +93,14 @@ void remove_predecessors(const std::string& checkpoints, std::int64_t number) {
       fail_errno(current, "cannot take over", errno);
   }
   sync_directory(checkpoints);
+  // A draft is moved away before it is emptied: its owner, if it still lives, can then no longer
+  // rename it. An empty folder under an owner's name could be taken by two.
   for (const std::string& name : list_directory(checkpoints))
-    if (name.starts_with(kFormer) || name.starts_with(kDraft))
-      remove_stubbornly(checkpoints + "/" + name);
+    if (name.starts_with(kDraft))
+      std::rename((checkpoints + "/" + name).c_str(),
+                  fmt::format("{}/{}{}", checkpoints, kFormer, name).c_str());
+  for (const std::string& name : list_directory(checkpoints))
+    if (name.starts_with(kFormer)) remove_stubbornly(checkpoints + "/" + name);
 }
 
 }  // namespace

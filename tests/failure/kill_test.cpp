@@ -68,9 +68,12 @@ std::vector<pid_t> ranks_of(const std::string& directory) {
 int temporary_folders(const std::string& run) {
   std::error_code none;
   int found = 0;
-  for (const auto& entry : fs::directory_iterator(run + "/checkpoints", none)) {
-    const std::string name = entry.path().filename();
-    found += name.starts_with(".step-") && name.ends_with(".tmp") ? 1 : 0;
+  for (const auto& owner : fs::directory_iterator(run + "/checkpoints", none)) {
+    if (!owner.path().filename().string().starts_with(".owner-")) continue;
+    for (const auto& entry : fs::directory_iterator(owner.path(), none)) {
+      const std::string name = entry.path().filename();
+      found += name.starts_with("step-") && name.ends_with(".tmp") ? 1 : 0;
+    }
   }
   return found;
 }

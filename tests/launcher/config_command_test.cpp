@@ -59,8 +59,8 @@ TEST(ConfigCommand, JsonHasTypes) {
   for (const auto& o : table)
     for (const char* key : {"name", "unit", "values", "default", "help"})
       EXPECT_TRUE(o.contains(key)) << key << o;
-  EXPECT_EQ(table[5]["name"], "model.layers");
-  EXPECT_EQ(table[5]["default"], 4);
+  EXPECT_EQ(table[6]["name"], "model.layers");
+  EXPECT_EQ(table[6]["default"], 4);
 
   const auto effective =
       nlohmann::json::parse(printed({"--json", "--model.bias", "on", "--run.name", "12"}));

@@ -87,8 +87,11 @@ class Stop : public testing::Test {
   }
   static bool saving(const std::string& run) {
     std::error_code none;
-    for (const auto& entry : fs::directory_iterator(run + "/checkpoints", none))
-      if (entry.path().filename().string().starts_with(".step-")) return true;
+    for (const auto& owner : fs::directory_iterator(run + "/checkpoints", none)) {
+      if (!owner.path().filename().string().starts_with(".owner-")) continue;
+      for (const auto& entry : fs::directory_iterator(owner.path(), none))
+        if (entry.path().filename().string().starts_with("step-")) return true;
+    }
     return false;
   }
   /// Stopped as asked, all of it on disk, and the rest is that of a run without a break.

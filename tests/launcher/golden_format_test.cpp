@@ -140,7 +140,7 @@ TEST(GoldenFormat, AReaderMadeOfTheDescriptionAloneSeesTheSame) {
                                  "0", "--train.steps", "2", "--mesh.context", "2"});
   ASSERT_EQ(trained.status, 0) << trained.err;
   const std::string last = run + "/checkpoints/step-0000000002";
-  const json shown = json::parse(longspan({"inspect", last, "--verify", "--json"}).out);
+  const json shown = json::parse(longspan({"inspect", last, "--stats", "--unfold", "--json"}).out);
   const json reader = read("checkpoint", last);
   EXPECT_EQ(reader["step"], shown["step"]);
   EXPECT_EQ(reader["checkpoint_uuid"], shown["uuid"]);

@@ -57,6 +57,7 @@ RunConfig unusual() {
   c.model.norm = model::NormKind::kLayerNorm, c.model.norm_epsilon = 1.1e-6f;
   c.model.position = model::PositionKind::kSinusoidal, c.model.rope_theta = 1.0 / 3.0 * 1e9;
   c.model.max_positions = 5000, c.model.bias = true, c.model.tie_embeddings = false,
+  c.run.hang_timeout = "90";
   c.model.dropout = 0.1f;
   c.model.vocabulary = 320, c.model.precision = model::Precision::kBf16;
   c.data = {" /data/with space.h5", 4097, io::Pack::kDocuments};
@@ -102,13 +103,15 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
   std::string names;
   for (const auto& o : describe_options()) names += o.name + " ";
   EXPECT_EQ(names,
-            "run.name run.directory run.seed run.device run.threads model.layers model.width "
+            "run.name run.directory run.seed run.device run.threads run.hang-timeout model.layers "
+            "model.width "
             "model.heads model.kv-heads "
             "model.head-size model.mlp model.mlp-width model.norm model.norm-epsilon "
             "model.position model.rope-theta "
             "model.max-positions model.bias model.tie-embeddings model.dropout model.vocabulary "
             "model.precision data.path "
-            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor mesh.elastic attention.mask "
+            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor mesh.elastic "
+            "attention.mask "
             "attention.window "
             "attention.scheme memory.keep "
             "memory.loss-chunk memory.mlp-chunk memory.budget memory.offload "
