@@ -1,5 +1,5 @@
 /// The table of subcommands, one file each: train.cpp, launch.cpp, prepare.cpp, verify.cpp,
-/// inspect.cpp, generate.cpp, doctor.cpp, config_command.cpp.
+/// inspect.cpp, generate.cpp, doctor.cpp, plan_command.cpp, config_command.cpp.
 #pragma once
 
 #include <string>
@@ -30,6 +30,7 @@ ExitStatus verify_command(const std::vector<std::string>& arguments);
 ExitStatus inspect_command(const std::vector<std::string>& arguments);
 ExitStatus generate_command(const std::vector<std::string>& arguments);
 ExitStatus doctor_command(const std::vector<std::string>& arguments);
+ExitStatus plan_command(const std::vector<std::string>& arguments);
 ExitStatus config_command(const std::vector<std::string>& arguments);
 
 }  // namespace longspan::launcher
