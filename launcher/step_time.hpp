@@ -1,6 +1,6 @@
 /// Where the time and the bytes of one optimizer step go, by formula. Pure, and cheap: the search
-/// calls it tens of thousands of times. Formulas: notes in README.md of configs/machines; the
-/// ring's overlap is that of Liu et al. 2023, `max(compute, wire)` a hop. Read next: plan.hpp.
+/// calls it tens of thousands of times. The ring's overlap is that of Liu et al. 2023, `max(compute,
+/// wire)` a hop. Read next: plan.hpp.
 #pragma once
 
 #include <cstdint>
