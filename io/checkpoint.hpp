@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "io/fence.hpp"
 #include "parallel/array.hpp"
 #include "parallel/communicator.hpp"
 
@@ -35,14 +36,16 @@ struct CheckpointFacts {
 /// the order of their first blocks are equal on all ranks. Temporary folder, pwrite, fsync, rename,
 /// then `latest`: the previous checkpoint stays valid whatever happens, a full disk included (the
 /// temporary folder is removed and every rank throws the same AgreedError). If the step exists
-/// already with every hash right it is left as it is; a damaged one is replaced. Collective over
-/// `comm`. Returns the path.
+/// already with every hash right it is left as it is; a damaged one is replaced. With a fence (rank
+/// 0's counts), nothing of it happens once that is lost. Collective over `comm`. Returns the path.
 std::string write_checkpoint(const std::string& directory, const std::vector<ShardedArray>& arrays,
-                             const CheckpointFacts& facts, const Communicator& comm);
+                             const CheckpointFacts& facts, const Communicator& comm,
+                             const Fence* fence = nullptr);
 
 /// Removes temporary folders that a dead run left, and all but the `keep` newest checkpoints (0 =
-/// all stay). One rank calls it.
-void prune_checkpoints(const std::string& directory, std::int64_t keep);
+/// all stay); with a fence, throws Error and removes nothing once that is lost. One rank calls it.
+void prune_checkpoints(const std::string& directory, std::int64_t keep,
+                       const Fence* fence = nullptr);
 
 /// The newest complete checkpoint of a directory: `latest` if it resolves to one, else the highest
 /// step with a readable index; empty if there is none. Not collective.

@@ -43,8 +43,7 @@ std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t s
   for (const TensorEntry& tensor : index.tensors) {
     const bool lost = std::any_of(
         tensor.blocks.begin(), tensor.blocks.end(), [&](const TensorEntry::Block& block) {
-          const std::int64_t bytes =
-              element_count(block.shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
+          const std::int64_t bytes = bytes_of(tensor, block);
           return block.shard == shard && bytes > 0 &&
                  static_cast<std::int64_t>(block.file_offset) + bytes > size;
         });
@@ -77,10 +76,35 @@ std::string why_incomplete(const std::string& folder) {
   }
 }
 
-void prune_checkpoints(const std::string& directory, std::int64_t keep) {
+namespace {
+
+/// Under a temporary name first: a half-removed folder must never look like a checkpoint, and the
+/// rename is what a fence can refuse.
+void discard(const std::string& directory, const std::string& name, const std::string& doomed) {
+  if (doomed != directory + "/" + name) {
+    remove_path(doomed);
+    rename_path(directory + "/" + name, doomed);
+  }
+  remove_path(doomed);
+}
+
+}  // namespace
+
+void remove_temporary(const std::string& directory, const Fence* fence) {
   for (const std::string& name : list_directory(directory))
     if (name == ".latest.tmp" || (name.starts_with(".step-") && name.ends_with(".tmp")))
-      remove_path(directory + "/" + name);
+      discard(directory, name,
+              fence == nullptr ? directory + "/" + name
+                               : temporary_path(directory, name.substr(1), fence));
+  if (fence == nullptr) return;
+  // One save at a time: what is here is left from one that failed.
+  for (const std::string& name : list_directory(fence->folder()))
+    if (name.starts_with("step-") && name.ends_with(".tmp"))
+      remove_path(fence->folder() + "/" + name);
+}
+
+void prune_checkpoints(const std::string& directory, std::int64_t keep, const Fence* fence) {
+  remove_temporary(directory, fence);
   if (keep <= 0) return;
   const std::string latest = symlink_target(directory + "/latest");
   auto stored = list_checkpoints(directory);
@@ -94,10 +118,7 @@ void prune_checkpoints(const std::string& directory, std::int64_t keep) {
     }
     const std::string name = base_name(checkpoint.path);
     if (name == base_name(latest)) continue;
-    // Under a temporary name first: a half-removed folder must never look like a checkpoint.
-    const std::string doomed = fmt::format("{}/.{}.tmp", directory, name);
-    rename_path(checkpoint.path, doomed);
-    remove_path(doomed);
+    discard(directory, name, temporary_path(directory, name, fence));
   }
 }
 

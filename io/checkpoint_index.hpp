@@ -11,10 +11,21 @@
 #include "io/checkpoint_reader.hpp"
 
 namespace longspan::io {
+namespace hdf5 {
+class File;
+}
+
+namespace hdf5 {
+class File;
+}
 
 constexpr std::int64_t kCheckpointFormatVersion = 1;
+/// Bytes of a block that have a hash of their own. Smaller ones waste less at the edges of what a
+/// rank wants, and make the table longer: 8 bytes for each, 3 MB for 100 GB.
+constexpr std::int64_t kChunkBytes = std::int64_t{256} << 10;
 constexpr const char* kShardFormat = "longspan-checkpoint-shard";
 constexpr const char* kIndexFormat = "longspan-checkpoint";
+constexpr const char* kMergedFormat = "longspan-checkpoint-merged";
 
 struct CheckpointIndex {
   CheckpointFacts facts;
@@ -22,7 +33,14 @@ struct CheckpointIndex {
   std::vector<std::string> shard_files;
   std::vector<std::int64_t> shard_bytes;
   std::vector<TensorEntry> tensors;
+  /// Of the blocks' chunk_xxh3; 0 if the checkpoint was written without them.
+  std::int64_t chunk_bytes = 0;
 };
+
+/// ceil(bytes / chunk_bytes), 0 without chunks.
+std::int64_t chunk_count(std::int64_t bytes, std::int64_t chunk_bytes);
+/// Bytes of a block.
+std::int64_t bytes_of(const TensorEntry& tensor, const TensorEntry::Block& block);
 
 /// "shard-00003-of-00016.h5"
 std::string shard_file_name(int rank, int world_size);
@@ -36,12 +54,20 @@ std::string step_folder_name(std::int64_t step);
 /// elements missing or written twice.
 void require_exact_cover(const std::vector<TensorEntry>& tensors);
 
+/// The facts as attributes of "/" and the datasets config, tokenizer and loss_history.
+void write_facts(hdf5::File& file, const CheckpointFacts& facts);
+
 /// Creates `path` with the manifest, its hash and a virtual dataset per tensor. Not durable until
 /// synced.
 void write_index(const std::string& path, const CheckpointIndex& index);
-/// Reads `<folder>/index.h5`. Throws Error (damaged) for a missing or foreign file, a format from
-/// the future, or a manifest that does not match its hash.
+/// Reads `<folder>/index.h5`. Throws Error (damaged) for a missing or foreign file, a format of
+/// another version, a manifest that does not match its hash or contradicts itself. Whoever wrote
+/// it, afterwards shard names are bare, blocks lie inside their tensors and shards and cover each
+/// tensor exactly once, and no product of extents overflows.
 CheckpointIndex read_index(const std::string& folder);
+CheckpointIndex read_index(const hdf5::File& file);
+/// What `manifest/self_xxh3` of this index has to be, by all the rest of it.
+std::uint64_t manifest_hash(const hdf5::File& file);
 
 struct StoredCheckpoint {
   std::int64_t step = 0;
@@ -52,6 +78,9 @@ std::vector<StoredCheckpoint> list_checkpoints(const std::string& directory);
 /// The same in the order in which a restart tries them: the one that `latest` names, then from the
 /// highest step down.
 std::vector<StoredCheckpoint> restart_order(const std::string& directory);
+/// Removes unfinished checkpoints, and what else has a temporary name: of a run that is dead, for
+/// nothing may be written into `directory` at this moment.
+void remove_temporary(const std::string& directory, const Fence* fence = nullptr);
 /// "'model/norm.weight' and 7 more tensors are lost": those with bytes at or behind `size` in a
 /// shard that should be longer. Empty if there are none.
 std::string lost_tensors(const CheckpointIndex& index, int shard, std::int64_t size);

@@ -18,21 +18,15 @@ namespace {
 
 using Block = TensorEntry::Block;
 
-constexpr std::int64_t kPiece = std::int64_t{8} << 20;  // read, hash and copy while it is in cache
-constexpr std::int64_t kAlwaysHashed = std::int64_t{1} << 20;
-constexpr std::int64_t kShortRun = std::int64_t{64}
-                                   << 10;  // below, one large read beats many small ones
-constexpr std::size_t kOpenShards = 64;    // limits on open files may be low
-
-std::int64_t bytes_of(const TensorEntry& tensor, const Block& block) {
-  return element_count(block.shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
-}
+constexpr std::int64_t kPiece = std::int64_t{4} << 20;  // read at once
+constexpr std::size_t kOpenShards = 64;                 // limits on open files may be low
 
 /// What is wrong with a shard before any of its data is read; empty if nothing.
 std::string shard_problem(const std::string& path, std::int64_t bytes, int rank,
                           const CheckpointFacts& facts) {
   const std::int64_t size = file_size(path);
   if (size < 0) return "the shard is missing";
+  if (is_directory(path)) return "the shard is a folder";
   if (size != bytes)
     return fmt::format("the shard has {} bytes, {} were written{}", size, bytes,
                        size < bytes ? " (truncated)" : "");
@@ -65,6 +59,7 @@ struct CheckpointReader::Impl {
   std::vector<bool> checked;
   std::map<int, RawFile> open;
   std::vector<char> buffer;
+  std::int64_t bytes_read = 0;
 
   std::string shard_path(int shard) const {
     return path + "/" + index.shard_files[static_cast<std::size_t>(shard)];
@@ -94,66 +89,108 @@ struct CheckpointReader::Impl {
         .first->second;
   }
 
-  /// Reads bytes [begin, end) of a block piece by piece, hands each piece with its position to
-  /// `consume`, and returns the hash.
+  /// Reads bytes [begin, end) of a block piece by piece and hands each on with its position.
   template <class Consume>
-  std::uint64_t stream(const Block& block, std::int64_t begin, std::int64_t end,
-                       Consume&& consume) {
+  void stream(const Block& block, std::int64_t begin, std::int64_t end, Consume&& consume) {
     const RawFile& file = shard(block.shard);
+    const auto start = static_cast<std::int64_t>(block.file_offset);
     buffer.resize(std::max(buffer.size(), static_cast<std::size_t>(std::min(kPiece, end - begin))));
-    Checksum hash;
     for (std::int64_t at = begin; at < end; at += kPiece) {
       const std::int64_t count = std::min(kPiece, end - at);
-      file.read(buffer.data(), count, static_cast<std::int64_t>(block.file_offset) + at);
-      hash.update(buffer.data(), static_cast<std::size_t>(count));
+      file.read(buffer.data(), count, start + at);
+      // The disk goes on while this piece is hashed.
+      if (at + count < end)
+        file.will_read(start + at + count, std::min(2 * kPiece, end - at - count));
       consume(buffer.data(), at, count);
     }
-    return hash.digest();
+    bytes_read += end - begin;
   }
 
-  void require_hash(const TensorEntry& tensor, const Block& block, std::uint64_t found) const {
-    if (found != block.xxh3)
-      fail_damaged(
-          "{}: tensor '{}' is damaged: its hash is {:016x}, {:016x} was written: use another "
-          "checkpoint "
-          "(`longspan inspect --verify` lists all damage)",
-          shard_path(block.shard), tensor.name, found, block.xxh3);
+  /// The bytes of a block that have one hash: a chunk, or all of it where there is no table.
+  std::int64_t hashed_bytes(const TensorEntry& tensor, const Block& block) const {
+    return block.chunk_xxh3.empty() ? bytes_of(tensor, block) : index.chunk_bytes;
+  }
+
+  /// As stream(), with every hash compared. [begin, end) begins and ends with chunks.
+  template <class Consume>
+  void stream_checked(const TensorEntry& tensor, const Block& block, std::int64_t begin,
+                      std::int64_t end, Consume&& consume) {
+    const std::int64_t bytes = bytes_of(tensor, block), chunk = hashed_bytes(tensor, block);
+    Checksum hash;
+    stream(block, begin, end, [&](const char* piece, std::int64_t at, std::int64_t count) {
+      while (count > 0) {
+        const std::int64_t number = at / chunk, chunk_end = std::min((number + 1) * chunk, bytes);
+        const std::int64_t part = std::min(count, chunk_end - at);
+        hash.update(piece, static_cast<std::size_t>(part));
+        if (at + part == chunk_end) {
+          require_hash(tensor, block, number, hash.digest());
+          hash = Checksum();
+        }
+        consume(piece, at, part);  // in the cache now
+        piece += part, at += part, count -= part;
+      }
+    });
+  }
+
+  void require_hash(const TensorEntry& tensor, const Block& block, std::int64_t chunk,
+                    std::uint64_t found) const {
+    const bool table = !block.chunk_xxh3.empty();
+    const std::uint64_t expected =
+        table ? block.chunk_xxh3[static_cast<std::size_t>(chunk)] : block.xxh3;
+    if (found == expected) return;
+    const std::string place =
+        block.chunk_xxh3.size() < 2
+            ? ""
+            : fmt::format(" (in bytes {} to {} of the file)",
+                          static_cast<std::int64_t>(block.file_offset) + chunk * index.chunk_bytes,
+                          static_cast<std::int64_t>(block.file_offset) +
+                              std::min((chunk + 1) * index.chunk_bytes, bytes_of(tensor, block)) -
+                              1);
+    fail_damaged(
+        "{}: tensor '{}' is damaged{}: its hash is {:016x}, {:016x} was written: use another "
+        "checkpoint "
+        "(`longspan inspect --verify` lists all damage)",
+        shard_path(block.shard), tensor.name, place, found, expected);
+  }
+
+  /// Copies runs [first, last) of an overlap from the chunks [begin, end) that hold them.
+  void copy_runs(const TensorEntry& tensor, const Block& block, const BlockOverlap& overlap,
+                 std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end,
+                 char* out) {
+    std::int64_t run = first;
+    stream_checked(tensor, block, begin, end,
+                   [&](const char* piece, std::int64_t at, std::int64_t count) {
+                     // Runs come in the order of their source bytes; one that ends in the next
+                     // piece is met again there.
+                     for (; run < last; ++run) {
+                       const std::int64_t source = overlap.source_byte(run);
+                       const std::int64_t from = std::max(source, at);
+                       const std::int64_t to = std::min(source + overlap.run_bytes(), at + count);
+                       if (from < to)
+                         std::memcpy(out + overlap.wanted_byte(run) + (from - source),
+                                     piece + (from - at), static_cast<std::size_t>(to - from));
+                       if (source + overlap.run_bytes() > at + count) break;
+                     }
+                   });
   }
 
   void read_block(const TensorEntry& tensor, const Block& block, const BlockOverlap& overlap,
                   char* out) {
-    const std::int64_t bytes = bytes_of(tensor, block);
-    std::int64_t begin = overlap.source_byte(0);
-    std::int64_t end = overlap.source_byte(overlap.runs() - 1) + overlap.run_bytes();
-    const bool long_runs = overlap.run_bytes() >= kShortRun;
-    const std::int64_t needed = long_runs ? overlap.bytes() : end - begin;
-    const bool hashed = bytes < kAlwaysHashed || needed * 4 >= bytes;
-    if (hashed) {
-      begin = 0;
-      end = bytes;
-    } else if (long_runs) {
-      const RawFile& file = shard(block.shard);
-      for (std::int64_t run = 0; run < overlap.runs(); ++run)
-        file.read(out + overlap.wanted_byte(run), overlap.run_bytes(),
-                  static_cast<std::int64_t>(block.file_offset) + overlap.source_byte(run));
-      return;
+    const std::int64_t bytes = bytes_of(tensor, block), chunk = hashed_bytes(tensor, block);
+    std::int64_t first = 0, begin = 0, end = 0;  // runs since `first` lie in [begin, end)
+    for (std::int64_t run = 0; run < overlap.runs(); ++run) {
+      const std::int64_t source = overlap.source_byte(run);
+      const std::int64_t from = source / chunk * chunk;
+      const std::int64_t to =
+          std::min((source + overlap.run_bytes() + chunk - 1) / chunk * chunk, bytes);
+      if (run > 0 && from > end) {  // nothing wanted in between
+        copy_runs(tensor, block, overlap, first, run, begin, end, out);
+        first = run;
+      }
+      if (run == first) begin = from;
+      end = to;
     }
-    std::int64_t run = 0;
-    const std::uint64_t hash =
-        stream(block, begin, end, [&](const char* piece, std::int64_t first, std::int64_t count) {
-          // Runs come in the order of their source bytes; one that ends in the next piece is met
-          // again there.
-          for (; run < overlap.runs(); ++run) {
-            const std::int64_t source = overlap.source_byte(run);
-            const std::int64_t from = std::max(source, first);
-            const std::int64_t to = std::min(source + overlap.run_bytes(), first + count);
-            if (from < to)
-              std::memcpy(out + overlap.wanted_byte(run) + (from - source), piece + (from - first),
-                          static_cast<std::size_t>(to - from));
-            if (source + overlap.run_bytes() > first + count) break;
-          }
-        });
-    if (hashed) require_hash(tensor, block, hash);
+    copy_runs(tensor, block, overlap, first, overlap.runs(), begin, end, out);
   }
 };
 
@@ -183,6 +220,10 @@ std::vector<std::string> CheckpointReader::shard_files() const {
 }
 std::vector<std::int64_t> CheckpointReader::shard_bytes() const {
   return impl_->index.shard_bytes;
+}
+
+std::int64_t CheckpointReader::bytes_read() const {
+  return impl_->bytes_read;
 }
 
 void CheckpointReader::read(const ShardedArray& array) {
@@ -229,14 +270,17 @@ std::vector<VerifyProblem> CheckpointReader::verify(
       const std::int64_t bytes = bytes_of(tensor, block);
       if (usable[i]) {
         try {
-          const std::uint64_t found =
-              impl_->stream(block, 0, bytes, [&](const char*, std::int64_t at, std::int64_t count) {
-                if (progress) progress(done + at + count, total);
-              });
-          if (found != block.xxh3)
+          ChunkedChecksum hash(index.chunk_bytes > 0 ? index.chunk_bytes : bytes);
+          impl_->stream(block, 0, bytes,
+                        [&](const char* piece, std::int64_t at, std::int64_t count) {
+                          hash.update(piece, count);
+                          if (progress) progress(done + at + count, total);
+                        });
+          const bool table = !block.chunk_xxh3.empty();
+          if (hash.digest() != block.xxh3 || (table && hash.chunks() != block.chunk_xxh3))
             problems.push_back(
                 {index.shard_files[i], tensor.name,
-                 fmt::format("hash is {:016x}, {:016x} was written", found, block.xxh3)});
+                 fmt::format("hash is {:016x}, {:016x} was written", hash.digest(), block.xxh3)});
         } catch (const Error& error) {
           problems.push_back({index.shard_files[i], tensor.name, error.what()});
         }
@@ -258,11 +302,10 @@ TensorStatistics CheckpointReader::statistics(const std::string& name) {
   const TensorEntry& tensor = impl_->find(name);
   RunningStatistics statistics;
   for (const Block& block : tensor.blocks) {
-    const auto hash = impl_->stream(block, 0, bytes_of(tensor, block),
-                                    [&](const char* piece, std::int64_t, std::int64_t bytes) {
-                                      statistics.add(tensor.dtype, piece, bytes);
-                                    });
-    impl_->require_hash(tensor, block, hash);
+    impl_->stream_checked(tensor, block, 0, bytes_of(tensor, block),
+                          [&](const char* piece, std::int64_t, std::int64_t bytes) {
+                            statistics.add(tensor.dtype, piece, bytes);
+                          });
   }
   return statistics.result();
 }

@@ -19,6 +19,8 @@ struct TensorEntry {
     Shape offset, shape;
     std::uint64_t file_offset = 0;
     std::uint64_t xxh3 = 0;
+    /// Of each chunk of CheckpointIndex::chunk_bytes; empty in checkpoints without the table.
+    std::vector<std::uint64_t> chunk_xxh3;
   };
   std::string name;
   DType dtype = DType::kF32;
@@ -53,12 +55,13 @@ class CheckpointReader {
   std::vector<std::int64_t> shard_bytes() const;
 
   /// Fills `array` (name, global_shape and block as asked for, data = destination) from whatever
-  /// blocks overlap it, on any layout. A block is hashed if it is read whole, is below 1 MiB, or at
-  /// least a quarter of it is wanted; of others only the wanted rows are read, so that a rank never
-  /// reads much more than it needs (verify() hashes all). Throws Error: usage if the tensor is
-  /// missing or shaped otherwise (says both shapes), damaged naming shard, tensor, expected and
-  /// found hash.
+  /// blocks overlap it, on any layout. Reads the chunks that hold what is wanted, and hashes every
+  /// one of them (whole blocks where the checkpoint has no table of chunks): a rank reads little
+  /// more than it needs, and nothing unchecked. Throws Error: usage if the tensor is missing or
+  /// shaped otherwise (says both shapes), damaged naming shard, tensor, expected and found hash.
   void read(const ShardedArray& array);
+  /// Bytes of blocks that read() has read from shards so far.
+  std::int64_t bytes_read() const;
   /// Every shard's existence, size, identity and every block's hash. Empty = all good. `progress`
   /// hears of (bytes done, all bytes).
   std::vector<VerifyProblem> verify(

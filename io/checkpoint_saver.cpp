@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "io/file.hpp"
 #include "parallel/agree.hpp"
 
 namespace longspan::io {
@@ -19,8 +20,12 @@ std::int64_t staged_bytes(const ShardedArray& array) {
 
 }  // namespace
 
-CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm)
-    : directory_(std::move(directory)), keep_(keep), comm_(comm.duplicate_for_background()) {
+CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const Communicator& comm,
+                                 const Fence* fence)
+    : directory_(std::move(directory)),
+      keep_(keep),
+      fence_(fence),
+      comm_(comm.duplicate_for_background()) {
   // Signals are for the threads that the program knows.
   sigset_t all, before;
   sigfillset(&all);
@@ -49,27 +54,36 @@ void CheckpointSaver::reserve(const std::vector<ShardedArray>& arrays) {
 
 void CheckpointSaver::start(const std::vector<ShardedArray>& arrays, CheckpointFacts facts) {
   wait();
-  std::vector<ShardedArray> copies = arrays;
   // Agreed on the saver's own communicator, which is idle now: either all write or none does.
-  agree(comm_, [&] {
-    reserve(arrays);
-    char* next = staging_.data();
-    for (ShardedArray& copy : copies) {
-      if (copy.bytes() > 0 && copy.data != nullptr) {
-        std::memcpy(next, copy.data, static_cast<std::size_t>(copy.bytes()));
-        copy.data = next;
-      }
-      next += staged_bytes(copy);
-    }
-  });
+  agree(comm_, [&] { reserve(arrays); });
   {
     const std::lock_guard lock(mutex_);
-    arrays_ = std::move(copies);
+    arrays_ = arrays;
     facts_ = std::move(facts);
     outcome_.reset();
-    busy_ = true;
+    waited_ = 0;
+    busy_ = copying_ = true;
   }
   changed_.notify_all();
+}
+
+void CheckpointSaver::copy_blocks() {
+  char* next = staging_.data();
+  for (ShardedArray& array : arrays_) {
+    if (array.bytes() > 0 && array.data != nullptr) {
+      std::memcpy(next, array.data, static_cast<std::size_t>(array.bytes()));
+      array.data = next;
+    }
+    next += staged_bytes(array);
+  }
+}
+
+void CheckpointSaver::wait_for_copy() {
+  const auto begin = std::chrono::steady_clock::now();
+  std::unique_lock lock(mutex_);
+  if (!copying_) return;
+  changed_.wait(lock, [&] { return !copying_; });
+  waited_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void CheckpointSaver::wait() {
@@ -92,9 +106,16 @@ std::string CheckpointSaver::save(const std::vector<ShardedArray>& arrays,
 
 std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
                                    const CheckpointFacts& facts) {
-  std::string path = write_checkpoint(directory_, arrays, facts, comm_);
   agree(comm_, [&] {
-    if (comm_.rank() == 0) prune_checkpoints(directory_, keep_);
+    // Made anew it would not be the one that holds the other checkpoints, and maybe not be on the
+    // same disk: an unmounted file system leaves an empty folder, or none.
+    if (comm_.rank() == 0 && !is_directory(parent_path(directory_)))
+      fail("{}: this folder is gone: bring it back, or mount its file system again",
+           parent_path(directory_));
+  });
+  std::string path = write_checkpoint(directory_, arrays, facts, comm_, fence_);
+  agree(comm_, [&] {
+    if (comm_.rank() == 0) prune_checkpoints(directory_, keep_, fence_);
   });
   return path;
 }
@@ -110,16 +131,24 @@ void CheckpointSaver::work() {
     Outcome outcome;
     outcome.step = facts_.step;
     std::exception_ptr broken;
+    copy_blocks();
+    lock.lock();
+    copying_ = false;
+    lock.unlock();
+    changed_.notify_all();
     try {
       outcome.path = write(arrays_, facts_);
     } catch (const AgreedError& e) {
       outcome.failure = e.what();
+      // Every rank is here.
+      outcome.fenced = comm_.broadcast(std::int64_t{fence_ != nullptr && fence_->lost()}, 0) != 0;
     } catch (...) {
       broken = std::current_exception();
     }
     outcome.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     lock.lock();
     busy_ = false;
+    outcome.waited = waited_;
     outcome_ = std::move(outcome);
     broken_ = broken;
     changed_.notify_all();

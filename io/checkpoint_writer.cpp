@@ -4,14 +4,14 @@
 #include <cstring>
 #include <ctime>
 #include <map>
-#include <random>
 #include <utility>
 
 #include "io/checkpoint.hpp"
 #include "io/checkpoint_index.hpp"
+#include "io/checkpoint_shard.hpp"
 #include "io/checksum.hpp"
+#include "io/direct_writer.hpp"
 #include "io/file.hpp"
-#include "io/hdf5.hpp"
 #include "parallel/agree.hpp"
 
 namespace longspan::io {
@@ -21,6 +21,7 @@ namespace {
 struct BlockRecord {
   std::uint64_t tensor = 0, file_offset = 0, xxh3 = 0;
   Shape offset, shape;
+  std::vector<std::uint64_t> chunk_xxh3;
 };
 struct ShardRecord {
   std::int64_t bytes = 0;
@@ -39,6 +40,7 @@ std::string packed(const ShardRecord& record) {
     put(block.xxh3);
     for (const auto extent : block.offset) put(static_cast<std::uint64_t>(extent));
     for (const auto extent : block.shape) put(static_cast<std::uint64_t>(extent));
+    for (const auto hash : block.chunk_xxh3) put(hash);
   }
   return bytes;
 }
@@ -62,19 +64,12 @@ std::int64_t unpack_into(std::vector<TensorEntry>& tensors, int shard, const std
     for (Shape* dims : {&block.offset, &block.shape})
       for (std::size_t d = 0; d < tensor.global_shape.size(); ++d)
         dims->push_back(static_cast<std::int64_t>(get()));
+    for (std::int64_t chunks = chunk_count(bytes_of(tensor, block), kChunkBytes); chunks > 0;
+         --chunks)
+      block.chunk_xxh3.push_back(get());
     tensor.blocks.push_back(std::move(block));
   }
   return size;
-}
-
-std::string random_uuid() {
-  std::random_device device;
-  std::uniform_int_distribution<std::uint64_t> any;
-  const std::uint64_t high = (any(device) & ~std::uint64_t{0xf000}) | 0x4000;  // version 4: random
-  const std::uint64_t low =
-      (any(device) & ~(std::uint64_t{3} << 62)) | (std::uint64_t{1} << 63);  // RFC 4122
-  return fmt::format("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, (high >> 16) & 0xffff,
-                     high & 0xffff, low >> 48, low & 0xffffffffffff);
 }
 
 /// The tensors that the blocks belong to, each once, in the order of their first blocks.
@@ -161,46 +156,29 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
   ShardRecord record;
   const Tensors tensors(arrays);
   std::vector<const ShardedArray*> written;  // of each block of the record
-  {
-    const hdf5::Lock lock;
-    hdf5::File file = hdf5::File::create(path, static_cast<std::int64_t>(arrays.size()) * 800);
-    file.set_attribute("/", "format", kShardFormat);
-    file.set_attribute("/", "format_version", kCheckpointFormatVersion);
-    file.set_attribute("/", "checkpoint_uuid", facts.uuid);
-    file.set_attribute("/", "step", facts.step);
-    file.set_attribute("/", "rank", std::int64_t{rank});
-    file.set_attribute("/", "world_size", std::int64_t{world_size});
-    std::vector<int> blocks_of(tensors.entries.size(), 0);
-    for (std::size_t i = 0; i < arrays.size(); ++i) {
-      const ShardedArray& array = arrays[i];
-      if (array.bytes() == 0) continue;
-      const std::size_t tensor = tensors.of_block[i];
-      const std::string name = block_dataset_name(array.name, blocks_of[tensor]++);
-      const std::uint64_t offset = file.create_contiguous(name, array.dtype, array.shape);
-      file.set_attribute(name, "dtype", std::string(name_of(array.dtype)));
-      file.set_attribute(name, "global_shape", array.global_shape);
-      file.set_attribute(name, "global_offset", array.offset);
-      record.blocks.push_back({tensor, offset, 0, array.offset, array.shape});
-      written.push_back(&array);
-    }
-    file.close();
+  const auto offsets = lay_out_shard(path, arrays, facts, rank, world_size);
+  for (std::size_t i = 0; i < arrays.size(); ++i) {
+    const ShardedArray& array = arrays[i];
+    if (array.bytes() == 0) continue;
+    record.blocks.push_back({tensors.of_block[i], offsets[i], 0, array.offset, array.shape, {}});
+    written.push_back(&array);
   }
-  RawFile file = RawFile::open(path, RawFile::Mode::kWrite);
+  DirectWriter file(path);
   record.bytes = file.size();
   file.reserve(record.bytes);
   for (std::size_t i = 0; i < written.size(); ++i) {
     const ShardedArray& array = *written[i];
     BlockRecord& block = record.blocks[i];
     const auto* bytes = static_cast<const char*>(array.data);
-    constexpr std::int64_t kPiece = std::int64_t{16} << 20;
-    Checksum hash;
-    for (std::int64_t done = 0; done < array.bytes(); done += kPiece) {
-      const std::int64_t count = std::min(kPiece, array.bytes() - done);
-      hash.update(bytes + done, static_cast<std::size_t>(count));
+    ChunkedChecksum hash(kChunkBytes);
+    // The piece before is on its way to the disk while this one is hashed.
+    for (std::int64_t done = 0; done < array.bytes(); done += DirectWriter::kPiece) {
+      const std::int64_t count = std::min(DirectWriter::kPiece, array.bytes() - done);
+      hash.update(bytes + done, count);
       file.write(bytes + done, count, static_cast<std::int64_t>(block.file_offset) + done);
-      file.start_writeback(static_cast<std::int64_t>(block.file_offset) + done, count);
     }
     block.xxh3 = hash.digest();
+    block.chunk_xxh3 = hash.chunks();
   }
   file.sync();
   file.close();
@@ -211,6 +189,7 @@ CheckpointIndex index_of(const std::vector<ShardedArray>& arrays, const Checkpoi
                          const std::vector<std::string>& records) {
   CheckpointIndex index;
   index.facts = facts;
+  index.chunk_bytes = kChunkBytes;
   index.tensors = Tensors(arrays).entries;
   for (std::size_t shard = 0; shard < records.size(); ++shard) {
     index.shard_files.push_back(
@@ -221,21 +200,28 @@ CheckpointIndex index_of(const std::vector<ShardedArray>& arrays, const Checkpoi
   return index;
 }
 
+void point_latest_at(const std::string& checkpoint, const Fence* fence) {
+  const std::string directory = parent_path(checkpoint);
+  replace_symlink(base_name(checkpoint), directory + "/latest",
+                  temporary_path(directory, "latest", fence));
+}
+
 /// From a folder under its temporary name to a checkpoint. Each sync orders what follows after what
 /// precedes it.
-void commit(const std::string& temporary, const std::string& final_path) {
+/// With a fence that is lost, the first rename that matters finds no `temporary`.
+void commit(const std::string& temporary, const std::string& final_path, const Fence* fence) {
   const std::string directory = parent_path(final_path);
   sync_file(temporary + "/index.h5");
   sync_directory(temporary);
   std::string replaced;
   if (path_exists(final_path)) {  // only ever a damaged one, see write_checkpoint
-    replaced = fmt::format("{}/.{}.damaged.tmp", directory, base_name(final_path));
+    replaced = temporary_path(directory, base_name(final_path) + ".damaged", fence);
     remove_path(replaced);
     rename_path(final_path, replaced);
   }
   rename_path(temporary, final_path);
   sync_directory(directory);
-  replace_symlink(base_name(final_path), directory + "/latest");
+  point_latest_at(final_path, fence);
   sync_directory(directory);
   if (!replaced.empty()) remove_path(replaced);
 }
@@ -243,9 +229,9 @@ void commit(const std::string& temporary, const std::string& final_path) {
 }  // namespace
 
 std::string write_checkpoint(const std::string& directory, const std::vector<ShardedArray>& arrays,
-                             const CheckpointFacts& facts, const Communicator& comm) {
+                             const CheckpointFacts& facts, const Communicator& comm,
+                             const Fence* fence) {
   const std::string final_path = directory + "/" + step_folder_name(facts.step);
-  const std::string temporary = fmt::format("{}/.{}.tmp", directory, step_folder_name(facts.step));
   agree(comm, [&] { require_valid(arrays); });
   require_same_tensors(arrays, comm);
 
@@ -257,9 +243,16 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
   for (const ShardedArray& array : arrays) bytes += array.bytes() + 8192;
   bytes = comm.all_reduce_sum(bytes);
 
+  // A rank of a dead run that still writes for a moment must not meet its successor's files: the
+  // name is never the same twice.
+  const auto temporary_of = [&](const CheckpointFacts& of) {
+    const std::string name = fmt::format("{}.{}", step_folder_name(of.step), of.uuid.substr(0, 8));
+    return temporary_path(directory, name, fence);
+  };
   bool exists = false;
   agree(comm, [&] {
     if (comm.rank() != 0) return;
+    if (fence != nullptr) fence->require();
     make_directories(directory);
     // Rare, so every hash is looked at: a run that went back behind a damaged checkpoint comes
     // here.
@@ -268,16 +261,18 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
     if (exists) {
       // A crash may have come between the rename and the link.
       if (symlink_target(directory + "/latest") != base_name(final_path))
-        replace_symlink(base_name(final_path), directory + "/latest");
+        point_latest_at(final_path, fence);
       return;
     }
     complete.uuid = random_uuid();
+    remove_temporary(directory, fence);  // what a dead run left must not fill the disk
     require_free_space(directory, bytes, fmt::format("the checkpoint of step {}", facts.step));
-    remove_path(temporary);
-    make_directory(temporary);
+    make_directory(temporary_of(complete));
   });
   if (comm.broadcast(std::int64_t{exists}, 0) != 0) return final_path;
   complete.uuid = comm.broadcast(complete.uuid, 0);
+  // The fence is rank 0's alone.
+  const std::string temporary = comm.broadcast(temporary_of(complete), 0);
 
   try {
     ShardRecord record;
@@ -291,7 +286,8 @@ std::string write_checkpoint(const std::string& directory, const std::vector<Sha
       const CheckpointIndex index = index_of(arrays, complete, records);
       require_exact_cover(index.tensors);
       write_index(temporary + "/index.h5", index);
-      commit(temporary, final_path);
+      if (fence != nullptr) fence->require();  // says more than a rename that fails
+      commit(temporary, final_path, fence);
     });
   } catch (const AgreedError&) {
     // All ranks are past their writes: agree() returned or threw everywhere.

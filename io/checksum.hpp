@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "parallel/handle.hpp"
 
@@ -23,6 +24,25 @@ class Checksum {
 
  private:
   Handle<void*, nullptr, free_checksum_state> state_;
+};
+
+/// XXH3-64 of one run of bytes.
+std::uint64_t checksum_of(const void* data, std::size_t bytes);
+
+/// The hash of all bytes and of every chunk of them, in one pass over memory: a chunk is in the
+/// cache when it is hashed the second time.
+class ChunkedChecksum {
+ public:
+  explicit ChunkedChecksum(std::int64_t chunk_bytes) : chunk_bytes_(chunk_bytes) {}
+  void update(const void* data, std::int64_t bytes);
+  std::uint64_t digest() const { return whole_.digest(); }
+  /// Of each chunk so far, the last one maybe shorter.
+  std::vector<std::uint64_t> chunks() const;
+
+ private:
+  std::int64_t chunk_bytes_, filled_ = 0;  ///< of the chunk that is not complete
+  Checksum whole_, chunk_;
+  std::vector<std::uint64_t> complete_;
 };
 
 }  // namespace longspan::io

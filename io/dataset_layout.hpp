@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "io/token_dataset.hpp"
 
@@ -19,6 +20,19 @@ inline constexpr std::int64_t kLargestVocabulary = 2147483647;  ///< ids are int
 inline std::int64_t hash_blocks(std::int64_t token_bytes) {
   return (token_bytes + kHashBlockBytes - 1) / kHashBlockBytes;
 }
+
+namespace hdf5 {
+class File;
+}
+
+/// What a dataset's file holds besides the tokens.
+struct DatasetTables {
+  DatasetFacts facts;
+  std::uint64_t tokens_offset = 0;  ///< byte of the file where they begin
+  std::vector<std::uint64_t> hashes;
+};
+/// Throws Error (damaged) unless all of it is as FORMAT.md says and fits together.
+DatasetTables read_dataset_tables(const hdf5::File& file);
 
 /// XXH3-64 with seed 0.
 std::uint64_t xxh3(const void* data, std::size_t bytes);

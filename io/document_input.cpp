@@ -6,6 +6,8 @@
 
 #include "io/byte_source.hpp"
 #include "io/fasta.hpp"
+#include "io/file.hpp"
+#include "io/token_files.hpp"
 #include "parallel/error.hpp"
 
 namespace longspan::io {
@@ -110,8 +112,33 @@ void read_genome(const InputFile& file, bool unknown_as_n, ByteSource& source, D
 
 }  // namespace
 
+namespace {
+
+/// Ids in a file with a header, or raw ones that are to be cut into documents.
+void read_described_ids(const InputFile& file, const DocumentFormat& format, DocumentSink& sink) {
+  const DocumentBorders borders{format.document_start, format.document_end};
+  if (!format.described_ids && ByteSource(file.path).compressed())
+    fail_damaged("{}: is gzip: unpack it to look for --document-start or --document-end",
+                 file.path);
+  if (!format.described_ids)
+    return read_token_file(file.path, file.name, TokenFileFormat::kRaw, format.id_dtype, borders,
+                           sink);
+  const auto kind = detect_token_file(file.path);
+  if (!kind)
+    fail_damaged(
+        "{}: neither NumPy, Megatron nor llm.c, and without --dtype it must be one: give --dtype "
+        "u8, u16 or u32 for raw ids, --text-ids for decimal numbers",
+        file.path);
+  read_token_file(file.path, file.name, *kind, format.id_dtype, borders, sink);
+}
+
+}  // namespace
+
 void read_documents(const InputFile& file, const DocumentFormat& format, DocumentSink& sink,
                     InputCounts& counts) {
+  if (format.kind == DatasetKind::kTokens &&
+      (format.described_ids || format.document_start || format.document_end) && !format.text_ids)
+    return read_described_ids(file, format, sink);
   ByteSource source(file.path);
   counts.compressed_files += source.compressed();
   switch (format.kind) {

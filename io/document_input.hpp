@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "io/input_files.hpp"
@@ -19,6 +20,10 @@ struct DocumentFormat {
   DType id_dtype = DType::kU16;  ///< tokens: width of the raw little-endian ids
   bool text_ids = false;         ///< tokens: decimal ids between white space instead
   bool unknown_as_n = false;     ///< genome: letters outside the alphabet become N
+  /// tokens: neither text nor raw ids; every file says itself what it is (token_files.hpp)
+  bool described_ids = false;
+  std::optional<std::int64_t> document_start = {},
+                              document_end = {};  ///< tokens: ids at borders; they stay
 };
 
 /// A run of token ids as they lie in memory: u8, u16 or u32.

@@ -97,6 +97,12 @@ RawFile RawFile::open(const std::string& path, Mode mode) {
   return RawFile(path, std::move(descriptor));
 }
 
+RawFile RawFile::create(const std::string& path) {
+  Descriptor descriptor(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  if (!descriptor) fail_errno(path, "cannot create", errno);
+  return RawFile(path, std::move(descriptor));
+}
+
 std::int64_t RawFile::size() const {
   struct stat found = {};
   if (::fstat(descriptor_.get(), &found) != 0) fail_errno(path_, "cannot stat", errno);
@@ -115,6 +121,10 @@ void RawFile::read(void* data, std::int64_t bytes, std::int64_t offset) const {
       fail_damaged("{}: ends at byte {}, {} were expected", path_, offset + done, offset + bytes);
     done += n;
   }
+}
+
+void RawFile::will_read(std::int64_t offset, std::int64_t bytes) const {
+  ::posix_fadvise(descriptor_.get(), offset, bytes, POSIX_FADV_WILLNEED);
 }
 
 void RawFile::write(const void* data, std::int64_t bytes, std::int64_t offset) {
@@ -171,6 +181,11 @@ bool is_directory(const std::string& path) {
   return ::stat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode);
 }
 
+bool is_regular_file(const std::string& path) {
+  struct stat found = {};
+  return ::stat(path.c_str(), &found) == 0 && S_ISREG(found.st_mode);
+}
+
 std::int64_t file_size(const std::string& path) {
   struct stat found = {};
   return ::stat(path.c_str(), &found) == 0 ? found.st_size : -1;
@@ -220,8 +235,8 @@ void sync_file(const std::string& path) {
   sync_path(path, O_RDONLY);
 }
 
-void replace_symlink(const std::string& target, const std::string& link) {
-  const std::string temporary = fmt::format("{}/.{}.tmp", parent_path(link), base_name(link));
+void replace_symlink(const std::string& target, const std::string& link,
+                     const std::string& temporary) {
   if (::unlink(temporary.c_str()) != 0 && errno != ENOENT)
     fail_errno(temporary, "cannot remove", errno);
   if (::symlink(target.c_str(), temporary.c_str()) != 0)

@@ -21,11 +21,15 @@ class RawFile {
   /// Throws Error: damaged when a file to read is not there, failed when one cannot be opened for
   /// writing.
   static RawFile open(const std::string& path, Mode mode);
+  /// A new file, to write. Throws Error (failed) if it exists.
+  static RawFile create(const std::string& path);
 
   const std::string& path() const { return path_; }
   std::int64_t size() const;
   /// All of [offset, offset + bytes) into `data`. Throws Error (damaged) if the file ends before.
   void read(void* data, std::int64_t bytes, std::int64_t offset) const;
+  /// Asks the system to begin reading this range, so that read() has less to wait for. A hint.
+  void will_read(std::int64_t offset, std::int64_t bytes) const;
   void write(const void* data, std::int64_t bytes, std::int64_t offset);
   /// Allocates the first `bytes` where the file system can, so that a full disk is found before the
   /// first write.
@@ -50,6 +54,7 @@ class RawFile {
 
 bool path_exists(const std::string& path);  ///< of whatever kind; follows links
 bool is_directory(const std::string& path);
+bool is_regular_file(const std::string& path);
 /// Size of a file; -1 if it does not exist.
 std::int64_t file_size(const std::string& path);
 std::vector<std::string> list_directory(
@@ -64,8 +69,9 @@ void rename_path(const std::string& from, const std::string& to);
 void sync_directory(const std::string& path);
 void sync_file(const std::string& path);
 /// Points `link` at `target` (a name relative to the link's folder), replacing an older link in one
-/// step.
-void replace_symlink(const std::string& target, const std::string& link);
+/// step; `temporary` is where it is made.
+void replace_symlink(const std::string& target, const std::string& link,
+                     const std::string& temporary);
 /// Target of a link; empty if `path` is none.
 std::string symlink_target(const std::string& path);
 

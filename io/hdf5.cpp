@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <set>
 #include <utility>
 
+#include "io/file.hpp"
 #include "io/hdf5_internal.hpp"
 #include "parallel/error.hpp"
 
@@ -64,6 +66,8 @@ File File::open(const std::string& path) {
     fail_damaged("{}: cannot open: {}", path, std::strerror(errno));
   if (S_ISDIR(found.st_mode))
     fail_damaged("{}: cannot open: it is a folder, not an HDF5 file", path);
+  if (!S_ISREG(found.st_mode))  // opening a pipe would wait for ever
+    fail_damaged("{}: cannot open: it is a pipe, socket or device, not an HDF5 file", path);
   if (found.st_size == 0) fail_damaged("{}: cannot open: the file is empty", path);
   const Lock lock;
   const Id access(H5Pcreate(H5P_FILE_ACCESS));
@@ -71,6 +75,19 @@ File File::open(const std::string& path) {
   File file(path);
   file.id_ = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.get());
   if (file.id_ < 0) fail_hdf5(path, "cannot open", ExitStatus::kDamaged);
+  return file;
+}
+
+File File::open_image(std::span<const std::byte> bytes, const std::string& name) {
+  const Lock lock;
+  const Id access(H5Pcreate(H5P_FILE_ACCESS));
+  H5Pset_fclose_degree(access.get(), H5F_CLOSE_SEMI);
+  File file(name);
+  // The core driver copies the image; without a backing store nothing touches the disk.
+  if (H5Pset_fapl_core(access.get(), 1 << 16, 0) < 0 ||
+      H5Pset_file_image(access.get(), const_cast<std::byte*>(bytes.data()), bytes.size()) < 0 ||
+      (file.id_ = H5Fopen(name.c_str(), H5F_ACC_RDONLY, access.get())) < 0)
+    fail_hdf5(name, "cannot open", ExitStatus::kDamaged);
   return file;
 }
 
@@ -130,22 +147,36 @@ std::vector<std::string> File::list(const std::string& group) const {
   return names;
 }
 
-std::vector<std::string> File::datasets(const std::string& group) const {
-  const Lock lock;
+namespace {
+
+void collect_datasets(hid_t file, const File& of, const std::string& group,
+                      std::set<haddr_t>& entered, std::vector<std::string>& found) {
   const std::string prefix = group == "/" ? "" : group + "/";
-  std::vector<std::string> found;
-  for (const auto& name : list(group)) {
+  for (const auto& name : of.list(group)) {
     const std::string full = prefix + name;
-    const Id object(H5Oopen(id_, full.c_str(), H5P_DEFAULT));
-    if (!object) {
-      H5Eclear2(H5E_DEFAULT);  // a dangling link is not a dataset
-    } else if (H5Iget_type(object.get()) == H5I_DATASET) {
+    if (!is_hard_link(file, full)) continue;
+    const Id object(H5Oopen(file, full.c_str(), H5P_DEFAULT));
+    H5O_info_t info = {};
+    if (!object || H5Oget_info2(object.get(), &info, H5O_INFO_BASIC) < 0) {
+      H5Eclear2(H5E_DEFAULT);
+    } else if (info.type == H5O_TYPE_DATASET) {
       found.push_back(full);
-    } else if (H5Iget_type(object.get()) == H5I_GROUP) {
-      const auto below = datasets(full);
-      found.insert(found.end(), below.begin(), below.end());
+    } else if (info.type == H5O_TYPE_GROUP && entered.insert(info.addr).second) {
+      collect_datasets(file, of, full, entered, found);
     }
   }
+}
+
+}  // namespace
+
+std::vector<std::string> File::datasets(const std::string& group) const {
+  const Lock lock;
+  std::set<haddr_t> entered;
+  const Id top = open_object(id_, path_, group);
+  H5O_info_t info = {};
+  if (H5Oget_info2(top.get(), &info, H5O_INFO_BASIC) >= 0) entered.insert(info.addr);
+  std::vector<std::string> found;
+  collect_datasets(id_, *this, group, entered, found);
   return found;
 }
 
@@ -155,14 +186,21 @@ DatasetInfo File::info(const std::string& name) const {
   const Id type(H5Dget_type(dataset.get()));
   const Id space(H5Dget_space(dataset.get()));
   const Id properties(H5Dget_create_plist(dataset.get()));
+  if (!type || !space || !properties)
+    fail_hdf5(path_, fmt::format("cannot look at dataset '{}'", name), ExitStatus::kDamaged);
   DatasetInfo info;
   info.dtype = dtype_of(type.get());
   info.type_text = describe_type(type.get());
   info.shape =
       H5Sget_simple_extent_type(space.get()) == H5S_NULL ? Shape{0} : shape_of(space.get());
   info.bytes_per_element = static_cast<std::int64_t>(H5Tget_size(type.get()));
+  // Everything below, and every caller, multiplies these.
+  if (!checked_bytes(info.shape, std::max<std::int64_t>(info.bytes_per_element, 8)))
+    fail_damaged("{}: dataset '{}' claims the shape {}: no file holds so much", path_, name,
+                 to_string(info.shape));
   const auto layout = H5Pget_layout(properties.get());
   info.is_virtual = layout == H5D_VIRTUAL;
+  info.compact = layout == H5D_COMPACT;
   if (layout == H5D_CHUNKED) {
     std::vector<hsize_t> chunk(info.shape.size());
     H5Pget_chunk(properties.get(), static_cast<int>(chunk.size()), chunk.data());
@@ -170,12 +208,31 @@ DatasetInfo File::info(const std::string& name) const {
   }
   info.contiguous = layout == H5D_CONTIGUOUS && H5Pget_external_count(properties.get()) == 0;
   const haddr_t offset = info.contiguous ? H5Dget_offset(dataset.get()) : HADDR_UNDEF;
-  struct stat file = {};
-  if (offset != HADDR_UNDEF && ::stat(path_.c_str(), &file) == 0 &&
-      offset + static_cast<haddr_t>(info.bytes()) <= static_cast<haddr_t>(file.st_size))
+  hsize_t file_bytes = 0;
+  const auto bytes = static_cast<hsize_t>(info.bytes());
+  if (offset != HADDR_UNDEF && H5Fget_filesize(id_, &file_bytes) >= 0 && bytes <= file_bytes &&
+      offset <= file_bytes - bytes)
     info.offset = offset;
   H5Eclear2(H5E_DEFAULT);
   return info;
+}
+
+void File::require_plain(const std::string& name, std::int64_t most_bytes) const {
+  const Lock lock;
+  const DatasetInfo found = info(name);
+  const char* const fix = "it must be contiguous (h5repack -l CONTI -f NONE)";
+  if (found.is_virtual) fail_damaged("{}: dataset '{}' is virtual: {}", path_, name, fix);
+  if (!found.chunk.empty())
+    fail_damaged("{}: dataset '{}' is chunked or compressed: {}", path_, name, fix);
+  if (!found.contiguous && !found.compact)
+    fail_damaged("{}: dataset '{}' lies in an external file: {}", path_, name, fix);
+  if (found.bytes() > most_bytes)
+    fail_damaged("{}: dataset '{}' claims {} of shape {}, at most {} are read here", path_, name,
+                 format_bytes(found.bytes()), to_string(found.shape), format_bytes(most_bytes));
+  if (found.bytes() == 0) return;
+  if (found.contiguous && !found.offset)
+    fail_damaged("{}: dataset '{}' of shape {} does not lie inside the file", path_, name,
+                 to_string(found.shape));
 }
 
 }  // namespace longspan::io::hdf5

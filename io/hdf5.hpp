@@ -37,6 +37,7 @@ struct DatasetInfo {
   Shape shape;
   bool contiguous = false;  ///< one unfiltered run of bytes in this file
   bool is_virtual = false;
+  bool compact = false;  ///< few bytes, kept among the metadata; read() gets at them
   /// Where that run starts, absolute; set only if contiguous, allocated, and inside the file.
   std::optional<std::uint64_t> offset;
   std::vector<std::int64_t> chunk;  ///< empty unless chunked
@@ -54,7 +55,9 @@ struct VirtualBlock {
 
 /// An open HDF5 file. Names are paths inside it ("model/wte"); groups on the way are created as
 /// needed. Attributes belong to an object, "/" is the root. Errors name the file and the object:
-/// damaged when reading, failed when writing.
+/// damaged when reading, failed when writing. Links that are not plain names of objects in this
+/// file (soft, external, user-defined) are refused: a file cannot make the program open another
+/// one.
 class File {
  public:
   /// A new file, in the 1.10 format (checksummed metadata, dead writers are detected). Throws Error
@@ -64,6 +67,8 @@ class File {
   /// Read only. Throws Error (damaged) for a missing, empty, truncated, foreign or half-written
   /// file, and says which.
   static File open(const std::string& path);
+  /// Read only, of bytes in memory; `name` stands for the path in errors.
+  static File open_image(std::span<const std::byte> bytes, const std::string& name);
 
   /// An existing file of our own making, to add to it. Throws Error as open() does.
   static File update(const std::string& path);
@@ -78,9 +83,14 @@ class File {
 
   bool exists(const std::string& name) const;
   std::vector<std::string> list(const std::string& group) const;  ///< names in one group, sorted
-  std::vector<std::string> datasets(
-      const std::string& group = "/") const;  ///< paths of all datasets below, without leading "/"
+  /// Paths of all datasets below, without leading "/". Links to elsewhere are left out, and each
+  /// group is entered once, so that links in a circle end.
+  std::vector<std::string> datasets(const std::string& group = "/") const;
   DatasetInfo info(const std::string& dataset) const;
+  /// For tables of files that somebody else may have written, before anything is allocated or
+  /// read: throws Error (damaged) unless `dataset` is a plain run of bytes in this file (not
+  /// chunked, compressed, virtual, external, or claimed but never written) of at most `most_bytes`.
+  void require_plain(const std::string& dataset, std::int64_t most_bytes) const;
 
   /// Lays out a dataset without writing its elements and returns where they go: pwrite there after
   /// close(). Elements never written read as zeros, silently: keep hashes. A dataset of 0 elements

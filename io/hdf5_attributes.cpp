@@ -11,13 +11,15 @@ namespace {
 /// Text of a fixed or variable length string; `read` fetches into memory of the given type.
 template <class Read>
 std::string read_string(hid_t type, Read&& read) {
+  constexpr std::size_t kLongest = 1 << 20;  // a file may claim any length
   if (H5Tis_variable_str(type) > 0) {
     char* text = nullptr;
     if (read(static_cast<void*>(&text)) < 0 || text == nullptr) return "";
-    std::string copy = text;
+    std::string copy(text, ::strnlen(text, kLongest));
     H5free_memory(text);
     return copy;
   }
+  if (H5Tget_size(type) > kLongest) return "";
   std::string text(H5Tget_size(type), '\0');
   if (read(static_cast<void*>(text.data())) < 0) return "";
   return text.substr(0, text.find('\0'));
@@ -45,8 +47,11 @@ Id open_attribute(hid_t file, const std::string& path, const std::string& object
   return attribute;
 }
 
-Shape attribute_shape(hid_t attribute) {
-  return shape_of(Id(H5Aget_space(attribute)).get());
+/// How many values an attribute has; -1 for more than any attribute of ours.
+std::int64_t attribute_values(hid_t attribute) {
+  const Shape shape = shape_of(Id(H5Aget_space(attribute)).get());
+  const auto count = checked_bytes(shape, 1);
+  return count && *count <= H5S_MAX_RANK ? *count : -1;
 }
 
 template <class T>
@@ -54,7 +59,7 @@ T read_scalar_attribute(hid_t file, const std::string& path, const std::string& 
                         const std::string& name, DType dtype) {
   const Id attribute = open_attribute(file, path, object, name, H5T_INTEGER);
   T value = 0;
-  if (element_count(attribute_shape(attribute.get())) != 1 ||
+  if (attribute_values(attribute.get()) != 1 ||
       H5Aread(attribute.get(), make_type(dtype).get(), &value) < 0)
     fail_hdf5(path, fmt::format("cannot read attribute '{}' of '{}'", name, object),
               ExitStatus::kDamaged);
@@ -98,7 +103,7 @@ std::string File::text_attribute(const std::string& object, const std::string& n
   const Lock lock;
   const Id attribute = open_attribute(id_, path_, object, name, H5T_STRING);
   const Id type(H5Aget_type(attribute.get()));
-  if (element_count(attribute_shape(attribute.get())) != 1)
+  if (attribute_values(attribute.get()) != 1)
     fail_damaged("{}: attribute '{}' of '{}' is not one text", path_, name, object);
   return read_string(type.get(),
                      [&](void* out) { return H5Aread(attribute.get(), type.get(), out); });
@@ -114,7 +119,10 @@ std::int64_t File::i64_attribute(const std::string& object, const std::string& n
 Shape File::shape_attribute(const std::string& object, const std::string& name) const {
   const Lock lock;
   const Id attribute = open_attribute(id_, path_, object, name, H5T_INTEGER);
-  Shape value(static_cast<std::size_t>(element_count(attribute_shape(attribute.get()))));
+  const std::int64_t count = attribute_values(attribute.get());
+  if (count < 0)
+    fail_damaged("{}: attribute '{}' of '{}' has too many values", path_, name, object);
+  Shape value(static_cast<std::size_t>(count));
   if (!value.empty() && H5Aread(attribute.get(), make_type(DType::kI64).get(), value.data()) < 0)
     fail_hdf5(path_, fmt::format("cannot read attribute '{}' of '{}'", name, object),
               ExitStatus::kDamaged);

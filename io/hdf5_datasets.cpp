@@ -138,12 +138,15 @@ void File::read_rows(const std::string& name, std::int64_t first, std::int64_t c
 }
 
 namespace {
+constexpr std::int64_t kMostBytes = std::int64_t{1} << 34;
+
 template <class T>
 std::vector<T> read_vector(const File& file, const std::string& name, DType dtype) {
   const Shape shape = file.info(name).shape;
   // A damaged file may claim any extent: do not ask for memory that cannot be there.
-  if (element_count(shape) < 0 || element_count(shape) > (std::int64_t{1} << 36))
-    fail_damaged("{}: dataset '{}' claims the shape {}", file.path(), name, to_string(shape));
+  if (element_count(shape) > kMostBytes / static_cast<std::int64_t>(sizeof(T)))
+    fail_damaged("{}: dataset '{}' claims the shape {}: too much to read at once", file.path(),
+                 name, to_string(shape));
   std::vector<T> values(static_cast<std::size_t>(element_count(shape)));
   if (!values.empty()) file.read(name, dtype, values.data());
   return values;
@@ -165,6 +168,10 @@ std::string File::read_text(const std::string& name) const {
   return std::string(bytes.begin(), bytes.end());
 }
 
+namespace {
+constexpr std::int64_t kMostStringBytes = std::int64_t{1} << 30;
+}
+
 std::vector<std::string> File::read_strings(const std::string& name) const {
   const Lock lock;
   const Id dataset = open_dataset(id_, path_, name);
@@ -172,25 +179,25 @@ std::vector<std::string> File::read_strings(const std::string& name) const {
   const Id space(H5Dget_space(dataset.get()));
   if (H5Tget_class(type.get()) != H5T_STRING)
     fail_damaged("{}: dataset '{}' holds {}, not strings", path_, name, describe_type(type.get()));
-  const auto count = static_cast<std::size_t>(element_count(shape_of(space.get())));
+  // Each could claim to be as long as the file, and all of them be the same bytes of it.
+  if (H5Tis_variable_str(type.get()) > 0)
+    fail_damaged("{}: dataset '{}' holds strings of variable length: expected a fixed one", path_,
+                 name);
+  const std::size_t length = H5Tget_size(type.get());
+  const auto bytes = checked_bytes(shape_of(space.get()), static_cast<std::int64_t>(length));
+  if (!bytes || *bytes > kMostStringBytes)
+    fail_damaged("{}: dataset '{}' claims strings of shape {} and length {}: too many", path_, name,
+                 to_string(shape_of(space.get())), length);
+  const auto count = static_cast<std::size_t>(*bytes) / std::max<std::size_t>(length, 1);
   std::vector<std::string> values(count);
   if (count == 0) return values;
-  const bool variable = H5Tis_variable_str(type.get()) > 0;
-  const std::size_t length = H5Tget_size(type.get());
   std::vector<char> packed(count * length);
   if (H5Dread(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, packed.data()) < 0)
     fail_hdf5(path_, fmt::format("cannot read '{}'", name), ExitStatus::kDamaged);
   for (std::size_t i = 0; i < count; ++i) {
     const char* text = packed.data() + i * length;
-    if (variable) {
-      const char* pointer = nullptr;
-      std::memcpy(&pointer, text, sizeof pointer);
-      if (pointer != nullptr) values[i] = pointer;
-    } else {
-      values[i].assign(text, ::strnlen(text, length));
-    }
+    values[i].assign(text, ::strnlen(text, length));
   }
-  if (variable) H5Dvlen_reclaim(type.get(), space.get(), H5P_DEFAULT, packed.data());
   return values;
 }
 

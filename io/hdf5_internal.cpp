@@ -68,6 +68,7 @@ constexpr std::array kAllTypes = {DType::kF32, DType::kBF16, DType::kU8,  DType:
 
 [[noreturn]] void fail_hdf5(const std::string& path, const std::string& what, ExitStatus status) {
   const auto texts = take_error_stack();
+  if (status == ExitStatus::kDamaged) fail_damaged("{}: {}: {}", path, what, explain(texts));
   const int number = errno_in(texts);
   if (status == ExitStatus::kFailed && number != 0 && !find_text(texts, "unable to lock file"))
     fail_errno(path, what, number);
@@ -166,7 +167,31 @@ std::string missing_prefix(hid_t file, const std::string& name) {
   return "";
 }
 
+bool is_hard_link(hid_t file, const std::string& name) {
+  H5L_info_t link = {};
+  const bool hard =
+      H5Lget_info(file, name.c_str(), &link, H5P_DEFAULT) >= 0 && link.type == H5L_TYPE_HARD;
+  H5Eclear2(H5E_DEFAULT);
+  return hard;
+}
+
+void require_hard_links(hid_t file, const std::string& path, const std::string& name) {
+  for (std::size_t end = 0; end != std::string::npos;) {
+    end = name.find('/', end + 1);
+    const std::string prefix = name.substr(0, end);
+    if (prefix.empty() || prefix == "/") continue;
+    const htri_t exists = H5Lexists(file, prefix.c_str(), H5P_DEFAULT);
+    H5Eclear2(H5E_DEFAULT);
+    if (exists <= 0) return;
+    if (!is_hard_link(file, prefix))
+      fail_damaged(
+          "{}: '{}' is a soft or external link: the file must hold the object itself (h5repack)",
+          path, prefix);
+  }
+}
+
 Id open_dataset(hid_t file, const std::string& path, const std::string& name) {
+  require_hard_links(file, path, name);
   const std::string missing = missing_prefix(file, name);
   if (missing == name) fail_damaged("{}: no dataset '{}'", path, name);
   if (!missing.empty()) fail_damaged("{}: no dataset '{}' ('{}' is missing)", path, name, missing);
@@ -177,6 +202,7 @@ Id open_dataset(hid_t file, const std::string& path, const std::string& name) {
 }
 
 Id open_object(hid_t file, const std::string& path, const std::string& name) {
+  require_hard_links(file, path, name);
   Id object(H5Oopen(file, name.c_str(), H5P_DEFAULT));
   if (!object) fail_hdf5(path, fmt::format("no object '{}'", name), ExitStatus::kDamaged);
   return object;

@@ -36,6 +36,10 @@ Shape shape_of(hid_t space);
 /// The first prefix of `name` that does not exist; empty if all do. H5Lexists fails unless the
 /// parents exist.
 std::string missing_prefix(hid_t file, const std::string& name);
+/// Whether the last link of `name` is the plain name of an object in this file.
+bool is_hard_link(hid_t file, const std::string& name);
+/// Throws Error (damaged) unless every existing link on the way to `name` is one.
+void require_hard_links(hid_t file, const std::string& path, const std::string& name);
 /// Both throw Error (damaged) naming the object, and the first folder of its path that is missing.
 Id open_dataset(hid_t file, const std::string& path, const std::string& name);
 Id open_object(hid_t file, const std::string& path, const std::string& name);

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
+#include <set>
 
 #include "io/dataset_layout.hpp"
 #include "io/dataset_writer.hpp"
@@ -185,6 +186,8 @@ void check_request(const PrepareRequest& request) {
   if (!(request.validation >= 0 && request.validation < 1))
     fail_usage("--validation {} is not a share of the data: give a number from 0 (none) to below 1",
                request.validation);
+  if (request.valid_documents && *request.valid_documents < 0)
+    fail_usage("--valid-documents {} is negative", *request.valid_documents);
   if (request.max_tokens < 0) fail_usage("--max-bytes {} is negative", request.max_tokens);
   if (request.vocabulary < 0 || request.vocabulary > kLargestVocabulary)
     fail_usage("--vocabulary {} is not between 1 and {}", request.vocabulary, kLargestVocabulary);
@@ -199,6 +202,22 @@ void check_request(const PrepareRequest& request) {
     if (std::filesystem::equivalent(input, request.output, none))
       fail_usage("{}: is both input and output", request.output);
   }
+}
+
+/// Of a Megatron pair the .bin stands for both, whichever was named or found.
+void join_pairs(std::vector<InputFile>& files) {
+  const auto is_index = [](const std::string& path) { return path.ends_with(".idx"); };
+  const auto as_data = [](std::string text) { return text.replace(text.size() - 4, 4, ".bin"); };
+  std::set<std::string> paths;
+  for (const InputFile& file : files) paths.insert(file.path);
+  std::erase_if(files, [&](const InputFile& file) {
+    return is_index(file.path) && paths.contains(as_data(file.path));
+  });
+  for (InputFile& file : files)
+    if (is_index(file.path) && path_exists(as_data(file.path))) {
+      file.path = as_data(file.path);
+      file.name = as_data(file.name);
+    }
 }
 
 std::string tokenizer_of(DatasetKind kind) {
@@ -239,7 +258,16 @@ std::string source_of(const PrepareRequest& request, std::size_t files) {
                      files == 1 ? "" : "s", places);
 }
 
-Plan plan_of(const Census& census, double validation) {
+Plan plan_of(const Census& census, const PrepareRequest& request) {
+  const double validation = request.validation;
+  if (request.valid_documents) {
+    const auto documents = static_cast<std::int64_t>(census.lengths().size());
+    if (*request.valid_documents > documents)
+      fail_usage("--valid-documents {}: the input has {}", *request.valid_documents, documents);
+    Plan plan{census.lengths(), std::vector<bool>(census.lengths().size())};
+    std::fill(plan.validates.end() - *request.valid_documents, plan.validates.end(), true);
+    return plan;
+  }
   Plan plan{census.lengths(), choose_validation(census.lengths(), census.hashes(), validation)};
   if (plan.lengths.size() == 1 && validation > 0 && census.total() > 1)
     plan.tail = std::clamp<std::int64_t>(
@@ -303,6 +331,7 @@ PrepareSummary prepare_dataset(const PrepareRequest& request, const PrepareProgr
     filter.endings = {".fa", ".fasta", ".fna", ".ffn", ".frn", ".FA", ".FASTA"};
   PrepareSummary summary;
   summary.input = list_input_files(request.inputs, filter);
+  if (request.format.described_ids) join_pairs(summary.input.files);
   const std::vector<InputFile> files = std::move(summary.input.files);
   summary.input.files.clear();
 
@@ -320,7 +349,7 @@ PrepareSummary prepare_dataset(const PrepareRequest& request, const PrepareProgr
         "paths and --extensions",
         files.size(), summary.input.empty, summary.input.other_endings);
 
-  const Plan plan = plan_of(census, request.validation);
+  const Plan plan = plan_of(census, request);
   summary.tail_split = plan.tail > 0;
   DatasetFacts facts;
   facts.source = source_of(request, static_cast<std::size_t>(summary.input_files));

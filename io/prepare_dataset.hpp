@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@ struct PrepareRequest {
   std::vector<std::string>
       endings;               ///< of files in folders; empty = all (genome: the usual ones of FASTA)
   double validation = 0.05;  ///< share of the tokens to set apart, in whole documents; 0 = none
+  /// Instead: the last so many documents validate, all stay in their order.
+  std::optional<std::int64_t> valid_documents;
   std::int64_t max_tokens = 0;  ///< stop after so many; 0 = no limit
   std::int64_t vocabulary = 0;  ///< tokens: 0 = largest id + 1
   bool skip_unreadable = false;

@@ -12,6 +12,8 @@
 namespace longspan::io {
 namespace {
 
+constexpr std::int64_t kMostTableBytes = std::int64_t{16} << 30;  // two thousand million documents
+constexpr std::int64_t kMostTokenizerBytes = std::int64_t{1} << 20;
 constexpr std::int64_t kPiece =
     256 << 10;  // bytes read at a time: stays in the cache until it is widened
 
@@ -54,6 +56,7 @@ hdf5::DatasetInfo table(const hdf5::File& file, const char* name, DType dtype, s
   if (info.dtype != dtype || info.shape.size() != dims)
     fail_damaged("{}: dataset '{}' is {} of shape {}, expected {} with {} dim(s)", file.path(),
                  name, info.type_text, to_string(info.shape), name_of(dtype), dims);
+  file.require_plain(name, kMostTableBytes);
   return info;
 }
 
@@ -186,25 +189,37 @@ TokenDataset::TokenDataset(TokenDataset&&) noexcept = default;
 TokenDataset& TokenDataset::operator=(TokenDataset&&) noexcept = default;
 TokenDataset::~TokenDataset() = default;
 
-TokenDataset TokenDataset::open(const std::string& path) {
-  auto impl = std::make_unique<Impl>();
-  DatasetFacts& facts = impl->facts;
-  facts.path = path;
-  const hdf5::File file = hdf5::File::open(path);
+DatasetTables read_dataset_tables(const hdf5::File& file) {
+  DatasetTables tables;
+  DatasetFacts& facts = tables.facts;
+  facts.path = file.path();
   check_identity(file);
-  facts.uuid = file.text_attribute("/", "dataset_uuid");
-  facts.source = file.text_attribute("/", "source");
-  facts.created_by = file.text_attribute("/", "created_by");
-  impl->offset = check_tokens(file, facts);
+  facts.uuid = printable(file.text_attribute("/", "dataset_uuid"));
+  facts.source = printable(file.text_attribute("/", "source"));
+  facts.created_by = printable(file.text_attribute("/", "created_by"));
+  tables.tokens_offset = check_tokens(file, facts);
   table(file, "tokenizer", DType::kU8, 1);
+  file.require_plain("tokenizer", kMostTokenizerBytes);
   facts.tokenizer = file.read_text("tokenizer");
   try {
     const Tokenizer tokenizer(facts.tokenizer);
+    if (facts.vocabulary > tokenizer.vocabulary())
+      fail_damaged("its tokenizer knows {} ids, 'vocab_size' is {}", tokenizer.vocabulary(),
+                   facts.vocabulary);
   } catch (const Error& error) {
-    throw Error(path + ": " + error.what(), error.status());
+    throw Error(file.path() + ": " + error.what(), error.status());
   }
   check_documents(file, facts);
-  impl->hashes = check_hashes(file, facts);
+  tables.hashes = check_hashes(file, facts);
+  return tables;
+}
+
+TokenDataset TokenDataset::open(const std::string& path) {
+  auto impl = std::make_unique<Impl>();
+  DatasetTables tables = read_dataset_tables(hdf5::File::open(path));
+  impl->facts = std::move(tables.facts);
+  impl->offset = tables.tokens_offset;
+  impl->hashes = std::move(tables.hashes);
   impl->file = RawFile::open(path, RawFile::Mode::kRead);
   return TokenDataset(std::move(impl));
 }

@@ -30,6 +30,9 @@ Tokenizer::Tokenizer(const std::string& json) {
         parsed["letters"].get<std::string>().empty())
       fail_damaged("tokenizer '{}' lists no \"letters\"", json.substr(0, 80));
     letters_ = parsed["letters"];
+    for (const char letter : letters_)
+      if (letter < '!' || letter > '~')
+        fail_damaged("tokenizer '{}' has letters that are not printable ASCII", json.substr(0, 80));
   } else if (kind_ != "bytes" && kind_ != "ids") {
     fail_damaged(
         "tokenizer kind '{}' is unknown to this version: it knows bytes, nucleotides and ids",

@@ -43,6 +43,17 @@ std::string death_by_signal(const std::string& text) {
       std::atoi(text.c_str() + signal + kSignal.size()));
 }
 
+/// "The first process to do so was: Process name: [[24351,1],3] Exit code: 7".
+std::optional<BannerFilter::Departure> departure_of(const std::string& text) {
+  constexpr std::string_view kName = "Process name: [[", kCode = "Exit code:";
+  const std::size_t name = text.find(kName), code = text.find(kCode);
+  if (name == std::string::npos || code == std::string::npos) return std::nullopt;
+  const std::size_t rank = text.find("],", name);
+  if (rank == std::string::npos || rank > code) return std::nullopt;
+  return BannerFilter::Departure{std::atoi(text.c_str() + rank + 2),
+                                 std::atoi(text.c_str() + code + kCode.size())};
+}
+
 bool is_chatter(const std::string& line) {
   return line.rfind("mpirun: Forwarding signal ", 0) == 0 ||
          line.find("sent help message help-") != std::string::npos ||
@@ -72,6 +83,7 @@ std::string BannerFilter::judge(const std::string& line) {
     death_seen_ = true;
     return death;
   }
+  if (!departure_) departure_ = departure_of(whole);
   return is_echo(whole) ? "" : whole;
 }
 

@@ -1,5 +1,6 @@
-/// The table of subcommands, one file each: train.cpp, launch.cpp, prepare.cpp, verify.cpp,
-/// inspect.cpp, generate.cpp, doctor.cpp, plan_command.cpp, config_command.cpp.
+/// The table of subcommands, one file each: train.cpp, launch.cpp, submit.cpp, status.cpp,
+/// stop.cpp, prepare.cpp, convert.cpp, verify.cpp, inspect.cpp, generate.cpp, doctor.cpp,
+/// plan_command.cpp, config_command.cpp.
 #pragma once
 
 #include <string>
@@ -25,9 +26,13 @@ std::string overview();
 
 ExitStatus train_command(const std::vector<std::string>& arguments);
 ExitStatus launch_command(const std::vector<std::string>& arguments);
+ExitStatus status_command(const std::vector<std::string>& arguments);
+ExitStatus stop_command(const std::vector<std::string>& arguments);
+ExitStatus submit_command(const std::vector<std::string>& arguments);
 ExitStatus prepare_command(const std::vector<std::string>& arguments);
 ExitStatus verify_command(const std::vector<std::string>& arguments);
 ExitStatus inspect_command(const std::vector<std::string>& arguments);
+ExitStatus convert_command(const std::vector<std::string>& arguments);
 ExitStatus generate_command(const std::vector<std::string>& arguments);
 ExitStatus doctor_command(const std::vector<std::string>& arguments);
 ExitStatus plan_command(const std::vector<std::string>& arguments);

@@ -16,19 +16,13 @@
 #include "launcher/command.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
+#include "launcher/resume.hpp"
 #include "model/decoder.hpp"
 #include "model/sampling.hpp"
 #include "parallel/log.hpp"
 
 namespace longspan::launcher {
 namespace {
-
-/// A run directory or its checkpoints folder stands for its newest checkpoint.
-std::string checkpoint_at(const std::string& path) {
-  for (const std::string& folder : {path + "/checkpoints", path})
-    if (const std::string newest = io::newest_checkpoint(folder); !newest.empty()) return newest;
-  return path;
-}
 
 /// The model of a checkpoint, whole on this process.
 struct Loaded {

@@ -15,7 +15,11 @@ packages=(
   libfmt-dev nlohmann-json3-dev               # text, JSON
   libxxhash-dev zlib1g-dev                    # checksums, packed input files
 )
-test_packages=(libgtest-dev libbenchmark-dev hdf5-tools python3 python3-venv)
+test_packages=(
+  libgtest-dev libbenchmark-dev hdf5-tools python3 python3-venv
+  slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2   # the cluster of tests/slurm
+  clang libclang-rt-14-dev                    # libFuzzer
+)
 
 list=no
 for argument in "$@"; do

@@ -1,9 +1,9 @@
-/// Starting ranks on this machine with mpirun, and standing between them and the user: a wish to
-/// stop goes in, one exit status and one error line come out. What Open MPI 4.1 does by itself, and
-/// why it is not enough, is in launch.cpp.
+/// The command that starts the ranks with mpirun, and what mpirun says about them. Read next:
+/// launch_ranks.hpp (one start), supervisor.hpp (the next one), launch.cpp (the loop).
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,20 +24,28 @@ struct MpirunCommand {
   std::vector<std::string> words;
 };
 
+/// Where the ranks are to run.
+struct Places {
+  Cores cores = {};            ///< of this machine
+  bool root = false;           ///< mpirun wants to be told that this is on purpose
+  bool several_nodes = false;  ///< of a hostfile or an allocation; mpirun reaches them itself
+  int slots = 0;               ///< ranks that fit there as mpirun counts them; 0 = not known
+  std::string hostfile = {};   ///< empty = this machine, or the allocation around us
+  std::vector<std::string> forwarded = {};  ///< variables that other hosts are to see
+};
+
 /// `program arguments...` on `ranks` ranks. On one node every rank is bound to cores / ranks cores
-/// of its own; where ranks outnumber cores none is bound and waiting ranks yield. `several_nodes`:
-/// an allocation whose nodes and network mpirun knows better. Pure.
-MpirunCommand mpirun_command(int ranks, const Cores& cores, bool root, bool several_nodes,
-                             const std::string& program, const std::vector<std::string>& arguments);
+/// of its own; where ranks outnumber cores none is bound and waiting ranks yield. On several nodes
+/// no rank is bound: it takes its share of the cores of its node. Pure.
+MpirunCommand mpirun_command(int ranks, const Places& places, const std::string& program,
+                             const std::vector<std::string>& arguments);
+
+/// Names of the variables of this environment that ranks on other hosts need: threads, oneDNN,
+/// libraries, and kRestartVariable.
+std::vector<std::string> variables_for_other_hosts();
 
 /// As a person would type it.
 std::string shell_text(const MpirunCommand& command);
-
-/// Runs the command and waits for it. SIGINT, SIGTERM, SIGHUP and SIGUSR1 reach the ranks as
-/// SIGUSR1; a second SIGINT ends them for good. Returns the exit status of the first rank that
-/// failed, 128 + n if signal n ended it, kRequeue (75) if the wish to stop came before the ranks
-/// could know it. Throws Error if the command cannot be started.
-int run_and_watch(const MpirunCommand& command);
 
 /// A rank that a signal has ended cannot say so itself: this line does.
 std::string death_line(const std::string& who, int signal);
@@ -52,11 +60,17 @@ class BannerFilter {
   std::string finish();
   /// Whether a line so far was about a rank that a signal ended.
   bool death_seen() const { return death_seen_; }
+  struct Departure {
+    int rank = 0, status = 0;
+  };
+  /// The rank that was the first to leave with a status other than 0, if mpirun has said so.
+  const std::optional<Departure>& first_departure() const { return departure_; }
 
  private:
   std::string judge(const std::string& line);
   std::string partial_, frame_;
   bool in_frame_ = false, death_seen_ = false;
+  std::optional<Departure> departure_;
 };
 
 }  // namespace longspan::launcher

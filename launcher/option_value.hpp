@@ -16,7 +16,9 @@
 #include <utility>
 
 #include "io/config.hpp"
+#include "launcher/duration.hpp"
 #include "model/config.hpp"
+#include "slurm/config.hpp"
 
 namespace longspan::launcher::option_value {
 
@@ -62,6 +64,16 @@ inline constexpr std::array<Choice<model::OptimizerShard>, 4> kOptimizerShard = 
      {"parameters", model::OptimizerShard::kParameters}}};
 inline constexpr std::array<Choice<io::Pack>, 2> kPack = {
     {{"none", io::Pack::kNone}, {"documents", io::Pack::kDocuments}}};
+inline constexpr std::array<Choice<slurm::Starter>, 3> kStarter = {
+    {{"auto", slurm::Starter::kAuto},
+     {"srun", slurm::Starter::kSrun},
+     {"mpirun", slurm::Starter::kMpirun}}};
+inline constexpr std::array<Choice<slurm::Continue>, 3> kContinue = {
+    {{"requeue", slurm::Continue::kRequeue},
+     {"chain", slurm::Continue::kChain},
+     {"none", slurm::Continue::kNone}}};
+inline constexpr std::array<Choice<slurm::Binding>, 2> kBinding = {
+    {{"cores", slurm::Binding::kCores}, {"none", slurm::Binding::kNone}}};
 
 inline std::span<const Choice<bool>> choices(bool) {
   return kSwitch;
@@ -99,6 +111,15 @@ inline std::span<const Choice<model::OptimizerShard>> choices(model::OptimizerSh
 inline std::span<const Choice<io::Pack>> choices(io::Pack) {
   return kPack;
 }
+inline std::span<const Choice<slurm::Starter>> choices(slurm::Starter) {
+  return kStarter;
+}
+inline std::span<const Choice<slurm::Continue>> choices(slurm::Continue) {
+  return kContinue;
+}
+inline std::span<const Choice<slurm::Binding>> choices(slurm::Binding) {
+  return kBinding;
+}
 
 template <class T>
 concept Chosen = std::is_enum_v<T> || std::is_same_v<T, bool>;
@@ -116,6 +137,8 @@ template <class T>
 std::string kind() {
   if constexpr (Chosen<T>)
     return joined<T>("|");
+  else if constexpr (std::is_same_v<T, Duration>)
+    return "duration";
   else if constexpr (std::is_integral_v<T>)
     return "integer";
   else if constexpr (std::is_floating_point_v<T>)
@@ -130,6 +153,8 @@ std::string print(const T& field) {
     for (const auto& [text, value] : choices(T{}))
       if (value == field) return std::string(text);
     return "";
+  } else if constexpr (std::is_same_v<T, Duration>) {
+    return text_of(field);
   } else {
     return fmt::format("{}",
                        field);  // of a float the shortest text that reads back to the same bits
@@ -142,6 +167,11 @@ template <class T>
 std::string parse(const std::string& text, T& field) {
   if constexpr (std::is_same_v<T, std::string>) {
     field = text;
+    return "";
+  } else if constexpr (std::is_same_v<T, Duration>) {
+    const auto value = parse_duration(text);
+    if (!value) return "a duration such as 90 (seconds), 45m, 2h or 1:30:00";
+    field = *value;
     return "";
   } else if constexpr (Chosen<T>) {
     std::string_view word = text;

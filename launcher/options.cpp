@@ -44,6 +44,7 @@ class Registry {
     section("optimizer", c.optimizer);
     section("checkpoint", c.checkpoint);
     section("log", c.log);
+    section("slurm", c.slurm);
   }
 
   const std::vector<Option>& options() const { return options_; }
@@ -73,6 +74,10 @@ class Registry {
     bind("seed", r.seed, "", "of initial weights, data order and dropout");
     bind("device", r.device, "", "auto, cpu or cuda; auto falls back to the CPU and says so");
     bind("threads", r.threads, "threads", "per rank; 0 = cores of the node / ranks on it");
+    bind("hang-timeout", r.hang_timeout, "seconds",
+         "after which a rank that keeps the others waiting is named and the job ends; auto or 0 = "
+         "10 x the median step, at least 60 s; off. Start, validation and saves may take longer as "
+         "long as the ranks are alive");
   }
   void section(const char* name, model::ModelConfig& m) {
     section_ = name;
@@ -117,6 +122,9 @@ class Registry {
          "that share the weights of every layer, and the tokens between them; 0 = whatever the "
          "other "
          "axes leave");
+    bind("elastic", m.elastic, "",
+         "on: with fewer or more ranks than that the run goes on with the next fitting mesh, the "
+         "same global batch and the same data order; needs train.global-batch");
   }
   void section(const char* name, model::AttentionConfig& a) {
     section_ = name;
@@ -158,6 +166,9 @@ class Registry {
     bind("steps", t.steps, "steps", "optimizer steps of the whole run");
     bind("stop-after", t.stop_after, "steps",
          "of this start: then save and leave with status 75; 0 = off");
+    bind("time-limit", t.time_limit, "duration",
+         "of this start, such as 45m or 1:30:00: save and leave with status 75 while there is time "
+         "for one more step and the save; 0 = none");
     bind("global-batch", t.global_batch, "sequences",
          "per optimizer step; 0 = train.micro-batch * data ranks");
     bind("micro-batch", t.micro_batch, "sequences", "per forward pass on one data rank");
@@ -201,6 +212,42 @@ class Registry {
     bind("profile", l.profile, "",
          "at the end a table of the operations of a step: time, FLOPs, share of the peak; also "
          "profile.json");
+  }
+  void section(const char* name, slurm::SlurmConfig& s) {
+    section_ = name;
+    bind("nodes", s.nodes, "nodes", "of the job; 0 = ranks of the mesh / slurm.ranks-per-node");
+    bind("ranks-per-node", s.ranks_per_node, "ranks",
+         "0 = ranks of the mesh / slurm.nodes, which is 1 if it is 0 as well");
+    bind("cpus-per-rank", s.cpus_per_rank, "cpus", "0 = run.threads, or what the site gives");
+    bind("gpus-per-rank", s.gpus_per_rank, "gpus", "asked of every node for its ranks");
+    bind("binding", s.binding, "",
+         "cores: a rank and its threads stay on cores of their own (under mpirun where "
+         "slurm.cpus-per-rank says how many)");
+    bind("memory", s.memory, "", "of a node, such as 64G; empty = what the site gives");
+    bind("time", s.time, "",
+         "limit of one job, such as 12:00:00, 1-12:00:00 or minutes; empty = the partition's");
+    bind("partition", s.partition, "", "empty = the site's default");
+    bind("account", s.account, "", "that pays; empty = yours by default");
+    bind("qos", s.qos, "", "quality of service; empty = the site's default");
+    bind("constraint", s.constraint, "", "features that the nodes must have");
+    bind("reservation", s.reservation, "", "nodes set aside for you");
+    bind("array", s.array, "",
+         "such as 1-8%2: one run for each number, which is its run.seed, in <run directory>/"
+         "<number>");
+    bind("dependency", s.dependency, "", "when the job may begin, such as afterok:123");
+    bind("extra", s.extra, "",
+         "further options of sbatch as they are, such as --exclusive --mail-type=END");
+    bind("modules", s.modules, "", "loaded in the job, separated by spaces");
+    bind("environment", s.environment, "",
+         "NAME=VALUE set in the job, separated by spaces; a value with spaces stands in quotes");
+    bind("starter", s.starter, "",
+         "of the ranks; auto: srun where Slurm speaks PMIx, which the job finds out, else mpirun");
+    bind("continue", s.continuation, "",
+         "when a job ends before the run is done. requeue: the same job begins again; chain: a new "
+         "job that waits for its end, for sites without requeue; none: it is left to you");
+    bind("max-restarts", s.max_restarts, "restarts", "of a run after it was submitted");
+    bind("signal-margin", s.signal_margin, "seconds",
+         "added to one step and one save: so long before its limit the job is warned");
   }
 
   template <class T>

@@ -7,6 +7,7 @@
 #include <functional>
 #include <optional>
 
+#include "launcher/elastic_mesh.hpp"
 #include "model/sharding_memory.hpp"
 #include "parallel/error.hpp"
 
@@ -158,9 +159,10 @@ MemoryLimit planned_limit(const RunConfig& config, const MachineDescription& mac
 }
 
 RunConfig resolved_for(RunConfig config, int ranks) {
-  const MeshShape mesh = resolve_mesh(config.mesh, ranks);
-  config.mesh = {mesh.data, mesh.context, mesh.tensor};
   resolve(config, config.model.vocabulary);
+  const MeshShape mesh = choose_mesh(config, ranks).shape;
+  config.mesh.data = mesh.data, config.mesh.context = mesh.context,
+  config.mesh.tensor = mesh.tensor;
   if (config.train.global_batch == 0)
     config.train.global_batch = config.train.micro_batch * mesh.data;
   accumulation_of(config, mesh);

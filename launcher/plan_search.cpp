@@ -133,7 +133,7 @@ class Search {
 
   void try_mesh(const MeshShape& mesh) {
     RunConfig c = config_;
-    c.mesh = {mesh.data, mesh.context, mesh.tensor};
+    c.mesh = {mesh.data, mesh.context, mesh.tensor, false};
     const model::AttentionGeometry geometry = geometry_of(c, mesh.tensor);
     const int inner =
         model::hybrid_inner(geometry, mesh.context, placement_.context_per_node(mesh));

@@ -102,7 +102,7 @@ std::vector<std::pair<std::string, std::string>> settings_of(const Candidate& c)
 }
 
 RunConfig with_candidate(RunConfig config, const Candidate& c) {
-  config.mesh = {c.mesh.data, c.mesh.context, c.mesh.tensor};
+  config.mesh = {c.mesh.data, c.mesh.context, c.mesh.tensor, false};
   config.train.micro_batch = c.micro_batch;
   config.optimizer.shard = c.shard;
   config.memory.keep = c.keep;

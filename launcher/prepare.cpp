@@ -29,8 +29,14 @@ const std::vector<Flag> kFlags = {
     {"extensions", "LIST",
      "take only such files from folders, e.g. .hpp,.h, packed or not; genome: .fa .fasta .fna ..."},
     {"max-bytes", "N", "stop after so many tokens; 64M, 2Gi; 0 = take all", "0"},
-    {"dtype", "u8|u16|u32", "tokens: how the raw little-endian ids were written"},
+    {"dtype", "u8|u16|u32",
+     "tokens: how the raw little-endian ids were written; without it and --text-ids: NumPy .npy, "
+     "Megatron .bin with .idx, llm.c .bin"},
     {"text-ids", "", "tokens: the ids are decimal numbers between white space"},
+    {"document-start", "ID", "tokens: a document begins with every such id, which stays"},
+    {"document-end", "ID", "tokens: a document ends with every such id, which stays"},
+    {"valid-documents", "N",
+     "the last N documents validate, instead of --validation; all stay in order"},
     {"vocabulary", "N", "tokens: ids are below N; 0 = the largest id + 1", "0"},
     {"unknown", "error|n", "genome: what becomes of letters that are no nucleotides", "error"},
     {"skip-unreadable", "", "leave out files and folders that cannot be read"},
@@ -100,15 +106,21 @@ io::PrepareRequest request_of(const Arguments& arguments) {
       std::array{std::pair{"text", DatasetKind::kText}, std::pair{"genome", DatasetKind::kGenome},
                  std::pair{"tokens", DatasetKind::kTokens}});
   allow_only_for(arguments, format.kind, DatasetKind::kTokens, "tokens",
-                 {"dtype", "text-ids", "vocabulary"});
+                 {"dtype", "text-ids", "vocabulary", "document-start", "document-end"});
   allow_only_for(arguments, format.kind, DatasetKind::kGenome, "genome", {"unknown"});
   if (format.kind == DatasetKind::kTokens) {
     format.text_ids = arguments.has("text-ids");
-    if (format.text_ids == arguments.has("dtype"))
-      fail_usage(
-          "--kind tokens needs either --dtype u8, u16 or u32 (raw ids) or --text-ids (decimal "
-          "numbers)");
-    if (!format.text_ids)
+    if (format.text_ids && arguments.has("dtype"))
+      fail_usage("--dtype is of raw ids, --text-ids of decimal numbers: leave one out");
+    format.described_ids = !format.text_ids && !arguments.has("dtype");
+    const auto border = [&](const char* flag) -> std::optional<std::int64_t> {
+      if (!arguments.has(flag)) return std::nullopt;
+      if (format.text_ids) fail_usage("--{} is not for --text-ids", flag);
+      return arguments.integer(flag);
+    };
+    format.document_start = border("document-start");
+    format.document_end = border("document-end");
+    if (arguments.has("dtype"))
       format.id_dtype =
           choose(arguments, "dtype",
                  std::array{std::pair{"u8", DType::kU8}, std::pair{"u16", DType::kU16},
@@ -121,6 +133,11 @@ io::PrepareRequest request_of(const Arguments& arguments) {
   request.inputs = arguments.positional();
   request.endings = endings_of(arguments.text("extensions"));
   request.validation = arguments.number("validation");
+  if (arguments.has("valid-documents")) {
+    if (arguments.has("validation"))
+      fail_usage("--validation and --valid-documents exclude each other: leave one out");
+    request.valid_documents = arguments.integer("valid-documents");
+  }
   request.max_tokens = parse_size(arguments.text("max-bytes"));
   request.skip_unreadable = arguments.has("skip-unreadable");
   request.replace = arguments.has("force");

@@ -31,6 +31,12 @@ std::string resume_from_path(const std::string& path, const std::string& newest)
 
 }  // namespace
 
+std::string checkpoint_at(const std::string& path) {
+  for (const std::string& folder : {path + "/checkpoints", path})
+    if (const std::string newest = io::newest_checkpoint(folder); !newest.empty()) return newest;
+  return path;
+}
+
 ResumeChoice::ResumeChoice(const std::string& resume, const std::string& directory,
                            const Communicator& world)
     : world_(world), directory_(directory) {

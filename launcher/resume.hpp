@@ -8,6 +8,10 @@
 
 namespace longspan::launcher {
 
+/// The newest checkpoint where `path` is a run directory or its checkpoints folder; otherwise
+/// `path`, which may be a checkpoint.
+std::string checkpoint_at(const std::string& path);
+
 /// The same on every rank: rank 0 looks, the others hear of it.
 class ResumeChoice {
  public:

@@ -9,6 +9,10 @@
 #include <string_view>
 #include <utility>
 
+#include "parallel/watchdog.hpp"
+#include "slurm/quoting.hpp"
+#include "slurm/remaining_time.hpp"
+
 namespace longspan::launcher {
 namespace {
 
@@ -46,6 +50,9 @@ void check_run(const RunSettings& r, Problems& problems) {
   problems.unless(r.device == "auto" || r.device == "cpu" || r.device == "cuda",
                   "run.device={}: it must be auto, cpu or cuda", r.device);
   problems.at_least(0, "run.threads", r.threads);
+  problems.unless(parallel::parse_hang_timeout(r.hang_timeout).has_value(),
+                  "run.hang-timeout={}: it must be auto, off or a number of seconds, at least 1",
+                  r.hang_timeout);
 }
 
 void check_heads(const model::ModelConfig& m, Problems& problems) {
@@ -106,6 +113,9 @@ void check_sequence(const RunConfig& c, Problems& problems) {
   problems.at_least(0, "mesh.data", c.mesh.data);
   problems.at_least(0, "mesh.context", c.mesh.context);
   problems.at_least(0, "mesh.tensor", c.mesh.tensor);
+  problems.unless(!c.mesh.elastic || c.train.global_batch != 0,
+                  "mesh.elastic=on with train.global-batch=0: the batch would change with the "
+                  "ranks: set train.global-batch");
   problems.unless(
       c.mesh.context <= 0 || c.data.sequence_length < 1 || c.mesh.context <= c.data.sequence_length,
       "mesh.context={} ranks cannot share data.sequence-length={} tokens: every rank needs one",
@@ -164,6 +174,47 @@ void check_optimizer(const model::OptimizerConfig& o, Problems& problems) {
   problems.above_zero("optimizer.epsilon", o.epsilon);
 }
 
+void check_slurm(const slurm::SlurmConfig& s, Problems& problems) {
+  problems.at_least(0, "slurm.nodes", s.nodes);
+  problems.at_least(0, "slurm.ranks-per-node", s.ranks_per_node);
+  problems.at_least(0, "slurm.cpus-per-rank", s.cpus_per_rank);
+  problems.at_least(0, "slurm.gpus-per-rank", s.gpus_per_rank);
+  problems.at_least(0, "slurm.max-restarts", s.max_restarts);
+  problems.at_least(0, "slurm.signal-margin", s.signal_margin);
+  problems.unless(s.time.empty() || slurm::parse_slurm_time(s.time, true).value_or(0) > 0,
+                  "slurm.time={}: it must be minutes, hours:minutes:seconds or "
+                  "days-hours:minutes:seconds",
+                  s.time);
+  const std::pair<const char*, const std::string*> texts[] = {
+      {"memory", &s.memory},         {"partition", &s.partition},
+      {"account", &s.account},       {"qos", &s.qos},
+      {"constraint", &s.constraint}, {"reservation", &s.reservation},
+      {"array", &s.array},           {"dependency", &s.dependency},
+      {"modules", &s.modules},       {"environment", &s.environment}};
+  for (const auto& [name, text] : texts)
+    problems.unless(text->find_first_of("\n\r") == std::string::npos,
+                    "slurm.{}={}: a line of a batch script has no place for a line break", name,
+                    slurm::sbatch_quoted(*text));
+  bool closed = true;
+  for (const std::string& variable : slurm::split_words(s.environment, &closed)) {
+    const std::string name = variable.substr(0, variable.find('='));
+    problems.unless(
+        name.size() < variable.size() && !name.empty() &&
+            name.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                                   "0123456789_") == std::string::npos &&
+            (name[0] < '0' || name[0] > '9'),
+        "slurm.environment={}: '{}' is not NAME=VALUE", s.environment, variable);
+  }
+  problems.unless(closed, "slurm.environment={}: a quote is not closed", s.environment);
+  std::string_view rest = s.extra;
+  while (!rest.empty()) {
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    problems.unless(line.empty() || line[0] == '-',
+                    "slurm.extra={}: it must be options of sbatch, such as --exclusive", line);
+    rest.remove_prefix(std::min(line.size() + 1, rest.size()));
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> tensor_problems(const model::ModelConfig& m, int tensor) {
@@ -206,6 +257,7 @@ std::vector<std::string> problems_of(const RunConfig& c) {
                   "checkpoint.resume={}: it must be auto, never or the path of a checkpoint",
                   c.checkpoint.resume);
   problems.at_least(kOne, "log.every", c.log.every);
+  check_slurm(c.slurm, problems);
   return problems.take();
 }
 

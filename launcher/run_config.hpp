@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "io/config.hpp"
+#include "launcher/duration.hpp"
 #include "model/config.hpp"
 #include "parallel/config.hpp"
+#include "slurm/config.hpp"
 
 namespace longspan::launcher {
 
@@ -18,6 +20,7 @@ struct RunSettings {
   std::uint64_t seed = 1;
   std::string device = "auto";  ///< auto | cpu | cuda
   int threads = 0;              ///< per rank; 0 = cores of the node / ranks on it
+  std::string hang_timeout = "auto";  ///< auto | off | seconds
 };
 
 struct TrainConfig {
@@ -28,7 +31,8 @@ struct TrainConfig {
   std::int64_t validate_every = 0;  ///< steps; 0 = off
   std::int64_t validate_sequences = 16;  ///< sequences of the validation split used each time
   std::int64_t patience =
-      0;  ///< validations without a better loss before the run ends early; 0 = off
+      0;                ///< validations without a better loss before the run ends early; 0 = off
+  Duration time_limit;  ///< of this start: save and leave before it is over, exit 75; 0 = none
 };
 
 struct LogConfig {
@@ -47,6 +51,7 @@ struct RunConfig {
   model::OptimizerConfig optimizer;
   io::CheckpointConfig checkpoint;
   LogConfig log;
+  slurm::SlurmConfig slurm;
 
   std::string directory() const {
     return run.directory.empty() ? "runs/" + run.name : run.directory;

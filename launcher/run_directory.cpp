@@ -2,19 +2,24 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <string_view>
 #include <thread>
 
 #include "launcher/options.hpp"
+#include "launcher/run_record.hpp"
 #include "parallel/error.hpp"
 #include "parallel/log.hpp"
+#include "slurm/environment.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -26,11 +31,25 @@ std::string this_process() {
   return fmt::format("process {} on {}", ::getpid(), node.data());
 }
 
+/// For messages and for who comes later: on a full disk it stays empty.
+void write_holder(int file, const io::Attempt& attempt) {
+  const std::string text = io::to_text(attempt);
+  if (::ftruncate(file, 0) == 0) [[maybe_unused]]
+    const auto written = ::pwrite(file, text.data(), text.size(), 0);
+}
+
 /// What the holder of the lock has written into it.
-std::string holder_of(int file) {
-  std::array<char, 512> text = {};
+io::Attempt holder_of(int file) {
+  std::array<char, 4096> text = {};
   const ssize_t bytes = ::pread(file, text.data(), text.size(), 0);
-  return bytes > 0 ? std::string(text.data(), static_cast<std::size_t>(bytes)) : "another process";
+  return io::attempt_from({text.data(), static_cast<std::size_t>(std::max<ssize_t>(bytes, 0))});
+}
+
+/// Whether `path` still names this file: another start may have put its own in that place.
+bool is_named(int file, const std::string& path) {
+  struct stat open = {}, named = {};
+  return ::fstat(file, &open) == 0 && ::stat(path.c_str(), &named) == 0 &&
+         open.st_dev == named.st_dev && open.st_ino == named.st_ino;
 }
 
 /// 0, or why not (errno).
@@ -50,31 +69,66 @@ void RunDirectory::close_file(int file) {
   ::close(file);
 }
 
-RunDirectory::RunDirectory(const std::string& path, std::chrono::milliseconds patience)
+io::Attempt this_attempt() {
+  io::Attempt attempt;
+  attempt.process = this_process();
+  if (const auto job = slurm::current_job()) {
+    const char* cluster = std::getenv("SLURM_CLUSTER_NAME");
+    attempt.job = cluster == nullptr ? job->id : fmt::format("{} of {}", job->id, cluster);
+    attempt.restart = job->restart_count;
+  }
+  if (const char* launch = std::getenv(kLaunchVariable)) {
+    const std::string text = launch;
+    const std::size_t colon = text.rfind(':');
+    attempt.launch = text.substr(0, colon);
+    if (colon != std::string::npos) attempt.launch_restart = std::atoi(text.c_str() + colon + 1);
+  }
+  return attempt;
+}
+
+RunDirectory::RunDirectory(const std::string& path, const io::Attempt& attempt,
+                           std::chrono::milliseconds patience)
     : path_(path) {
   constexpr std::string_view kWayOut = "set run.directory to a place you may write to";
   std::error_code error;
   std::filesystem::create_directories(path, error);
   if (error) fail("cannot make the run directory {}: {}: {}", path, error.message(), kWayOut);
   const std::string name = path + "/.lock";
-  lock_ = Handle<int, -1, close_file>(::open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
-  if (!lock_)
-    fail("cannot write into the run directory {}: {}: {}", path, std::strerror(errno), kWayOut);
-  const int failure = try_lock(lock_.get(), patience);
-  if (failure == EWOULDBLOCK)
-    fail(
-        "{} is the directory of a run that goes on ({}): wait for its end, or set run.directory "
-        "to another place",
-        path, holder_of(lock_.get()));
-  if (failure != 0) {  // some network file systems have no locks
+  int failure = 0;
+  do {
+    lock_ = File(::open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+    if (!lock_)
+      fail("cannot write into the run directory {}: {}: {}", path, std::strerror(errno), kWayOut);
+    failure = try_lock(lock_.get(), patience);
+    if (failure == EWOULDBLOCK) {
+      const io::Attempt holder = holder_of(lock_.get());
+      if (!io::is_later_restart(attempt, holder))
+        fail(
+            "{} is the directory of a run that goes on ({}): wait for its end, or set "
+            "run.directory to another place",
+            path, io::describe(holder));
+      replace_lock(attempt);
+      log::warn("{} was held by {}, which this later restart replaces", path, io::describe(holder));
+      return;
+    }
+  } while (!is_named(lock_.get(), name));
+  if (failure != 0)  // some network file systems have no locks
     log::warn("{} cannot be locked ({}): do not start a second run in it", path,
               std::strerror(failure));
-    return;
-  }
-  // For the message above only: on a full disk it stays empty.
-  const std::string me = this_process();
-  if (::ftruncate(lock_.get(), 0) == 0) [[maybe_unused]]
-    const auto written = ::pwrite(lock_.get(), me.data(), me.size(), 0);
+  else
+    write_holder(lock_.get(), attempt);
+}
+
+void RunDirectory::replace_lock(const io::Attempt& attempt) {
+  // Locked before it gets the name: nobody finds it free. Of two that replace at once the later
+  // rename stays, and io::Fence lets only one of them go on.
+  const std::string name = path_ + "/.lock", mine = fmt::format("{}.{}.new", name, attempt.process);
+  lock_ = File(::open(mine.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+  if (!lock_ || try_lock(lock_.get(), {}) != 0)
+    fail("cannot replace {}: {}", name, std::strerror(errno));
+  write_holder(lock_.get(), attempt);
+  if (::rename(mine.c_str(), name.c_str()) != 0)
+    fail("cannot replace {}: {}", name, std::strerror(errno));
 }
 
 void RunDirectory::write_config(const RunConfig& config, const std::string& comment) const {

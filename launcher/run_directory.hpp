@@ -5,19 +5,30 @@
 #include <chrono>
 #include <string>
 
+#include "io/fence.hpp"
 #include "launcher/run_config.hpp"
 #include "parallel/handle.hpp"
 
 namespace longspan::launcher {
 
+/// This process as a start of the run: the Slurm job and its restart count, and those of a
+/// supervisor that has started it, which says so in the environment:
+/// LONGSPAN_LAUNCH=<its host:process>:<restart>.
+io::Attempt this_attempt();
+
 /// Holds the run directory against a second run, which would mix its checkpoints and metrics with
 /// the first one's. Rank 0 has one. The lock goes with the process, however that ends; no lock file
-/// is ever stale.
+/// is ever stale. But its holder may live on a node that is cut off, or a network file system may
+/// keep the lock of a node that is dead: a later restart of the holder's own job waits for
+/// `patience`, then puts a lock file of its own in the place of the old one. Nobody else may. The
+/// old holder, if it lives, is kept from the checkpoints by io/fence.hpp; so is one whose lock a
+/// file system has lost.
 class RunDirectory {
  public:
   /// Makes the folder and locks it. A run that is being killed may hold it for a moment more: waits
-  /// for `patience`. Throws Error if another run holds it, or if it cannot be written.
-  explicit RunDirectory(const std::string& path,
+  /// for `patience`. Throws Error if another run holds it, or if it cannot be written. Says so in a
+  /// warning when it takes over.
+  explicit RunDirectory(const std::string& path, const io::Attempt& attempt = this_attempt(),
                         std::chrono::milliseconds patience = std::chrono::seconds(5));
   /// config.ini: the effective configuration under a comment line. Throws Error.
   void write_config(const RunConfig& config, const std::string& comment) const;
@@ -27,8 +38,10 @@ class RunDirectory {
 
  private:
   static void close_file(int file);
+  using File = Handle<int, -1, close_file>;
+  void replace_lock(const io::Attempt& attempt);
   std::string path_;
-  Handle<int, -1, close_file> lock_;
+  File lock_;
 };
 
 }  // namespace longspan::launcher

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "slurm/quoting.hpp"
+
 namespace longspan::launcher {
 
 /// Columns of the terminal on stdout; COLUMNS if that is set, 100 where there is no terminal.
@@ -14,7 +16,6 @@ std::size_t terminal_width();
 /// its own.
 std::vector<std::string> wrap(const std::string& text, std::size_t width);
 
-/// `word` as a POSIX shell reads it back: in single quotes where it needs them.
-std::string shell_quoted(const std::string& word);
+using slurm::shell_quoted;
 
 }  // namespace longspan::launcher

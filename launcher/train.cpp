@@ -8,25 +8,36 @@
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
+#include "io/file.hpp"
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
+#include "launcher/deadline.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
+#include "launcher/prediction.hpp"
 #include "launcher/profile.hpp"
 #include "launcher/run_directory.hpp"
+#include "launcher/run_record.hpp"
+#include "launcher/stragglers.hpp"
 #include "launcher/training_run.hpp"
+#include "launcher/world_check.hpp"
 #include "model/lr_schedule.hpp"
 #include "parallel/agree.hpp"
+#include "parallel/flight_recorder.hpp"
 #include "parallel/log.hpp"
+#include "parallel/watchdog.hpp"
 #include "slurm/environment.hpp"
+#include "slurm/remaining_time.hpp"
 #include "slurm/signals.hpp"
 
 namespace longspan::launcher {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using flight::Phase;
 
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -45,6 +56,8 @@ StepResult train_step(TrainingRun& run) {
 
   // This rank's share of the global batch. The targets that count are counted first, over all
   // ranks: the loss is one global mean.
+  const std::int64_t step = progress.step + 1;
+  flight::recorder().enter(Phase::kData, step);
   std::vector<io::Batch> batches;
   std::int64_t valid = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
@@ -58,12 +71,14 @@ StepResult train_step(TrainingRun& run) {
 
   // Forward and backward. During the last micro-batch finished gradients start on their way while
   // backward goes on.
+  flight::recorder().enter(Phase::kCompute, step);
   double loss_sum = 0;
   for (int i = 0; i < run.accumulation(); ++i) {
     run.sharding().begin_micro_batch(i + 1 == run.accumulation());
     loss_sum += run.transformer().train(run.micro_batch(batches[static_cast<std::size_t>(i)]),
                                         gradient_scale);
   }
+  flight::recorder().enter(Phase::kUpdate, step);
   run.finish_gradients();
 
   // The same numbers on every rank from here on.
@@ -85,6 +100,7 @@ StepResult train_step(TrainingRun& run) {
   }
   result.learning_rate =
       model::learning_rate_at(config.optimizer, progress.step + 1, config.train.steps);
+  run.saver().wait_for_copy();  // a save still reads what changes now
   run.optimizer().update(result.learning_rate, result.gradient_norm, progress.step + 1);
 
   progress.step += 1;
@@ -99,7 +115,8 @@ StepResult train_step(TrainingRun& run) {
 /// next save.
 class Saver {
  public:
-  explicit Saver(TrainingRun& run) : run_(run) {}
+  /// What saves take is told to `deadline`.
+  Saver(TrainingRun& run, Deadline& deadline) : run_(run), deadline_(deadline) {}
   ~Saver() {
     try {
       settle();
@@ -117,29 +134,38 @@ class Saver {
       if (!last && run_.overlaps_saves()) {
         run_.save(true);
         in_the_way_ = seconds_since(begin);
+        pending_ = 1;
         return;
       }
       const std::string path = run_.save(false);
       saved(step);
+      deadline_.note_save(seconds_since(begin));
       log::info("saved {} in {:.2f} s", path, seconds_since(begin));
     } catch (const AgreedError& e) {
+      run_.require_ownership();
       not_saved(step, e.what());
     }
   }
   void poll() {
     const auto outcome = run_.saver().take();
     if (!outcome) return;
+    pending_ = 0;
+    if (outcome->fenced) return;  // told after the next step, by all ranks
+    deadline_.note_save(in_the_way_ + outcome->seconds);
     if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
     saved(outcome->step);
     log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
-              in_the_way_ + outcome->seconds, in_the_way_);
+              in_the_way_ + outcome->seconds, in_the_way_ + outcome->waited);
   }
   /// Throws if the newest state is not on disk.
   void finish() {
     settle();
+    run_.require_ownership();
     if (failure_) throw AgreedError("the last save failed: " + *failure_);
   }
   void already_saved(std::int64_t step) { saved_step_ = step; }
+  /// Saves under way: 0 or 1.
+  int pending() const { return pending_; }
 
  private:
   void settle() {
@@ -156,10 +182,35 @@ class Saver {
   }
 
   TrainingRun& run_;
+  Deadline& deadline_;
   std::int64_t saved_step_ = -1;
+  int pending_ = 0;
   double in_the_way_ = 0;  ///< seconds that the save under way has kept the steps waiting
   std::optional<std::string> failure_;
 };
+
+/// A save until one has been measured: 12 bytes a parameter onto a slow disk.
+double expected_save_seconds(const RunConfig& config) {
+  constexpr double kBytesPerSecond = 200e6;
+  return 0.5 + 12 * static_cast<double>(model::parameter_count(config.model)) / kBytesPerSecond;
+}
+
+/// Why all ranks stop now, at one and the same step boundary; empty: they go on. Signals reach the
+/// ranks at different moments, or only some of them, and their clocks differ. Collective.
+std::string wish_to_stop(const Communicator& world, const Deadline& deadline, int pending_saves,
+                         bool stop_requested) {
+  // Above all signals: one reduction for all.
+  constexpr std::int64_t kTimeIsUp = 1 << 16, kStopRequested = 1 << 17;
+  const bool late = deadline.reached(Deadline::Clock::now(), pending_saves);
+  const std::int64_t wish = world.all_reduce_max(stop_requested ? kStopRequested
+                                                 : late         ? kTimeIsUp
+                                                                : slurm::stop_signal());
+  if (wish == 0) return "";
+  if (wish == kStopRequested) return "longspan stop was asked for";
+  // Also on a rank that does not know of the end: it stops with those that do.
+  if (wish == kTimeIsUp) return deadline.reason().empty() ? "the job ends soon" : deadline.reason();
+  return fmt::format("{} was received", slurm::signal_name(static_cast<int>(wish)));
+}
 
 /// When to give up hope: train.patience validations in a row without a better loss.
 class Patience {
@@ -184,7 +235,7 @@ class Patience {
 
 /// A full disk does not end the run: the lines wait in memory until there is room. `waiting`
 /// remembers that this was said.
-void record(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
+void write_line(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
   try {
     metrics.write(line);
     waiting = false;
@@ -211,6 +262,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
   log::info("{} rank{} ({}), {} thread{} each; {} parameters; {}", run.mesh().world().size(),
             run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
             run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
+  if (!run.mesh_reason().empty()) log::info("{}", run.mesh_reason());
   if (c.run.device == "auto")
     log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
   log::info(
@@ -250,20 +302,27 @@ void print_header(const TrainingRun& run, double peak_flops) {
         c.mesh.context, c.mesh.context - heads);
 }
 
-ExitStatus train(const RunConfig& requested, const Communicator& world) {
+/// `directory`: rank 0's, held by the caller until the end of the run is on record.
+ExitStatus train(const RunConfig& requested, const Communicator& world,
+                 std::optional<RunDirectory>& directory, RunRecord& record) {
   const auto begin = Clock::now();
+  const auto start = Deadline::Clock::now();
   slurm::catch_stop_signals();
   // A file that is longer than `ulimit -f` allows is an error of write(), as on a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
   log::set_rank(world.rank());
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
-  std::optional<RunDirectory> directory;  // held until the run has ended
   agree(world, [&] {
     if (world.rank() != 0) return;
-    directory.emplace(config.directory());
+    const io::Attempt attempt = this_attempt();
+    directory.emplace(config.directory(), attempt);
+    if (!started_by_supervisor(config.directory())) withdraw_stop(config.directory());
+    run.take_over(attempt);
     log::open_file(config.directory() + "/log.txt");
   });
+  parallel::Watchdog watchdog(*parallel::parse_hang_timeout(config.run.hang_timeout),
+                              config.directory(), world);
   const std::string resumed = run.restore();
   // Not before: a run that is refused leaves the old run's configuration alone.
   agree(world, [&] {
@@ -272,7 +331,11 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   const double peak_flops = measure_peak_flops(
       model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);
-  if (!resumed.empty()) log::info("continuing from {} after step {}", resumed, run.progress().step);
+  if (directory) record.started(config.directory(), world.size(), run.progress().step);
+  if (!resumed.empty())
+    log::info("continuing from {} after step {}; a rank read at most {} of its {}", resumed,
+              run.progress().step, io::format_bytes(world.all_reduce_max(run.restored().read)),
+              io::format_bytes(run.restored().checkpoint));
 
   std::optional<MetricsWriter> metrics;
   agree(world, [&] {
@@ -281,27 +344,45 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
   });
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
-  Saver saver(run);
+  Stragglers stragglers(world);
+  // One rank that knows is enough.
+  std::optional<slurm::JobEndWatch> job_end;
+  if (const std::string job = slurm::job_address(); !job.empty() && world.rank() == 0)
+    job_end.emplace(job);
+  Deadline deadline(start, config.train.time_limit, std::nullopt);
+  deadline.expect_save(expected_save_seconds(config));
+  Saver saver(run, deadline);
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
   StepProfiler profiler(run.profile());
+  std::vector<double> step_seconds;
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
   Patience patience(config.train.patience);
   if (metrics)
     for (const double loss : metrics->validation_losses()) patience.note(loss);
   bool given_up = world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
-  int stop_signal = 0;
   std::string stop_reason = given_up ? patience.reason() : "";
+  // A signal that came while the run was being set up costs no step. (Time that was short from the
+  // start allows one: a run that is started again and again still gets on.)
+  if (!given_up && run.progress().step < config.train.steps)
+    stop_reason = wish_to_stop(world, Deadline(start, {}, std::nullopt), 0,
+                               directory && stop_requested(config.directory()));
   while (run.progress().step < config.train.steps && stop_reason.empty()) {
     const auto step_begin = Clock::now();
     const double communication_before = run.communication_seconds(),
                  data_before = run.data_seconds();
     const std::int64_t tokens_before = run.progress().tokens;
+    const double waited_before = flight::recorder().waited_seconds();
     profiler.begin_step();
     const StepResult result = train_step(run);
+    const double waited = flight::recorder().waited_seconds() - waited_before;
+    const double worked = seconds_since(step_begin) - waited;
+    const std::int64_t step = run.progress().step;
+    flight::recorder().enter(Phase::kReport, step);
     profiler.end_step(seconds_since(step_begin), run.communication_seconds() - communication_before,
                       run.data_seconds() - data_before);
+    run.require_ownership();
 
     StepMetrics line;
     line.step = run.progress().step;
@@ -315,33 +396,41 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
     line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
 
-    const std::int64_t step = run.progress().step;
+    step_seconds.push_back(line.step_seconds);
+    watchdog.step_done(line.step_seconds);
+    stragglers.step_done(step, worked);
     const bool finished = step == config.train.steps;
     if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
+      flight::recorder().enter(Phase::kValidate, step);
       line.validation_loss = run.validate();
+      flight::recorder().enter(Phase::kReport, step);
       patience.note(*line.validation_loss);
       given_up = !finished && world.broadcast(std::int64_t{patience.exhausted()}, 0) != 0;
       if (given_up) stop_reason = patience.reason();
     }
-    if (metrics) record(*metrics, line, metrics_wait);
+    if (metrics) write_line(*metrics, line, metrics_wait);
+    record.reached(line.step);
     if (step % config.log.every == 0 || finished || step == first_step + 1)
       log::line(table.row(line));
 
-    // Signals reach the ranks at different moments, or only some of them: all stop after the same
-    // step.
-    stop_signal = static_cast<int>(world.all_reduce_max(std::int64_t{slurm::stop_signal()}));
+    // The file `stop` is rank 0's to see.
+    const bool wished = directory && stop_requested(config.directory());
+    deadline.note_step(seconds_since(step_begin));
+    if (job_end) deadline.set_job_end(job_end->end());
+    const std::string wish = wish_to_stop(world, deadline, saver.pending(), wished);
     const bool early =
         config.train.stop_after > 0 && step - first_step >= config.train.stop_after && !finished;
-    if (stop_signal != 0 && !finished && stop_reason.empty())
-      stop_reason = fmt::format("{} was received", slurm::signal_name(stop_signal));
+    if (!finished && stop_reason.empty()) stop_reason = wish;
     if (early && stop_reason.empty())
       stop_reason = fmt::format("train.stop-after={}", config.train.stop_after);
     const bool regular = config.checkpoint.every > 0 && step % config.checkpoint.every == 0;
+    if (regular || finished || !stop_reason.empty()) flight::recorder().enter(Phase::kSave, step);
     if (regular || finished || !stop_reason.empty())
       saver.save(finished || !stop_reason.empty());
     else
       saver.poll();
   }
+  flight::recorder().enter(Phase::kEnd, run.progress().step);
   saver.finish();
   agree(world, [&] {
     if (metrics) metrics->flush();
@@ -354,13 +443,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world) {
       if (directory) directory->write_file("profile.json", profile_json(profile));
     });
   }
-  const auto memory = run.memory_estimate();
-  log::info(
-      "memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the "
-      "peak",
-      static_cast<double>(memory.total()) / 1048576,
-      static_cast<double>(world.all_reduce_max(cpu_device().peak_bytes())) / 1048576,
-      static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
+  const Outcome outcome = measured_outcome(step_seconds, world);
+  agree(world, [&] {
+    if (!directory) return;
+    const Prediction prediction = predict_run(run, outcome.ranks_per_node);
+    log::info("{}", prediction_text(prediction, outcome));
+    directory->write_file("plan.json", prediction_json(prediction, outcome));
+  });
   const bool planned = run.progress().step < config.train.steps && !given_up;
   if (!stop_reason.empty())
     log::info("stopped after step {}: {}", run.progress().step, stop_reason);
@@ -383,16 +472,23 @@ ExitStatus train_command(const std::vector<std::string>& arguments) {
     log::line(args.help());
     return ExitStatus::kDone;
   }
+  const slurm::LaunchedWorld launched = check_world_before_mpi();
   std::optional<AgreedError> failure;
+  std::optional<RunDirectory> directory;
+  RunRecord record;
   {
     const MpiRuntime mpi;
     try {
       const Communicator world = Communicator::world();
+      check_world_size(launched, world.size());
       log::set_rank(world.rank());
       RunConfig config;
       agree(world, [&] { config = parse_config(args.text("config"), args.settings()); });
-      return train(config, world);
+      const ExitStatus status = train(config, world, directory, record);
+      record.ended(status);
+      return status;
     } catch (const AgreedError& e) {
+      record.ended(e.status(), e.what());
       failure = e;  // everybody is here: MPI is left in good order before the error goes on
     }
   }

@@ -117,6 +117,7 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
         "start afresh with "
         "checkpoint.resume=never in another run.directory",
         path, theirs, ours, config_.data.path);
+  if (facts.dataset_uuid.empty()) return;  // imported: nothing is to continue
   if (facts.dataset_uuid != dataset_.facts().uuid)
     log::warn("{} was trained on another dataset than {}: its data order does not continue", path,
               config_.data.path);
@@ -126,6 +127,18 @@ void TrainingRun::check_fits(const io::CheckpointFacts& facts, const std::string
         "{} was trained with run.seed={} and data.sequence-length={}: its data order does not "
         "continue",
         path, facts.seed, saved.data.sequence_length);
+}
+
+void TrainingRun::take_over(const io::Attempt& attempt) {
+  fence_ = std::make_unique<io::Fence>(config_.directory() + "/checkpoints", attempt);
+}
+
+void TrainingRun::require_ownership() const {
+  const Communicator& world = mesh_.world();
+  if (world.broadcast(std::int64_t{fence_ && fence_->lost()}, 0) == 0) return;
+  agree(world, [&] {
+    if (fence_) fence_->require();
+  });
 }
 
 std::string TrainingRun::restore() {
@@ -154,6 +167,10 @@ std::string TrainingRun::restore() {
     }
     const io::CheckpointFacts& facts = reader->facts();
     progress_ = {facts.step, facts.tokens_seen, facts.next_sample, facts.loss_history};
+    restored_.read = reader->bytes_read();
+    for (const io::TensorEntry& tensor : reader->tensors())
+      restored_.checkpoint +=
+          element_count(tensor.global_shape) * static_cast<std::int64_t>(size_of(tensor.dtype));
     choice.settle();
     break;
   }
@@ -167,7 +184,7 @@ std::string TrainingRun::restore() {
                                            plan_, progress_.next_sample);
   });
   saver_ = std::make_unique<io::CheckpointSaver>(config_.directory() + "/checkpoints",
-                                                 config_.checkpoint.keep, world);
+                                                 config_.checkpoint.keep, world, fence_.get());
   if (overlaps_saves()) agree(world, [&] { saver_->reserve(written_arrays()); });
   if (progress_.losses.size() > kLossHistory)
     progress_.losses.erase(progress_.losses.begin(), progress_.losses.end() - kLossHistory);

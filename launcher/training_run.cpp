@@ -7,9 +7,11 @@
 #include <numeric>
 #include <utility>
 
+#include "launcher/elastic_mesh.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
 #include "launcher/run_layout.hpp"
+#include "launcher/world_check.hpp"
 #include "model/replicated_gradients.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
@@ -45,23 +47,6 @@ RunConfig resolved(RunConfig config, const io::TokenDataset& dataset, const Comm
   return config;
 }
 
-/// Ranks that would train on different settings or data give wrong gradients without a word:
-/// compare before the first step.
-void check_same_everywhere(const RunConfig& config, const io::TokenDataset& dataset,
-                           const Communicator& world) {
-  const auto mine =
-      static_cast<std::int64_t>(hash_name(to_ini(config) + dataset.facts().uuid) >> 1);
-  const auto all = world.all_gather(mine);
-  for (std::size_t r = 1; r < all.size(); ++r)
-    if (all[r] != all[0])
-      throw AgreedError(
-          fmt::format(
-              "rank {} has another configuration or another dataset at {} than rank 0: start every "
-              "rank with the same arguments and give every node the same file",
-              r, config.data.path),
-          ExitStatus::kUsage);
-}
-
 /// Collective over the mesh. Nodes may hold different numbers of the ranks that share a sequence:
 /// groups that fit all of them fit everywhere.
 model::SchemeChoice scheme_on(const RunConfig& config, const Mesh& mesh) {
@@ -72,10 +57,15 @@ model::SchemeChoice scheme_on(const RunConfig& config, const Mesh& mesh) {
   return scheme_of(config, mesh.shape(), static_cast<int>(per_node));
 }
 
-MeshShape mesh_of(const RunConfig& config, const Communicator& world) {
-  MeshShape shape;
-  agree(world, [&] { shape = resolve_mesh(config.mesh, world.size()); });
-  return shape;
+MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Communicator& world,
+                  std::string& reason) {
+  MeshChoice choice;
+  agree(world, [&] {
+    resolve(config, dataset.facts().vocabulary);
+    choice = choose_mesh(config, world.size());
+  });
+  reason = choice.why;
+  return choice.shape;
 }
 
 /// The CPU, its operations seen through `profile` if there is one.
@@ -88,7 +78,7 @@ model::Backend backend_with(model::Kernels* profile) {
 
 TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
     : dataset_(open_agreed(config.data.path, world)),
-      mesh_(world, mesh_of(config, world)),
+      mesh_(world, mesh_of(config, dataset_, world, mesh_reason_)),
       threads_(set_threads(config.run.threads, world)),
       profile_(config.log.profile
                    ? std::make_unique<model::ProfiledKernels>(model::cpu_backend().kernels)
@@ -96,10 +86,10 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
       backend_(backend_with(profile_.get())) {
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
-  config_.mesh = {shape.data, shape.context, shape.tensor};
+  config_.mesh = {shape.data, shape.context, shape.tensor, config_.mesh.elastic};
   if (config_.train.global_batch == 0)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
-  check_same_everywhere(config_, dataset_, world);
+  check_same_everywhere(rank_facts(config_, dataset_.facts().uuid, dataset_.facts().tokens), world);
   agree(world, [&] { accumulation_ = accumulation_of(config_, shape); });
   agree(world, [&] {
     if (const auto problems = tensor_problems(config_.model, shape.tensor); !problems.empty())

@@ -59,6 +59,11 @@ class TrainingRun {
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
+  const model::RankShare& share() const { return share_; }
+  /// What every layer keeps.
+  const model::ActivationPlan& keep_plan() const { return memory_plan_.plan; }
+  /// What mesh.elastic chose and why, one line; empty if the mesh is the configured one.
+  const std::string& mesh_reason() const { return mesh_reason_; }
   /// What memory.keep=auto chose and why, one line; empty otherwise.
   const std::string& memory_reason() const { return memory_plan_.reason; }
   /// Seconds this rank has waited for bulk communication, and for data, since the run was built.
@@ -84,10 +89,20 @@ class TrainingRun {
   io::CheckpointSaver& saver() { return *saver_; }
   /// Whether saves between the steps run in the background.
   bool overlaps_saves() const;
+  /// Takes the right to write this run's checkpoints from whoever had it (io/fence.hpp), before
+  /// restore(). Rank 0 calls it. Throws Error.
+  void take_over(const io::Attempt& attempt);
+  /// Throws AgreedError if a later start of this run has taken that right. Collective.
+  void require_ownership() const;
   /// Continues from the checkpoint that checkpoint.resume names; returns its path, empty if the run
   /// starts from its initial weights. Opens the file of memory.offload and starts the loader.
   /// Collective.
   std::string restore();
+  /// Bytes that restore() has read on this rank, and those that the whole checkpoint has.
+  struct Restored {
+    std::int64_t read = 0, checkpoint = 0;
+  };
+  const Restored& restored() const { return restored_; }
 
  private:
   void open_offload();
@@ -101,6 +116,7 @@ class TrainingRun {
 
   RunConfig config_;
   io::TokenDataset dataset_;
+  std::string mesh_reason_;
   Mesh mesh_;
   int threads_;
   std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
@@ -117,6 +133,8 @@ class TrainingRun {
   int accumulation_ = 1;
   MemoryPlan memory_plan_;
   Progress progress_;
+  Restored restored_;
+  std::unique_ptr<io::Fence> fence_;            ///< on rank 0
   std::unique_ptr<io::CheckpointSaver> saver_;  ///< last: a save may be under way
 };
 

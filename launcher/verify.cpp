@@ -18,7 +18,7 @@
 
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
-#include "launcher/launch.hpp"
+#include "launcher/launch_ranks.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/progress.hpp"
 #include "launcher/verify_attention.hpp"
@@ -93,8 +93,8 @@ VerifyReport start_on(int ranks, const VerifyScope& scope, const std::string& ro
                                     rows_file, "--tokens", std::to_string(scope.tokens)};
   if (scope.extent != Extent::kUsual) words.push_back(fmt::format("--{}", name_of(scope.extent)));
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  const int status = run_and_watch(mpirun_command(ranks, usable_cores(), ::geteuid() == 0,
-                                                  /*several_nodes=*/false, self, words));
+  const Places here = {.cores = usable_cores(), .root = ::geteuid() == 0};
+  const int status = run_and_watch(mpirun_command(ranks, here, self, words));
   if (status == static_cast<int>(ExitStatus::kRequeue) || status == 128 + SIGINT)
     fail("verify was stopped while it measured {}: nothing is proven", counted(ranks, "rank"));
   if (status != 0)

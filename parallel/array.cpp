@@ -51,6 +51,17 @@ std::int64_t element_count(const Shape& shape) {
   return count;
 }
 
+std::optional<std::int64_t> checked_bytes(const Shape& shape, std::int64_t bytes_per_element) {
+  std::int64_t bytes = bytes_per_element;
+  bool empty = false;
+  for (const std::int64_t extent : shape) {
+    if (extent < 0) return std::nullopt;
+    empty = empty || extent == 0;
+    if (extent > 0 && __builtin_mul_overflow(bytes, extent, &bytes)) return std::nullopt;
+  }
+  return empty ? 0 : bytes;
+}
+
 std::string to_string(const Shape& shape) {
   std::string text = "[";
   for (const std::int64_t extent : shape) {

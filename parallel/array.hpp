@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -22,6 +23,9 @@ std::string_view name_of(DType dtype);  ///< "f32", "bf16", ...
 using Shape = std::vector<std::int64_t>;
 
 std::int64_t element_count(const Shape& shape);
+/// Bytes of so many elements, for shapes that a file claims: none if an extent is negative or the
+/// product does not fit into 63 bits.
+std::optional<std::int64_t> checked_bytes(const Shape& shape, std::int64_t bytes_per_element);
 std::string to_string(const Shape& shape);  ///< "[50257, 768]"
 
 /// Contiguous elements owned by somebody else; at most four dims, row-major. A layer's argument

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/flight_recorder.hpp"
+
 namespace longspan {
 
 /// MPI_Init_thread(MULTIPLE) to MPI_Finalize. Alone on a node (no launcher in the environment) it
@@ -25,7 +27,8 @@ class MpiRuntime {
 };
 
 /// Owns one MPI communicator (world is borrowed). All methods are collective over it unless they
-/// say otherwise.
+/// say otherwise. Of several ranks each operation is noted in flight_recorder.hpp, under the name
+/// of the group.
 class Communicator {
  public:
   static Communicator world();  ///< not collective
@@ -40,12 +43,17 @@ class Communicator {
   int rank() const { return rank_; }
   int size() const { return size_; }
   MPI_Comm raw() const { return comm_; }
+  const std::string& name() const { return name_; }
+  /// Its id in the flight recorder; < 0 of a rank alone.
+  int flight_group() const { return group_; }
 
   /// Ranks with equal `color`, ordered by `key`.
-  Communicator split(int color, int key) const;
+  Communicator split(int color, int key, const std::string& name = "part") const;
   /// The ranks that share memory with this one.
   Communicator split_by_node() const;
   Communicator duplicate() const;
+  /// A duplicate that a ProcessGroup's transfer thread uses.
+  Communicator duplicate_for_transfers() const;
   /// A duplicate for a thread beside the one that computes: a collective that has to wait for other
   /// ranks sleeps instead of taking a core. Up to a millisecond slower.
   Communicator duplicate_for_background() const;
@@ -65,12 +73,15 @@ class Communicator {
   std::vector<double> all_gather(double value) const;
 
  private:
-  Communicator(MPI_Comm comm, bool owned);
+  Communicator(MPI_Comm comm, bool owned, std::string name, flight::Thread thread);
+  Communicator duplicate(flight::Thread thread) const;
   /// Of a background communicator: returns when all ranks have come.
   void meet() const;
   MPI_Comm comm_ = MPI_COMM_NULL;  ///< MPI_COMM_NULL for self()
   bool owned_ = false;
   bool background_ = false;
+  int group_ = -1;
+  std::string name_ = {};
   int rank_ = 0;
   int size_ = 1;
 };

@@ -53,8 +53,8 @@ double SequenceShards::exposed_seconds() const {
 
 void split_context(SequenceShards& shards, const Communicator& context, int inner) {
   const int rank = context.rank();
-  shards.inner = make_mpi_group(context.split(rank / inner, rank));
-  shards.outer = make_mpi_group(context.split(rank % inner, rank));
+  shards.inner = make_mpi_group(context.split(rank / inner, rank, "context inner"));
+  shards.outer = make_mpi_group(context.split(rank % inner, rank, "context outer"));
 }
 
 SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, ProcessGroup* group,

@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace longspan {
@@ -35,6 +36,10 @@ class AgreedError : public Error {
   using Error::Error;
 };
 
+/// Text from a file for a line of output: control characters (which may end the line, or command
+/// the terminal) and bytes that are not UTF-8 become \xNN; longer than `most` bytes ends in "...".
+std::string printable(std::string_view text, std::size_t most = 2000);
+
 template <class... Args>
 [[noreturn]] void fail(fmt::format_string<Args...> text, Args&&... args) {
   throw Error(fmt::format(text, std::forward<Args>(args)...));
@@ -43,9 +48,10 @@ template <class... Args>
 [[noreturn]] void fail_usage(fmt::format_string<Args...> text, Args&&... args) {
   throw Error(fmt::format(text, std::forward<Args>(args)...), ExitStatus::kUsage);
 }
+/// Of a file that may come from others: what it says of itself is shown with printable().
 template <class... Args>
 [[noreturn]] void fail_damaged(fmt::format_string<Args...> text, Args&&... args) {
-  throw Error(fmt::format(text, std::forward<Args>(args)...), ExitStatus::kDamaged);
+  throw Error(printable(fmt::format(text, std::forward<Args>(args)...)), ExitStatus::kDamaged);
 }
 
 namespace parallel {

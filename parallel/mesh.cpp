@@ -50,9 +50,9 @@ Mesh::Mesh(const Communicator& world, const MeshShape& shape)
       context_index_(world.rank() / shape.tensor % shape.context),
       tensor_index_(world.rank() % shape.tensor),
       world_(world.duplicate()),
-      data_(world.split(world.rank() % (shape.tensor * shape.context), world.rank())),
-      context_(world.split(data_index_ * shape.tensor + tensor_index_, world.rank())),
-      tensor_(world.split(world.rank() / shape.tensor, world.rank())),
-      replicas_(world.split(tensor_index_, world.rank())) {}
+      data_(world.split(world.rank() % (shape.tensor * shape.context), world.rank(), "data")),
+      context_(world.split(data_index_ * shape.tensor + tensor_index_, world.rank(), "context")),
+      tensor_(world.split(world.rank() / shape.tensor, world.rank(), "tensor")),
+      replicas_(world.split(tensor_index_, world.rank(), "replicas")) {}
 
 }  // namespace longspan

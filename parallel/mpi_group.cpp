@@ -75,12 +75,16 @@ class Engine {
  public:
   struct Job {
     std::function<void()> work;
+    flight::Operation operation = {};
+    std::int64_t bytes = 0;     ///< of this rank's contribution
+    std::int64_t sequence = 0;  ///< in the group, from 1
     bool done = false;
     std::exception_ptr failure;
   };
   using JobPtr = std::shared_ptr<Job>;
 
-  explicit Engine(const Communicator& comm) : comm_(comm.duplicate()), messages_(comm_.raw()) {}
+  explicit Engine(const Communicator& comm)
+      : comm_(comm.duplicate_for_transfers()), messages_(comm_.raw()) {}
 
   int rank() const { return comm_.rank(); }
   int size() const { return comm_.size(); }
@@ -89,15 +93,18 @@ class Engine {
   double exposed_seconds() const { return exposed_seconds_; }
   std::vector<float>& incoming() { return incoming_; }
 
-  JobPtr submit(std::function<void()> work) {
+  JobPtr submit(flight::Operation operation, std::int64_t floats, std::function<void()> work) {
     auto job = std::make_shared<Job>();
     job->work = std::move(work);
+    job->operation = operation;
+    job->bytes = floats * static_cast<std::int64_t>(sizeof(float));
     if (size() == 1) {
       perform(*job);
       job->done = true;
       return job;
     }
     const std::lock_guard lock(mutex_);
+    job->sequence = ++submitted_;
     queue_.push_back(job);
     wake_.notify_all();
     return job;
@@ -107,7 +114,11 @@ class Engine {
     if (size() == 1) return;
     const auto begin = Clock::now();
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [&] { return job.done; });
+    if (!job.done) {
+      flight::recorder().begin_wait(comm_.flight_group(), job.sequence);
+      done_.wait(lock, [&] { return job.done; });
+      flight::recorder().end_wait();
+    }
     exposed_seconds_ += std::chrono::duration<double>(Clock::now() - begin).count();
   }
 
@@ -159,6 +170,8 @@ class Engine {
 
  private:
   void perform(Job& job) {
+    const flight::Scope scope(comm_.flight_group(), job.operation, flight::Element::kFloat32,
+                              job.bytes);
     try {
       job.work();
     } catch (...) {
@@ -174,6 +187,7 @@ class Engine {
   std::condition_variable wake_, done_;
   std::deque<JobPtr> queue_;
   bool stop_ = false, busy_ = false;
+  std::int64_t submitted_ = 0;
   std::atomic<std::int64_t> bytes_sent_{0};
   double exposed_seconds_ = 0;  ///< only the caller's thread writes it
 };
@@ -221,7 +235,7 @@ class MpiGroup : public ProcessGroup {
   double exposed_seconds() const override { return engine_->exposed_seconds(); }
 
   PendingPtr all_reduce_sum(View<float> data) override {
-    return start([data](Engine& e) {
+    return start(flight::Operation::kAllReduce, data.size(), [data](Engine& e) {
       // Reduce-scatter by direct exchange, then all-gather: 2 (P-1)/P of the data per rank, summed
       // in rank order.
       const int ranks = e.size(), me = e.rank();
@@ -246,7 +260,7 @@ class MpiGroup : public ProcessGroup {
   }
 
   PendingPtr all_gather(View<const float> mine, View<float> gathered) override {
-    return start([mine, gathered](Engine& e) {
+    return start(flight::Operation::kAllGather, mine.size(), [mine, gathered](Engine& e) {
       const std::int64_t count = mine.size();
       float* own = gathered.data() + e.rank() * count;
       if (own != mine.data())
@@ -261,7 +275,7 @@ class MpiGroup : public ProcessGroup {
   }
 
   PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) override {
-    return start([parts, mine](Engine& e) {
+    return start(flight::Operation::kReduceScatter, parts.size(), [parts, mine](Engine& e) {
       const std::int64_t count = mine.size();
       e.incoming().resize(static_cast<std::size_t>(count * (e.size() - 1)));
       for (int step = 1; step < e.size(); ++step) {
@@ -275,7 +289,7 @@ class MpiGroup : public ProcessGroup {
   }
 
   PendingPtr reduce_scatter_parts(View<float> data) override {
-    return start([data](Engine& e) {
+    return start(flight::Operation::kReduceScatter, data.size(), [data](Engine& e) {
       const int ranks = e.size(), me = e.rank();
       const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
       const std::int64_t longest = (data.size() + ranks - 1) / ranks;
@@ -298,7 +312,7 @@ class MpiGroup : public ProcessGroup {
   }
 
   PendingPtr all_gather_parts(View<float> data) override {
-    return start([data](Engine& e) {
+    return start(flight::Operation::kAllGather, data.size(), [data](Engine& e) {
       const int ranks = e.size(), me = e.rank();
       const auto begin = [&](int r) { return part_begin(data.size(), r, ranks); };
       const auto length = [&](int r) { return begin(r + 1) - begin(r); };
@@ -313,16 +327,17 @@ class MpiGroup : public ProcessGroup {
 
   PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming,
                           int from) override {
-    return start([outgoing, to, incoming, from](Engine& e) {
-      if (to == e.rank() && from == e.rank()) {
-        std::memcpy(incoming.data(), outgoing.data(),
-                    static_cast<std::size_t>(outgoing.size()) * sizeof(float));
-        return;
-      }
-      e.messages().receive(incoming.data(), incoming.size(), from);
-      e.messages().send(outgoing.data(), outgoing.size(), to);
-      e.messages().wait_all();
-    });
+    return start(flight::Operation::kSendReceive, outgoing.size(),
+                 [outgoing, to, incoming, from](Engine& e) {
+                   if (to == e.rank() && from == e.rank()) {
+                     std::memcpy(incoming.data(), outgoing.data(),
+                                 static_cast<std::size_t>(outgoing.size()) * sizeof(float));
+                     return;
+                   }
+                   e.messages().receive(incoming.data(), incoming.size(), from);
+                   e.messages().send(outgoing.data(), outgoing.size(), to);
+                   e.messages().wait_all();
+                 });
   }
 
   PendingPtr all_to_all(View<const float> outgoing,
@@ -338,24 +353,27 @@ class MpiGroup : public ProcessGroup {
                       "have one length on "
                       "both sides",
                       own, outgoing_counts[own], incoming_counts[own]));
-    return start([outgoing, incoming, out, in](Engine& e) {
-      const auto count = [](const std::vector<std::int64_t>& starts, int r) {
-        const auto at = static_cast<std::size_t>(r);
-        return starts[at + 1] - starts[at];
-      };
-      const auto me = static_cast<std::size_t>(e.rank());
-      for (int step = 1; step < e.size(); ++step) {
-        const int from = (e.rank() - step + e.size()) % e.size(), to = (e.rank() + step) % e.size();
-        e.messages().receive(incoming.data() + in[static_cast<std::size_t>(from)], count(in, from),
-                             from);
-        e.messages().send(outgoing.data() + out[static_cast<std::size_t>(to)], count(out, to), to);
-      }
-      // Behind the posted messages, so that they are on their way meanwhile.
-      if (in[me + 1] > in[me])
-        std::memcpy(incoming.data() + in[me], outgoing.data() + out[me],
-                    static_cast<std::size_t>(in[me + 1] - in[me]) * sizeof(float));
-      e.messages().wait_all();
-    });
+    return start(flight::Operation::kAllToAll, outgoing.size(),
+                 [outgoing, incoming, out, in](Engine& e) {
+                   const auto count = [](const std::vector<std::int64_t>& starts, int r) {
+                     const auto at = static_cast<std::size_t>(r);
+                     return starts[at + 1] - starts[at];
+                   };
+                   const auto me = static_cast<std::size_t>(e.rank());
+                   for (int step = 1; step < e.size(); ++step) {
+                     const int from = (e.rank() - step + e.size()) % e.size(),
+                               to = (e.rank() + step) % e.size();
+                     e.messages().receive(incoming.data() + in[static_cast<std::size_t>(from)],
+                                          count(in, from), from);
+                     e.messages().send(outgoing.data() + out[static_cast<std::size_t>(to)],
+                                       count(out, to), to);
+                   }
+                   // Behind the posted messages, so that they are on their way meanwhile.
+                   if (in[me + 1] > in[me])
+                     std::memcpy(incoming.data() + in[me], outgoing.data() + out[me],
+                                 static_cast<std::size_t>(in[me + 1] - in[me]) * sizeof(float));
+                   e.messages().wait_all();
+                 });
   }
 
  private:
@@ -375,10 +393,11 @@ class MpiGroup : public ProcessGroup {
   }
 
   template <class Work>
-  PendingPtr start(Work work) {
+  PendingPtr start(flight::Operation operation, std::int64_t floats, Work work) {
     // The job must not own the engine: the engine owns the job.
     return std::make_unique<JobPending>(
-        engine_, engine_->submit([engine = engine_.get(), work] { work(*engine); }));
+        engine_,
+        engine_->submit(operation, floats, [engine = engine_.get(), work] { work(*engine); }));
   }
 
   std::shared_ptr<Engine> engine_;

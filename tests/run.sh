@@ -46,7 +46,13 @@ run_ctest() {
 
 step "packages and Python environment"
 if [[ $install == yes ]]; then launcher/install_dependencies.sh --with-tests; else echo "packages: left alone"; fi
-tests/support/python_environment.sh
+if [[ $quick == yes || $install == no ]]; then
+  tests/support/python_environment.sh
+# Without PyTorch and transformers everything else is tested: what needs them says that it is skipped.
+elif ! tests/support/python_environment.sh --transformers; then
+  echo "run.sh: no transformers here: the tests that need it are skipped" >&2
+  tests/support/python_environment.sh
+fi
 
 step "release build"
 drop_foreign_build build

@@ -139,8 +139,7 @@ TEST_F(CheckpointRanks, SeveralBlocksOfATensorFromOneRank) {
 }
 
 TEST_F(CheckpointRanks, LargeBlocksAreReadInPieces) {
-  // Above the sizes below which a block is always hashed and runs are gathered: all ways to read
-  // are used.
+  // Many chunks, more than one piece, and runs that end in the next of either.
   std::vector<TestTensor> tensors;
   tensors.emplace_back("model/wide", DType::kF32, Shape{96, 40'000}, 3);
   tensors.emplace_back("model/tall", DType::kF32, Shape{90'000, 24}, 4);

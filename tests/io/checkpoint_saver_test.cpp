@@ -58,10 +58,16 @@ std::vector<std::string> manifest_of(const std::string& path) {
 
 TEST_F(Saver, WritesTheMomentOfTheCopyInTheSameBytesAsInLine) {
   auto tensors = row_split();
+  // Large enough that the copy is not over before it is waited for.
+  tensors.emplace_back("model/large", DType::kF32, Shape{4096, 2048}, 9);
+  tensors.back().take_rows(world_.rank(), world_.size());
   CheckpointSaver in_line(directory_ + "-in-line", 0, world_), behind(directory_, 0, world_);
   const std::string expected = in_line.save(arrays_of(tensors), test_facts(3));
   behind.start(arrays_of(tensors), test_facts(3));
-  for (auto& tensor : tensors) std::fill(tensor.local.begin(), tensor.local.end(), 'x');
+  behind.wait_for_copy();
+  std::for_each(tensors.rbegin(), tensors.rend(), [](TestTensor& tensor) {
+    std::fill(tensor.local.begin(), tensor.local.end(), 'x');
+  });
   behind.wait();
   const auto outcome = behind.take();
   ASSERT_TRUE(outcome);
@@ -103,6 +109,7 @@ TEST_F(Saver, ASaveWaitsForTheOneBeforeAndTheOldestGo) {
   for (int step = 1; step <= 4; ++step) {
     const auto tensors = row_split(10 * step);
     saver.start(arrays_of(tensors), test_facts(step));
+    saver.wait_for_copy();
   }
   const auto tensors = row_split(50);
   EXPECT_ALL_RANKS(saver.save(arrays_of(tensors), test_facts(5)) == step_path(5));

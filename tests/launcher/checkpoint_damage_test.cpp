@@ -66,7 +66,7 @@ class CheckpointDamage : public testing::Test {
   }
   ProcessResult train(const std::string& run, std::vector<std::string> more = {}) const {
     auto all = settings(run, std::move(more));
-    all.insert(all.begin(), {"launch", "--ranks", "2"});
+    all.insert(all.begin(), {"launch", "--max-restarts", "0", "--ranks", "2"});
     return longspan(all);
   }
   std::string checkpoint(const std::string& run, int step) const {

@@ -99,7 +99,8 @@ class Cli : public testing::Test {
     return all;
   }
   static ProcessResult launch(int ranks, std::vector<std::string> settings) {
-    settings.insert(settings.begin(), {"launch", "--ranks", std::to_string(ranks)});
+    settings.insert(settings.begin(),
+                    {"launch", "--max-restarts", "0", "--ranks", std::to_string(ranks)});
     return longspan(settings);
   }
   static std::string metrics(const std::string& run) {

@@ -1,7 +1,7 @@
 /// launch: which mpirun command, what the user sees of it, which status comes back, and what a
 /// signal does. The ranks are shell scripts here; what the program itself does with a signal is in
 /// cli_test.cpp.
-#include "launcher/launch.hpp"
+#include "launcher/launch_ranks.hpp"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -17,6 +17,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 #include <thread>
 
 #include "launcher/command.hpp"
@@ -89,7 +90,7 @@ class Launch : public testing::Test {
  protected:
   /// `script` as the program of so many ranks, by mpirun.
   static MpirunCommand ranks(int count, const std::string& script) {
-    return mpirun_command(count, usable_cores(), ::geteuid() == 0, false, "/bin/sh",
+    return mpirun_command(count, {.cores = usable_cores(), .root = ::geteuid() == 0}, "/bin/sh",
                           {"-c", script});
   }
   /// `script` in mpirun's place.
@@ -107,31 +108,80 @@ std::string joined(const MpirunCommand& command) {
   return shell_text(command);
 }
 
+std::string printed(const std::vector<std::string>& arguments) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(launch_command(arguments), ExitStatus::kDone);
+  std::fflush(stdout);
+  return testing::internal::GetCapturedStdout();
+}
+
 TEST_F(Launch, TheCommandFitsTheMachine) {
   const auto on_two_cores = [](int ranks) {
-    return joined(mpirun_command(ranks, {2, true}, true, false, "/bin/longspan", {"train"}));
+    return joined(
+        mpirun_command(ranks, {.cores = {2, true}, .root = true}, "/bin/longspan", {"train"}));
   };
   EXPECT_EQ(on_two_cores(1),
             "OMPI_MCA_opal_signal= OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader mpirun "
             "--allow-run-as-root --mca "
-            "odls_base_sigkill_timeout 0 "
+            "odls_base_sigkill_timeout 0 --tag-output "
             "--map-by slot:PE=2 --bind-to core -n 1 /bin/longspan train");
   EXPECT_NE(on_two_cores(2).find("--map-by slot:PE=1 --bind-to core -n 2 "), std::string::npos);
   const std::string four = on_two_cores(4);
   EXPECT_NE(four.find("--oversubscribe --bind-to none -n 4 "), std::string::npos) << four;
   EXPECT_NE(four.find("OMPI_MCA_mpi_yield_when_idle=1"), std::string::npos) << four;
   EXPECT_EQ(on_two_cores(2).find("yield"), std::string::npos);
-  EXPECT_NE(joined(mpirun_command(3, {16, true}, false, false, "p", {})).find("slot:PE=5 "),
+  EXPECT_NE(joined(mpirun_command(3, {.cores = {16, true}}, "p", {})).find("slot:PE=5 "),
             std::string::npos);
-  EXPECT_EQ(joined(mpirun_command(1, {2, true}, false, false, "p", {})).find("root"),
+  EXPECT_EQ(joined(mpirun_command(1, {.cores = {2, true}}, "p", {})).find("root"),
             std::string::npos);
   // A mask that mpirun does not know about: it must not bind outside of it.
-  const std::string masked = joined(mpirun_command(1, {2, false}, false, false, "p", {}));
+  const std::string masked = joined(mpirun_command(1, {.cores = {2, false}}, "p", {}));
   EXPECT_NE(masked.find("--bind-to none"), std::string::npos) << masked;
   EXPECT_EQ(masked.find("--map-by"), std::string::npos) << masked;
   // Several nodes: shared memory alone would not reach them, and mpirun knows their cores.
-  EXPECT_EQ(joined(mpirun_command(64, {2, true}, false, true, "p", {"a b"})),
-            "OMPI_MCA_opal_signal= mpirun --mca odls_base_sigkill_timeout 0 -n 64 p 'a b'");
+  EXPECT_EQ(joined(mpirun_command(64, {.cores = {2, true}, .several_nodes = true}, "p", {"a b"})),
+            "OMPI_MCA_opal_signal= OMPI_MCA_hwloc_base_binding_policy=none mpirun --mca "
+            "odls_base_sigkill_timeout 0 --tag-output -n 64 p 'a b'");
+}
+
+TEST_F(Launch, HostsAndAllocationsAreMpirunsToReach) {
+  const Cores two = {2, true};
+  EXPECT_EQ(joined(mpirun_command(4,
+                                  {.cores = two,
+                                   .several_nodes = true,
+                                   .slots = 4,
+                                   .hostfile = "my hosts",
+                                   .forwarded = {"LONGSPAN_RESTART", "OMP_PROC_BIND"}},
+                                  "p", {})),
+            "OMPI_MCA_opal_signal= OMPI_MCA_hwloc_base_binding_policy=none mpirun --mca "
+            "odls_base_sigkill_timeout 0 --tag-output --hostfile 'my hosts' -x LONGSPAN_RESTART -x "
+            "OMP_PROC_BIND -n 4 p");
+  // More ranks than tasks: the cores are there.
+  const std::string tasks = joined(mpirun_command(2, {.cores = two, .slots = 1}, "p", {}));
+  EXPECT_NE(tasks.find("--oversubscribe --bind-to none -n 2"), std::string::npos) << tasks;
+  EXPECT_EQ(tasks.find("yield"), std::string::npos) << tasks;
+  const std::string nodes =
+      joined(mpirun_command(8, {.cores = two, .several_nodes = true, .slots = 4}, "p", {}));
+  EXPECT_NE(nodes.find("--oversubscribe"), std::string::npos) << nodes;
+}
+
+TEST_F(Launch, OtherHostsSeeTheThreadSettings) {
+  ::setenv("OMP_PROC_BIND", "true", 1);
+  const auto names = variables_for_other_hosts();
+  ::unsetenv("OMP_PROC_BIND");
+  for (const char* name : {"LONGSPAN_RESTART", "OMP_PROC_BIND"})
+    EXPECT_EQ(std::count(names.begin(), names.end(), name), 1) << name;
+  EXPECT_EQ(std::count(names.begin(), names.end(), "HOME"), 0);
+}
+
+TEST_F(Launch, TheAllocationSaysHowMany) {
+  for (const auto& [name, value] :
+       {std::pair{"SLURM_JOB_ID", "7"}, {"SLURM_NTASKS", "6"}, {"SLURM_JOB_NODELIST", "n[1-2]"}})
+    ::setenv(name, value, 1);
+  const std::string text = printed({"--print"});
+  for (const char* name : {"SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_JOB_NODELIST"}) ::unsetenv(name);
+  EXPECT_NE(text.find(" -n 6 "), std::string::npos) << text;
+  EXPECT_EQ(text.find("btl"), std::string::npos) << "shared memory does not reach: " << text;
 }
 
 TEST_F(Launch, CoresOutsideTheMaskDoNotCount) {
@@ -187,6 +237,33 @@ TEST_F(Launch, ARankThatASignalEndedIsNamed) {
       << err;
   EXPECT_NE(err.find("ended by signal 9 (Killed)"), std::string::npos) << err;
   EXPECT_NE(err.find("memory.keep"), std::string::npos) << err;
+}
+
+TEST_F(Launch, ARankThatLeavesWithoutAWordIsNamed) {
+  const StopSignals signals;
+  RankOutput output;
+  EXPECT_EQ(run_and_watch(ranks(2, "test $OMPI_COMM_WORLD_RANK = 1 && exit 7; sleep 10"), signals,
+                          output),
+            7);
+  // mpirun does not always say which rank it was.
+  const std::string failure = output.first_failure();
+  EXPECT_TRUE(failure == "longspan: rank 1: left with status 7 and said nothing" ||
+              failure == "longspan: a rank: left with status 7 and said nothing")
+      << failure;
+}
+
+TEST_F(Launch, LinesOfRanksDoNotMix) {
+  // Each line in two pieces, both ranks at the same time.
+  Watched launch(directory_,
+                 ranks(2,
+                       "for i in 1 2 3 4 5 6; do printf \"rank $OMPI_COMM_WORLD_RANK \"; sleep "
+                       "0.05; echo line $i; done"));
+  EXPECT_EQ(launch.status(), 0) << launch.err();
+  std::istringstream lines(launch.out());
+  int seen = 0;
+  for (std::string line; std::getline(lines, line); ++seen)
+    EXPECT_TRUE(line.starts_with("rank 0 line ") || line.starts_with("[1] rank 1 line ")) << line;
+  EXPECT_EQ(seen, 12);
 }
 
 TEST_F(Launch, WhatMpirunCannotDoIsNotHidden) {
@@ -307,13 +384,6 @@ TEST_F(Launch, AMissingMpirunSaysWhatToInstall) {
   }
 }
 
-std::string printed(const std::vector<std::string>& arguments) {
-  testing::internal::CaptureStdout();
-  EXPECT_EQ(launch_command(arguments), ExitStatus::kDone);
-  std::fflush(stdout);
-  return testing::internal::GetCapturedStdout();
-}
-
 std::string refusal(const std::vector<std::string>& arguments) {
   try {
     launch_command(arguments);
@@ -341,6 +411,9 @@ TEST_F(Launch, WhatIsWrongIsSaidBeforeAnythingStarts) {
   EXPECT_NE(refusal({}).find("--ranks N"), std::string::npos);
   EXPECT_NE(refusal({"--ranks", "0"}).find("--ranks 0"), std::string::npos);
   EXPECT_NE(refusal({"--ranks", "two"}).find("whole number"), std::string::npos);
+  EXPECT_NE(refusal({"--ranks", "2", "--max-restarts", "-1"}).find("--max-restarts -1"),
+            std::string::npos);
+  EXPECT_NE(refusal({"--hostfile", "/no/such/hosts"}).find("/no/such/hosts"), std::string::npos);
   EXPECT_NE(refusal({"--ranks", "2", "--model.layer", "3"}).find("model.layers"),
             std::string::npos);
   EXPECT_NE(refusal({"--ranks", "2", "--mesh.data", "3"}).find("mesh.data=3"), std::string::npos);

@@ -60,14 +60,35 @@ RunConfig unusual() {
   c.model.dropout = 0.1f;
   c.model.vocabulary = 320, c.model.precision = model::Precision::kBf16;
   c.data = {" /data/with space.h5", 4097, io::Pack::kDocuments};
-  c.mesh = {2, 4, 2};
+  c.mesh = {2, 4, 2, true};
   c.attention = {model::MaskKind::kFull, 77, model::AttentionSchemeKind::kUlysses};
   c.memory = {model::Keep::kAuto, 33, 44, 3 << 20, model::Offload::kFile, "/local disk"};
-  c.train = {7, 2, 24, 3, 5, 9, 4};
+  c.train = {7, 2, 24, 3, 5, 9, 4, {5400}};
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear,     11, 0.0, 0.7, 0.1,
                  0.2,       3e-9,   model::OptimizerShard::kGradients};
   c.checkpoint = {6, 0, "never", false};
-  c.log.every = 10;
+  c.log = {10, true};
+  c.slurm = {3,
+             4,
+             5,
+             6,
+             slurm::Binding::kNone,
+             "64G",
+             "1-12:00:00",
+             "gpu",
+             "climate",
+             "long",
+             "ib&a100",
+             "spring school",
+             "1-8%2",
+             "afterok:12",
+             "--exclusive\n--mail-type=END",
+             "gcc/12 openmpi",
+             "A=1 B='two words'",
+             slurm::Starter::kMpirun,
+             slurm::Continue::kChain,
+             7,
+             30};
   return c;
 }
 
@@ -87,12 +108,12 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "model.position model.rope-theta "
             "model.max-positions model.bias model.tie-embeddings model.dropout model.vocabulary "
             "model.precision data.path "
-            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor attention.mask "
+            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor mesh.elastic attention.mask "
             "attention.window "
             "attention.scheme memory.keep "
             "memory.loss-chunk memory.mlp-chunk memory.budget memory.offload "
             "memory.offload-directory train.steps "
-            "train.stop-after train.global-batch train.micro-batch "
+            "train.stop-after train.time-limit train.global-batch train.micro-batch "
             "train.validate-every "
             "train.validate-sequences train.patience optimizer.learning-rate "
             "optimizer.minimum-learning-rate "
@@ -100,7 +121,12 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
             "optimizer.beta1 optimizer.beta2 "
             "optimizer.epsilon optimizer.shard checkpoint.every checkpoint.keep checkpoint.resume "
             "checkpoint.overlap "
-            "log.every ");
+            "log.every log.profile slurm.nodes slurm.ranks-per-node slurm.cpus-per-rank "
+            "slurm.gpus-per-rank "
+            "slurm.binding slurm.memory slurm.time slurm.partition slurm.account slurm.qos "
+            "slurm.constraint slurm.reservation slurm.array slurm.dependency slurm.extra "
+            "slurm.modules slurm.environment slurm.starter slurm.continue slurm.max-restarts "
+            "slurm.signal-margin ");
 }
 
 TEST_F(Options, EveryFieldHasAnOptionOfItsOwn) {

@@ -263,7 +263,7 @@ TEST(PlanSearch, FindsTheBestOfASmallSpace) {
                 if (context == 1 && scheme != AttentionSchemeKind::kRing) continue;
                 if (data * context == 1 && shard != OptimizerShard::kNone) continue;
                 RunConfig one = c;
-                one.mesh = {data, context, tensor};
+                one.mesh = {data, context, tensor, false};
                 one.attention.scheme = scheme, one.optimizer.shard = shard;
                 one.train.micro_batch = micro, one.memory.keep = keep;
                 one.memory.budget = 0;  // looked at below

@@ -7,6 +7,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <stdexcept>
 
 namespace longspan::testing_support {
@@ -63,6 +67,22 @@ std::string longspan_path() {
 ProcessResult longspan(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), longspan_path());
   return run_process(arguments);
+}
+
+std::vector<pid_t> processes_of(const std::string& command, const std::string& word) {
+  std::vector<pid_t> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    pid_t pid = 0;
+    if (std::from_chars(name.data(), name.data() + name.size(), pid).ec != std::errc()) continue;
+    std::ifstream file(entry.path() / "cmdline", std::ios::binary);
+    const std::string line{std::istreambuf_iterator<char>(file), {}};
+    // mpirun has the same words in its own command line: ours begins with the program.
+    if (line.starts_with(longspan_path() + '\0' + command + '\0') &&
+        line.find('\0' + word + '\0') != std::string::npos)
+      found.push_back(pid);
+  }
+  return found;
 }
 
 int count_lines(const std::string& text) {

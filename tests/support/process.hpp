@@ -1,6 +1,8 @@
 /// Runs the program as a user would, and keeps what it said.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 #include <vector>
 
@@ -19,6 +21,10 @@ ProcessResult run_process(const std::vector<std::string>& arguments,
 /// The program just built, with these arguments.
 ProcessResult longspan(std::vector<std::string> arguments);
 std::string longspan_path();
+
+/// Processes that run `longspan <command>` with `word` among its arguments: "train" and a run
+/// directory finds the ranks of a run, "launch" what started them.
+std::vector<pid_t> processes_of(const std::string& command, const std::string& word);
 
 int count_lines(const std::string& text);
 

@@ -1,0 +1,207 @@
+#include "io/fence.hpp"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "io/file.hpp"
+#include "parallel/error.hpp"
+
+namespace longspan::io {
+namespace {
+
+constexpr std::string_view kOwner = ".owner-", kDraft = ".claim-", kFormer = ".former-";
+
+std::string owner_name(std::int64_t number) {
+  return fmt::format("{}{:010}", kOwner, number);
+}
+
+/// Numbers of the owners' folders, rising. There is more than one only while one takes over.
+std::vector<std::int64_t> owners_of(const std::string& checkpoints) {
+  std::vector<std::int64_t> numbers;
+  for (const std::string& name : list_directory(checkpoints)) {
+    if (!name.starts_with(kOwner)) continue;
+    std::int64_t number = 0;
+    const char* begin = name.data() + kOwner.size();
+    const auto [end, error] = std::from_chars(begin, name.data() + name.size(), number);
+    if (error == std::errc() && end == name.data() + name.size()) numbers.push_back(number);
+  }
+  std::sort(numbers.begin(), numbers.end());
+  return numbers;
+}
+
+Attempt claim_of(const std::string& checkpoints, std::int64_t number) {
+  std::ifstream file(fmt::format("{}/{}/claim", checkpoints, owner_name(number)));
+  return attempt_from({std::istreambuf_iterator<char>(file), {}});
+}
+
+/// A folder with the claim in it, under a name that nobody else uses.
+std::string make_draft(const std::string& checkpoints, const Attempt& attempt) {
+  std::array<char, 256> node = {};
+  ::gethostname(node.data(), node.size() - 1);
+  const std::string draft = fmt::format(
+      "{}/{}{}-{}-{}", checkpoints, kDraft, node.data(), ::getpid(),
+      std::chrono::system_clock::now().time_since_epoch().count());  // for a unique name only
+  make_directory(draft);
+  const std::string claim = draft + "/claim", text = to_text(attempt);
+  std::FILE* file = std::fopen(claim.c_str(), "we");
+  bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  const int failure = errno;
+  if (file != nullptr) good = std::fclose(file) == 0 && good;
+  if (!good) {
+    remove_path(draft);
+    fail_errno(claim, "cannot write", failure);
+  }
+  sync_file(claim);
+  sync_directory(draft);
+  return draft;
+}
+
+/// Away with a folder that its owner may still be writing into.
+void remove_stubbornly(const std::string& path) {
+  for (int tries = 1;; ++tries) {
+    try {
+      return remove_path(path);
+    } catch (const Error&) {
+      constexpr int kTries = 50;
+      if (tries == kTries) throw;
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+  }
+}
+
+void remove_predecessors(const std::string& checkpoints, std::int64_t number) {
+  for (const std::int64_t owner : owners_of(checkpoints)) {
+    if (owner >= number) continue;
+    // The first rename is the fence: from here on nothing leaves or enters by the old name.
+    const std::string former = fmt::format("{}/{}{:010}", checkpoints, kFormer, owner);
+    const std::string current = checkpoints + "/" + owner_name(owner);
+    if (path_exists(former)) remove_stubbornly(former);
+    if (std::rename(current.c_str(), former.c_str()) != 0 && errno != ENOENT)
+      fail_errno(current, "cannot take over", errno);
+  }
+  sync_directory(checkpoints);
+  for (const std::string& name : list_directory(checkpoints))
+    if (name.starts_with(kFormer) || name.starts_with(kDraft))
+      remove_stubbornly(checkpoints + "/" + name);
+}
+
+}  // namespace
+
+bool is_later_restart(const Attempt& a, const Attempt& b) {
+  if (a.job != b.job) return false;
+  if (!a.job.empty() && a.restart != b.restart) return a.restart > b.restart;
+  return !a.launch.empty() && a.launch == b.launch && a.launch_restart > b.launch_restart;
+}
+
+std::string describe(const Attempt& attempt) {
+  const std::string process = attempt.process.empty() ? "another process" : attempt.process;
+  if (!attempt.job.empty() && (attempt.restart > 0 || attempt.launch.empty()))
+    return fmt::format("{} (restart {} of Slurm job {})", process, attempt.restart, attempt.job);
+  if (!attempt.launch.empty())
+    return fmt::format("{} (restart {} of launch {})", process, attempt.launch_restart,
+                       attempt.launch);
+  return process;
+}
+
+std::string to_text(const Attempt& attempt) {
+  const nlohmann::ordered_json object = {{"process", attempt.process},
+                                         {"job", attempt.job},
+                                         {"restart", attempt.restart},
+                                         {"launch", attempt.launch},
+                                         {"launch_restart", attempt.launch_restart}};
+  return object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+Attempt attempt_from(const std::string& text) {
+  const auto object = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  Attempt attempt;
+  if (!object.is_object()) return attempt;
+  const auto word = [&](const char* key) {
+    const auto at = object.find(key);
+    return at != object.end() && at->is_string() ? at->get<std::string>() : std::string();
+  };
+  const auto number = [&](const char* key) {
+    const auto at = object.find(key);
+    return at != object.end() && at->is_number_integer() ? at->get<int>() : 0;
+  };
+  attempt.process = word("process");
+  attempt.job = word("job"), attempt.restart = number("restart");
+  attempt.launch = word("launch"), attempt.launch_restart = number("launch_restart");
+  return attempt;
+}
+
+Fence::Fence(const std::string& checkpoints, const Attempt& attempt) : checkpoints_(checkpoints) {
+  make_directories(checkpoints);
+  const std::string draft = make_draft(checkpoints, attempt);
+  // What another start has thrown away with its predecessor's is as good as overtaken.
+  const auto overtaken = [&](std::int64_t number) {
+    remove_stubbornly(draft);
+    fail("another start of this run has taken {} at the same moment (owner {}): start one only",
+         checkpoints, number);
+  };
+  for (;;) {
+    const auto owners = owners_of(checkpoints);
+    const std::int64_t newest = owners.empty() ? 0 : owners.back();
+    if (const Attempt owner = claim_of(checkpoints, newest); is_later_restart(owner, attempt)) {
+      remove_path(draft);
+      fail("{} belongs to {}: this one, {}, was replaced and may not write there", checkpoints,
+           describe(owner), describe(attempt));
+    }
+    number_ = newest + 1;
+    folder_ = checkpoints + "/" + owner_name(number_);
+    if (std::rename(draft.c_str(), folder_.c_str()) == 0) break;
+    if (errno == ENOENT) overtaken(newest);
+    if (errno == EEXIST || errno == ENOTEMPTY) continue;  // somebody was faster: a newer owner
+    const int failure = errno;
+    remove_path(draft);
+    fail_errno(folder_, "cannot create the folder", failure);
+  }
+  sync_directory(checkpoints);
+  // A slow start may have taken a number that was already another's past.
+  if (const auto owners = owners_of(checkpoints); owners.empty() || owners.back() > number_) {
+    remove_stubbornly(folder_);
+    overtaken(owners.empty() ? number_ : owners.back());
+  }
+  remove_predecessors(checkpoints, number_);
+}
+
+bool Fence::lost() const {
+  if (lost_) return true;
+  struct stat found = {};
+  // Only "not there" is an answer; a server that does not reply is none.
+  if (::stat(folder_.c_str(), &found) != 0 && (errno == ENOENT || errno == ESTALE)) lost_ = true;
+  return lost_;
+}
+
+void Fence::require() const {
+  if (!lost()) return;
+  const auto owners = owners_of(checkpoints_);
+  if (owners.empty() || owners.back() <= number_)
+    fail(
+        "{} was removed, which shows that this run may write there: the same command continues "
+        "from the last checkpoint",
+        folder_);
+  fail("this run was replaced: {} belongs to {} now: nothing more is saved or removed here",
+       checkpoints_, describe(claim_of(checkpoints_, owners.back())));
+}
+
+std::string temporary_path(const std::string& checkpoints, const std::string& name,
+                           const Fence* fence) {
+  if (fence != nullptr) return fmt::format("{}/{}.tmp", fence->folder(), name);
+  return fmt::format("{}/.{}.tmp", checkpoints, name);
+}
+
+}  // namespace longspan::io
