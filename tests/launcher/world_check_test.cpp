@@ -117,7 +117,7 @@ TEST_F(World, AnAllocationAloneStartsNothing) {
 }
 
 TEST_F(World, MpirunInAnAllocationIsAskedBeforeItsDaemonsStep) {
-  const slurm::LaunchedWorld mpirun{slurm::Starter::kMpirun, "mpirun", 2, 0, true};
+  const slurm::LaunchedWorld mpirun{slurm::Launcher::kMpirun, "mpirun", 2, 0, true};
   EXPECT_EQ(world_problem(mpirun, 2), "");
   EXPECT_NE(world_problem(mpirun, 1).find("mpirun has started 2 ranks but MPI sees this one alone"),
             std::string::npos);
