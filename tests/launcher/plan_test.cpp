@@ -333,6 +333,21 @@ TEST(PlanSearch, SixteenThousandRanksAreQuick) {
               static_cast<long>(result.looked_at));
 }
 
+TEST(Plan, OneIsMadeInMilliseconds) {
+  RunConfig c = parse_config(LONGSPAN_SOURCE_DIR "/configs/llama-8b-1m.ini",
+                             {"--mesh.context", "64", "--memory.keep", "auto"});
+  const MachineDescription m = load_machine(LONGSPAN_SOURCE_DIR "/configs/machines/h200-ndr.ini");
+  c.optimizer.shard = OptimizerShard::kParameters;
+  const auto begin = std::chrono::steady_clock::now();
+  const Plan plan = plan_run(resolved_for(c, 64), m, {64, 8});
+  const auto advice = advise(plan, m);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  EXPECT_GT(plan.step_seconds(), 0);
+  EXPECT_FALSE(advice.empty());
+  EXPECT_LT(seconds.count(), 1);  // asked: 20 ms on a quiet machine
+  std::printf("a plan with memory.keep=auto and its advice: %.4f s\n", seconds.count());
+}
+
 TEST(PlanCommand, JsonHasWhatScriptsAskFor) {
   const auto result =
       longspan({"plan", "--config", LONGSPAN_SOURCE_DIR "/configs/llama-1b-128k.ini", "--machine",

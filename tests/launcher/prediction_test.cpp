@@ -1,3 +1,4 @@
+// label: slow
 // timeout: 200
 /// At its end a run says what was predicted and what came of it; plan says the same before. And
 /// the calibration that the seconds are from.
