@@ -74,7 +74,7 @@ RankFacts unpack(const std::string& text) {
 
 std::string world_problem(const slurm::LaunchedWorld& launched, int mpi_size) {
   if (launched.size == 0 || launched.size == mpi_size) return "";
-  using slurm::Starter;
+  using slurm::Launcher;
   std::string text = fmt::format("{} has started {} rank{} but MPI ", launched.name, launched.size,
                                  launched.size == 1 ? "" : "s");
   text += mpi_size == 0   ? "has no way to know of them"
@@ -82,13 +82,13 @@ std::string world_problem(const slurm::LaunchedWorld& launched, int mpi_size) {
                           : fmt::format("sees {}", mpi_size);
   text += fmt::format(": {} worlds would train beside each other; ", launched.size);
   switch (launched.starter) {
-    case Starter::kSrun:
+    case Launcher::kSrun:
       text +=
           "srun and this MPI library share no process manager: start with srun --mpi=pmix "
           "(`srun --mpi=list` shows what this Slurm has), or with mpirun in the allocation, which "
           "needs none";
       break;
-    case Starter::kPmi:
+    case Launcher::kPmi:
       text +=
           "the launcher speaks PMI-1 or PMI-2 (MPICH's or Intel's mpiexec, srun --mpi=pmi2) and "
           "this "
@@ -104,7 +104,7 @@ std::string world_problem(const slurm::LaunchedWorld& launched, int mpi_size) {
 
 slurm::LaunchedWorld check_world_before_mpi() {
   const slurm::LaunchedWorld launched = slurm::launched_world();
-  if (launched.starter == slurm::Starter::kSrun && launched.size > 1 && !launched.mpi_knows) {
+  if (launched.starter == slurm::Launcher::kSrun && launched.size > 1 && !launched.mpi_knows) {
     log::set_rank(launched.rank);
     throw AgreedError(world_problem(launched, 0), ExitStatus::kUsage);
   }

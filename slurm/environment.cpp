@@ -42,14 +42,14 @@ LaunchedWorld launched_world() {
   };
   // Under mpirun in an allocation the step is that of mpirun's daemons: mpirun is asked first.
   if (const int size = number("OMPI_COMM_WORLD_SIZE"); size > 0)
-    return {Starter::kMpirun, "mpirun", size, number("OMPI_COMM_WORLD_RANK"), true};
+    return {Launcher::kMpirun, "mpirun", size, number("OMPI_COMM_WORLD_RANK"), true};
   if (const int size = number("PMI_SIZE"); size > 0)
-    return {Starter::kPmi, "the launcher", size, number("PMI_RANK"), true};
+    return {Launcher::kPmi, "the launcher", size, number("PMI_RANK"), true};
   if (std::getenv("SLURM_STEP_ID") == nullptr || std::getenv("SLURM_PROCID") == nullptr) return {};
   int size = number("SLURM_STEP_NUM_TASKS");
   if (size == 0) size = number("SLURM_NTASKS");
   const bool known = std::getenv("PMIX_RANK") != nullptr || std::getenv("PMI_RANK") != nullptr;
-  return {Starter::kSrun, "srun", size, number("SLURM_PROCID"), known};
+  return {Launcher::kSrun, "srun", size, number("SLURM_PROCID"), known};
 }
 
 }  // namespace longspan::slurm

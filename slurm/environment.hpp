@@ -20,10 +20,10 @@ std::string job_address();
 /// Whether a launcher (mpirun, srun with PMIx or PMI-2) started this process as one of several
 /// ranks.
 bool started_by_launcher();
-enum class Starter { kNobody, kMpirun, kSrun, kPmi };
+enum class Launcher { kNobody, kMpirun, kSrun, kPmi };
 /// The world as whoever started this process counts it.
 struct LaunchedWorld {
-  Starter starter = Starter::kNobody;
+  Launcher starter = Launcher::kNobody;
   const char* name = "";  ///< of the starter, for messages
   int size = 0;           ///< ranks; 0 = not known
   int rank = 0;
