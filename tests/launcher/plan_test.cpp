@@ -306,6 +306,21 @@ TEST(PlanSearch, FindsTheBestOfASmallSpace) {
       [](const Candidate& a, const Candidate& b) { return a.step_seconds < b.step_seconds; }));
 }
 
+TEST(PlanSearch, MemoryIsThatOfThePlansWithFilesAndWindowsToo) {
+  for (const auto& [name, value] : {std::pair{"--memory.offload", "file"},
+                                    {"--attention.window", "40"},
+                                    {"--checkpoint.every", "3"}}) {
+    RunConfig c = config({"--train.global-batch", "4", name, value});
+    const MachineDescription m = round_machine(4);
+    const SearchResult found = search_plans(c, m, {4, 4});
+    EXPECT_GT(found.fitting.size(), 50u);
+    for (const Candidate& candidate : found.fitting)
+      EXPECT_EQ(plan_run(resolved_for(with_candidate(c, candidate), 4), m, {4, 4}).memory.arrays(),
+                candidate.memory_bytes)
+          << name;
+  }
+}
+
 TEST(PlanSearch, WhereNothingFitsTheSmallestIsNamed) {
   RunConfig c = config({"--train.global-batch", "4", "--memory.budget", "10k"});
   const MachineDescription m = round_machine(4);
