@@ -17,6 +17,7 @@ const std::vector<Command>& commands() {
       {"convert", "reshard, merge, export or import a checkpoint", convert_command},
       {"generate", "write text with a trained model", generate_command},
       {"doctor", "say what this machine and allocation offer, and what is wrong", doctor_command},
+      {"plan", "say what a run will need and take, and the best way to run it", plan_command},
       {"config", "list every setting, or show the effective configuration", config_command},
   };
   return all;

@@ -1,6 +1,6 @@
 /// The table of subcommands, one file each: train.cpp, launch.cpp, submit.cpp, status.cpp,
 /// stop.cpp, prepare.cpp, convert.cpp, verify.cpp, inspect.cpp, generate.cpp, doctor.cpp,
-/// config_command.cpp.
+/// plan_command.cpp, config_command.cpp.
 #pragma once
 
 #include <string>
@@ -35,6 +35,7 @@ ExitStatus inspect_command(const std::vector<std::string>& arguments);
 ExitStatus convert_command(const std::vector<std::string>& arguments);
 ExitStatus generate_command(const std::vector<std::string>& arguments);
 ExitStatus doctor_command(const std::vector<std::string>& arguments);
+ExitStatus plan_command(const std::vector<std::string>& arguments);
 ExitStatus config_command(const std::vector<std::string>& arguments);
 
 }  // namespace longspan::launcher

@@ -9,6 +9,7 @@
 #include <iterator>
 
 #include "launcher/arguments.hpp"
+#include "launcher/calibrate.hpp"
 #include "launcher/command.hpp"
 #include "launcher/machine.hpp"
 #include "parallel/log.hpp"
@@ -39,6 +40,9 @@ ExitStatus doctor_command(const std::vector<std::string>& arguments) {
       "run directory, Slurm, GPUs, and the speed of every rank and link. Alone it looks at this "
       "machine; under mpirun or srun at all nodes of the job. Exit status 1 if something is bad",
       {{"directory", "DIR", "where runs will write", "runs"},
+       {"calibrate", "",
+        "measure the rates that `longspan plan --machine local` takes, write them"},
+       {"output", "FILE", "where --calibrate writes; without it local.ini in the user's folder"},
        {"json", "", "one JSON object instead of text"}},
       "mpirun -n 2 longspan doctor");
   if (args.help_wanted()) {
@@ -49,10 +53,18 @@ ExitStatus doctor_command(const std::vector<std::string>& arguments) {
     fail_usage("doctor: '{}' is not expected: the folder to look at is given as --directory DIR",
                args.positional()[0]);
 
+  if (args.has("output") && !args.has("calibrate"))
+    fail_usage("doctor: --output {} says where --calibrate writes: give that too",
+               args.text("output"));
+
   const MpiRuntime mpi;
   const Communicator world = Communicator::world();
   log::set_rank(world.rank());
   set_threads(0, world);
+  if (args.has("calibrate")) {
+    log::info("measured and wrote {}", calibrate(world, args.text("output")));
+    return ExitStatus::kDone;
+  }
   const std::vector<std::string> nodes = parallel::node_names(world);
   const Communicator node = world.split_by_node();
 

@@ -69,11 +69,23 @@ double measure_peak_flops(const model::Backend& backend, bool bf16, const Commun
   return best;
 }
 
-std::int64_t peak_resident_bytes() {
+namespace {
+
+std::int64_t status_bytes(const std::string& key) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
-    if (line.rfind("VmHWM:", 0) == 0) return std::stoll(line.substr(6)) * 1024;
+    if (line.rfind(key, 0) == 0) return std::stoll(line.substr(key.size())) * 1024;
   return 0;
+}
+
+}  // namespace
+
+std::int64_t peak_resident_bytes() {
+  return status_bytes("VmHWM:");
+}
+
+std::int64_t resident_bytes() {
+  return status_bytes("VmRSS:");
 }
 
 std::string version_line() {

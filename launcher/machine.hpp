@@ -24,6 +24,9 @@ double measure_peak_flops(const model::Backend& backend, bool bf16, const Commun
 /// Largest resident memory of this process so far, bytes (VmHWM).
 std::int64_t peak_resident_bytes();
 
+/// Resident memory of this process now, bytes (VmRSS).
+std::int64_t resident_bytes();
+
 /// "longspan 0.1.0 (git revision), Open MPI 4.1.4, oneDNN 2.6.3, HDF5 1.10.8, g++ 12.2.0": for logs
 /// and checkpoints.
 std::string version_line();

@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "io/file.hpp"
 #include "launcher/arguments.hpp"
@@ -16,6 +17,7 @@
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
+#include "launcher/prediction.hpp"
 #include "launcher/profile.hpp"
 #include "launcher/run_directory.hpp"
 #include "launcher/run_record.hpp"
@@ -353,6 +355,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
   StepProfiler profiler(run.profile());
+  std::vector<double> step_seconds;
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
   Patience patience(config.train.patience);
@@ -393,6 +396,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
     line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
 
+    step_seconds.push_back(line.step_seconds);
     watchdog.step_done(line.step_seconds);
     stragglers.step_done(step, worked);
     const bool finished = step == config.train.steps;
@@ -439,13 +443,13 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
       if (directory) directory->write_file("profile.json", profile_json(profile));
     });
   }
-  const auto memory = run.memory_estimate();
-  log::info(
-      "memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the "
-      "peak",
-      static_cast<double>(memory.total()) / 1048576,
-      static_cast<double>(world.all_reduce_max(cpu_device().peak_bytes())) / 1048576,
-      static_cast<double>(world.all_reduce_max(peak_resident_bytes())) / 1048576);
+  const Outcome outcome = measured_outcome(step_seconds, world);
+  agree(world, [&] {
+    if (!directory) return;
+    const Prediction prediction = predict_run(run, outcome.ranks_per_node);
+    log::info("{}", prediction_text(prediction, outcome));
+    directory->write_file("plan.json", prediction_json(prediction, outcome));
+  });
   const bool planned = run.progress().step < config.train.steps && !given_up;
   if (!stop_reason.empty())
     log::info("stopped after step {}: {}", run.progress().step, stop_reason);

@@ -8,6 +8,7 @@
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
 #include "launcher/resume.hpp"
+#include "launcher/run_layout.hpp"
 #include "launcher/training_run.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
@@ -86,9 +87,7 @@ std::vector<ShardedArray> TrainingRun::written_arrays() const {
 }
 
 bool TrainingRun::overlaps_saves() const {
-  // The last save is waited for anyway.
-  return config_.checkpoint.overlap && config_.checkpoint.every > 0 &&
-         config_.checkpoint.every < config_.train.steps;
+  return launcher::overlaps_saves(config_);
 }
 
 std::string TrainingRun::save(bool in_background) {

@@ -10,6 +10,7 @@
 #include "launcher/elastic_mesh.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
+#include "launcher/run_layout.hpp"
 #include "launcher/world_check.hpp"
 #include "model/replicated_gradients.hpp"
 #include "parallel/agree.hpp"
@@ -46,35 +47,14 @@ RunConfig resolved(RunConfig config, const io::TokenDataset& dataset, const Comm
   return config;
 }
 
-int accumulation_of(const RunConfig& config, const MeshShape& mesh) {
-  const std::int64_t at_once = config.train.micro_batch * mesh.data;
-  if (config.train.global_batch % at_once != 0)
-    throw AgreedError(fmt::format("train.global-batch={} is not a multiple of train.micro-batch={} "
-                                  "* mesh.data={}: set it to {}",
-                                  config.train.global_batch, config.train.micro_batch, mesh.data,
-                                  (config.train.global_batch / at_once + 1) * at_once),
-                      ExitStatus::kUsage);
-  return static_cast<int>(config.train.global_batch / at_once);
-}
-
-model::AttentionMask mask_of(const model::AttentionConfig& attention) {
-  return {attention.mask == model::MaskKind::kCausal, attention.window};
-}
-
 /// Collective over the mesh. Nodes may hold different numbers of the ranks that share a sequence:
 /// groups that fit all of them fit everywhere.
-model::SchemeChoice scheme_of(const RunConfig& config, const Mesh& mesh) {
+model::SchemeChoice scheme_on(const RunConfig& config, const Mesh& mesh) {
   std::int64_t per_node = 0;
   for (const std::int64_t ranks :
        mesh.world().all_gather(std::int64_t{mesh.context().split_by_node().size()}))
     per_node = std::gcd(per_node, ranks);
-  const model::ModelConfig part = model::part_of_model(config.model, mesh.shape().tensor);
-  const model::AttentionGeometry geometry{part.heads, part.kv_heads, part.head_size,
-                                          mask_of(config.attention), 1.0f};
-  return model::choose_scheme(
-      config.attention.scheme, geometry,
-      {config.train.micro_batch, config.data.sequence_length, mesh.shape().context},
-      static_cast<int>(per_node));
+  return scheme_of(config, mesh.shape(), static_cast<int>(per_node));
 }
 
 MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Communicator& world,
@@ -110,7 +90,7 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
   if (config_.train.global_batch == 0)
     config_.train.global_batch = config_.train.micro_batch * shape.data;
   check_same_everywhere(rank_facts(config_, dataset_.facts().uuid, dataset_.facts().tokens), world);
-  accumulation_ = accumulation_of(config_, shape);
+  agree(world, [&] { accumulation_ = accumulation_of(config_, shape); });
   agree(world, [&] {
     if (const auto problems = tensor_problems(config_.model, shape.tensor); !problems.empty())
       throw Error(fmt::format("{}", fmt::join(problems, "\n")), ExitStatus::kUsage);
@@ -124,7 +104,7 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
       shard_sequence(config_.data.sequence_length, layout_for(causal, config_.attention.window),
                      context_group_.get(), shape.tensor);
 
-  scheme_ = scheme_of(config_, mesh_);
+  scheme_ = scheme_on(config_, mesh_);
   if (scheme_.scheme == model::AttentionSchemeKind::kHybrid)
     split_context(shards, mesh_.context(), scheme_.inner);
   model::AttentionConfig attention = config_.attention;
@@ -150,21 +130,8 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
           config_.data.sequence_length + 1);
   });
 
-  // One rank has nothing to share.
-  const model::OptimizerShard shard =
-      mesh_.replicas().size() > 1 ? config_.optimizer.shard : model::OptimizerShard::kNone;
-  share_.sequences = plan_.micro_batch;
-  share_.tokens = shards.tokens();
-  share_.context = shape.context;
-  share_.scheme = scheme_.scheme;
-  share_.mask = mask_of(config_.attention);
-  share_.inner = scheme_.inner;
-  share_.tensor = shape.tensor;
-  share_.shard = shard;
-  share_.owners = mesh_.replicas().size();
-  // Weights and two moments, of which each rank writes its share.
-  if (overlaps_saves())
-    share_.staging = (12 * model::parameter_count(config_.model) + world.size() - 1) / world.size();
+  share_ = rank_share_of(config_, shape, scheme_);
+  const model::OptimizerShard shard = share_.shard;
   const MemoryLimit limit = memory_limit(config_.memory.budget, world);
   agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
   agree(world, [&] {

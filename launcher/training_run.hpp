@@ -59,6 +59,9 @@ class TrainingRun {
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
   model::MemoryEstimate memory_estimate() const;
+  const model::RankShare& share() const { return share_; }
+  /// What every layer keeps.
+  const model::ActivationPlan& keep_plan() const { return memory_plan_.plan; }
   /// What mesh.elastic chose and why, one line; empty if the mesh is the configured one.
   const std::string& mesh_reason() const { return mesh_reason_; }
   /// What memory.keep=auto chose and why, one line; empty otherwise.

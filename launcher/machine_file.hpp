@@ -1,0 +1,68 @@
+/// What a planner has to know of hardware: rates, memory, links, power and prices, read from an INI
+/// file (configs/machines/README.md lists the keys). Nothing is guessed: an unknown name, a key
+/// that is missing and a value out of its range are errors. Read next: plan.hpp, which uses it;
+/// calibrate.hpp, which writes one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "model/config.hpp"
+
+namespace longspan::launcher {
+
+/// Of one precision. FLOP/s in model FLOPs: attention 4 and 8 per visible pair and channel.
+struct MachineRates {
+  /// (narrower side of the weight, FLOP/s), widths ascending; in between by the logarithm of the
+  /// width, beyond the ends as at them.
+  std::vector<std::pair<double, double>> linear_flops;
+  double attention_forward_flops = 0, attention_backward_flops = 0;
+  double peak_flops = 0;  ///< 100 % of MFU
+  bool given() const { return !linear_flops.empty(); }
+  double linear_at(double width) const;
+};
+
+struct MachineLink {
+  double bandwidth = 0;  ///< bytes/s a rank sends while all do
+  double latency = 0;    ///< seconds
+};
+
+struct MachineDescription {
+  std::string name, path;
+  int ranks_per_node = 1;
+  /// Rates, memory and bandwidth of memory are those of a node, which its ranks share (CPU); else
+  /// of one rank (GPU).
+  bool shares_cores = false;
+  MachineRates fp32, bf16;
+  double memory_bytes = 0, pointwise_bandwidth = 0;
+  double program_bytes = 0;     ///< of a rank, beside its arrays: program, libraries, their buffers
+  MachineLink inside, between;  ///< a node, nodes
+  double write_bandwidth = 0, read_bandwidth = 0;  ///< bytes/s of a rank while all do
+  double watts_per_rank = 0, watts_per_node = 0;   ///< under load; 0 = not told
+  double price_per_rank_hour = 0, pue = 1, grams_co2_per_kwh = 0;  ///< 0 = not told
+
+  const MachineRates& rates(model::Precision precision) const {
+    return precision == model::Precision::kBf16 ? bf16 : fp32;
+  }
+  /// Of one of `ranks` ranks of a node: what they share is divided.
+  MachineDescription for_rank(int ranks) const;
+};
+
+/// INI text to a description. Throws Error (usage) with every problem at once, one a line.
+MachineDescription parse_machine(const std::string& text, const std::string& source);
+
+/// `name` with a '/' or the ending .ini is a file; else NAME.ini in the folders of
+/// machine_folders(), the first that has it. Throws Error (usage) that lists the machines there
+/// are; for `local`, how to make it.
+MachineDescription load_machine(const std::string& name);
+
+/// In this order: ./configs/machines, configs/machines in the nearest folder above the program that
+/// has it, and the user's own.
+std::vector<std::string> machine_folders();
+
+/// $XDG_CONFIG_HOME/longspan or ~/.config/longspan: where `local` is.
+std::string user_folder();
+
+}  // namespace longspan::launcher

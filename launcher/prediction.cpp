@@ -1,0 +1,115 @@
+#include "launcher/prediction.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "launcher/machine.hpp"
+#include "parallel/device.hpp"
+#include "parallel/error.hpp"
+
+namespace longspan::launcher {
+namespace {
+
+double mib(std::int64_t bytes) {
+  return static_cast<double>(bytes) / 1048576;
+}
+
+/// A step's own: saves are between the steps.
+double step_total(const StepSeconds& seconds) {
+  return seconds.total() - seconds.checkpoint;
+}
+
+}  // namespace
+
+Outcome measured_outcome(std::vector<double> step_seconds, const Communicator& world) {
+  Outcome outcome;
+  outcome.allocated_bytes = world.all_reduce_max(cpu_device().peak_bytes());
+  outcome.resident_bytes = world.all_reduce_max(peak_resident_bytes());
+  outcome.ranks_per_node =
+      static_cast<int>(world.all_reduce_max(std::int64_t{world.split_by_node().size()}));
+  outcome.steps = static_cast<std::int64_t>(step_seconds.size());
+  if (step_seconds.size() < 2) return outcome;
+  step_seconds.erase(step_seconds.begin());
+  const auto middle = step_seconds.begin() + static_cast<std::ptrdiff_t>(step_seconds.size() / 2);
+  std::nth_element(step_seconds.begin(), middle, step_seconds.end());
+  outcome.median_seconds = *middle;
+  return outcome;
+}
+
+Prediction predict_run(const TrainingRun& run, int ranks_per_node) {
+  const RunConfig& config = run.config();
+  Prediction prediction;
+  prediction.memory = split_memory(config, run.share(), run.memory_estimate());
+  const std::string path = user_folder() + "/local.ini";
+  if (!std::filesystem::exists(path)) {
+    prediction.calibration =
+        "there is no calibration of this machine: longspan doctor --calibrate makes one";
+    return prediction;
+  }
+  try {
+    const MachineDescription machine = load_machine(path);
+    const Placement placement{run.mesh().world().size(), ranks_per_node};
+    prediction.calibration = path;
+    if (!machine.rates(config.model.precision).given()) {
+      prediction.calibration += " has no rates of model.precision";
+      return prediction;
+    }
+    const MeshShape& mesh = run.mesh().shape();
+    prediction.seconds =
+        estimate_step(config, machine.for_rank(placement.ranks_on_node()), placement, mesh,
+                      run.share(), count_keeps(run.keep_plan()),
+                      context_traffic(config, mesh, run.share().scheme, run.share().inner))
+            .seconds;
+    prediction.memory.program = static_cast<std::int64_t>(machine.program_bytes);
+  } catch (const Error& e) {
+    std::string why = e.what();
+    std::replace(why.begin(), why.end(), '\n', ' ');
+    prediction.calibration = why;
+  }
+  return prediction;
+}
+
+std::string prediction_text(const Prediction& p, const Outcome& o) {
+  std::string text = fmt::format(
+      "memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the "
+      "peak\n",
+      mib(p.memory.arrays()), mib(o.allocated_bytes), mib(o.resident_bytes));
+  if (!p.seconds) return text + fmt::format("step time was not predicted: {}", p.calibration);
+  if (o.median_seconds == 0)
+    return text + fmt::format(
+                      "step time: {:.4g} s predicted, none measured: the first step warms "
+                      "everything up",
+                      step_total(*p.seconds));
+  return text +
+         fmt::format("step time: {:.4g} s predicted, {:.4g} s measured (median), ratio {:.2f}",
+                     step_total(*p.seconds), o.median_seconds,
+                     step_total(*p.seconds) / o.median_seconds);
+}
+
+std::string prediction_json(const Prediction& p, const Outcome& o) {
+  using Json = nlohmann::ordered_json;
+  Json memory, seconds;
+  for (const auto& [name, bytes] : kinds_of(p.memory)) memory[name] = bytes;
+  if (p.seconds)
+    for (const auto& [name, part] : parts_of(*p.seconds)) seconds[name] = part;
+  const Json report = {
+      {"memory_per_rank_bytes",
+       {{"predicted", p.memory.arrays()},
+        {"allocated", o.allocated_bytes},
+        {"predicted_resident", p.memory.program > 0 ? Json(p.memory.total()) : Json(nullptr)},
+        {"resident", o.resident_bytes}}},
+      {"step_seconds",
+       {{"predicted", p.seconds ? Json(step_total(*p.seconds)) : Json(nullptr)},
+        {"measured", o.median_seconds > 0 ? Json(o.median_seconds) : Json(nullptr)}}},
+      {"steps", o.steps},
+      {"ranks_per_node", o.ranks_per_node},
+      {"calibration", p.calibration},
+      {"memory", memory},
+      {"seconds", seconds}};
+  return report.dump(2);
+}
+
+}  // namespace longspan::launcher
