@@ -28,11 +28,18 @@ struct SchemeMemory {
 /// their gradients, and of both on the wire.
 std::int64_t rows_of_ring(const AttentionMask& mask, std::int64_t tokens, int ranks) {
   if (mask.window == 0) return 5 * tokens;
+  // Rows come from ranks within `reach` only, on either side; ranks further than that from both
+  // ends of the sequence are all alike.
+  const auto reach = static_cast<int>(std::min<std::int64_t>(
+      ranks, (mask.window + tokens - 1) / std::max<std::int64_t>(1, tokens) + 1));
+  const int end = 2 * reach + 2;
   std::int64_t most = 0;
   for (int me = 0; me < ranks; ++me) {
+    if (me > end && me < ranks - 1 - end) me = ranks - 1 - end;
     // Incoming and outgoing rows of the exchanges, nearest first, with none before and behind.
     std::vector<std::int64_t> in{0}, out{0};
     for (int distance = 1; distance < ranks; ++distance) {
+      if (distance > reach && distance < ranks - reach) distance = ranks - reach;
       const int from = (me + ranks - distance) % ranks, to = (me + distance) % ranks;
       in.push_back(rows_in_window(mask, ranks * tokens, tokens, from, me));
       out.push_back(rows_in_window(mask, ranks * tokens, tokens, me, to));
