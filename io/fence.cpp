@@ -42,12 +42,17 @@ std::vector<std::int64_t> owners_of(const std::string& checkpoints) {
   return numbers;
 }
 
-Attempt claim_of(const std::string& checkpoints, std::int64_t number) {
-  std::ifstream file(fmt::format("{}/{}/claim", checkpoints, owner_name(number)));
-  return attempt_from({std::istreambuf_iterator<char>(file), {}});
+std::string text_of(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
 }
 
-/// A folder with the claim in it, under a name that nobody else uses.
+Attempt claim_of(const std::string& checkpoints, std::int64_t number) {
+  return attempt_from(text_of(fmt::format("{}/{}/claim", checkpoints, owner_name(number))));
+}
+
+/// A folder with the claim in it, under a name that nobody else uses; the claim's second line is
+/// that name, so that no two claims are the same.
 std::string make_draft(const std::string& checkpoints, const Attempt& attempt) {
   std::array<char, 256> node = {};
   ::gethostname(node.data(), node.size() - 1);
@@ -55,7 +60,7 @@ std::string make_draft(const std::string& checkpoints, const Attempt& attempt) {
       "{}/{}{}-{}-{}", checkpoints, kDraft, node.data(), ::getpid(),
       std::chrono::system_clock::now().time_since_epoch().count());  // for a unique name only
   make_directory(draft);
-  const std::string claim = draft + "/claim", text = to_text(attempt);
+  const std::string claim = draft + "/claim", text = to_text(attempt) + base_name(draft) + "\n";
   std::FILE* file = std::fopen(claim.c_str(), "we");
   bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
   const int failure = errno;
@@ -131,7 +136,8 @@ std::string to_text(const Attempt& attempt) {
 }
 
 Attempt attempt_from(const std::string& text) {
-  const auto object = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto object = nlohmann::json::parse(text.substr(0, text.find('\n')), nullptr,
+                                            /*allow_exceptions=*/false);
   Attempt attempt;
   if (!object.is_object()) return attempt;
   const auto word = [&](const char* key) {
@@ -151,6 +157,7 @@ Attempt attempt_from(const std::string& text) {
 Fence::Fence(const std::string& checkpoints, const Attempt& attempt) : checkpoints_(checkpoints) {
   make_directories(checkpoints);
   const std::string draft = make_draft(checkpoints, attempt);
+  claim_ = text_of(draft + "/claim");
   // What another start has thrown away with its predecessor's is as good as overtaken.
   const auto overtaken = [&](std::int64_t number) {
     remove_stubbornly(draft);
@@ -186,21 +193,27 @@ Fence::Fence(const std::string& checkpoints, const Attempt& attempt) : checkpoin
 bool Fence::lost() const {
   if (lost_) return true;
   struct stat found = {};
-  // Only "not there" is an answer; a server that does not reply is none.
-  if (::stat(folder_.c_str(), &found) != 0 && (errno == ENOENT || errno == ESTALE)) lost_ = true;
+  // Only "not there" is an answer; a server that does not reply is none. And only together with a
+  // successor: a file system that is gone, or a folder that somebody has removed, is a save that
+  // fails and not the end of the run.
+  if (::stat(folder_.c_str(), &found) == 0) {
+    // All owners' folders were removed by hand, and another start has the same number now.
+    const std::string claim = text_of(folder_ + "/claim");
+    if (!claim.empty() && claim != claim_) lost_ = true;
+    return lost_;
+  }
+  if (errno != ENOENT && errno != ESTALE) return false;
+  const auto owners = owners_of(checkpoints_);
+  if (!owners.empty() && owners.back() > number_) lost_ = true;
   return lost_;
 }
 
 void Fence::require() const {
   if (!lost()) return;
   const auto owners = owners_of(checkpoints_);
-  if (owners.empty() || owners.back() <= number_)
-    fail(
-        "{} was removed, which shows that this run may write there: the same command continues "
-        "from the last checkpoint",
-        folder_);
+  const Attempt successor = owners.empty() ? Attempt{} : claim_of(checkpoints_, owners.back());
   fail("this run was replaced: {} belongs to {} now: nothing more is saved or removed here",
-       checkpoints_, describe(claim_of(checkpoints_, owners.back())));
+       checkpoints_, describe(successor));
 }
 
 std::string temporary_path(const std::string& checkpoints, const std::string& name,

@@ -72,7 +72,7 @@ class Fence {
   void require() const;
 
  private:
-  std::string checkpoints_, folder_;
+  std::string checkpoints_, folder_, claim_;
   std::int64_t number_ = 0;
   mutable std::atomic<bool> lost_ = false;
 };

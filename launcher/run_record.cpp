@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdlib>
 
+#include "io/file.hpp"
 #include "parallel/log.hpp"
 #include "slurm/environment.hpp"
 
@@ -31,6 +32,8 @@ bool started_by_supervisor(const std::string& run_directory) {
 }
 
 void try_append_event(const std::string& run_directory, const RunEvent& event) {
+  // A folder that is gone is not made anew: it would not be the one with the checkpoints.
+  if (!io::is_directory(run_directory)) return;
   try {
     append_event(run_directory, event);
   } catch (const Error& e) {

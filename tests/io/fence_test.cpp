@@ -219,7 +219,12 @@ TEST_F(FenceTest, NumbersRiseAlsoAfterRunsThatEnded) {
 TEST_F(FenceTest, ARemovedFolderIsToldFromASuccessor) {
   const Fence fence(checkpoints_, Attempt{});
   fs::remove_all(fence.folder());
-  EXPECT_NE(error_of([&] { fence.require(); }).find("was removed"), std::string::npos);
+  EXPECT_FALSE(fence.lost());
+  EXPECT_EQ(error_of([&] { fence.require(); }), "");
+  // Nothing can be published without it all the same.
+  EXPECT_NE(error_of([&] { save(1, &fence); }).find("cannot create the folder"), std::string::npos);
+  const Fence successor(checkpoints_, Attempt{});
+  EXPECT_TRUE(fence.lost());
 }
 
 TEST(AttemptTest, LaterIsOnlyARestartOfTheSameJobOrLaunch) {
