@@ -11,10 +11,11 @@ namespace longspan::launcher {
 
 struct RunEvent {
   double time = 0;  ///< seconds since 1970; 0 = now, when it is written
-  std::string event =
-      {};                ///< submitted | started | ended | restarted | requeued | chained | gave-up
-  std::string job = {};  ///< Slurm job id; empty without Slurm
-  int restart = 0;       ///< of that job, or of `launch`
+  /// submitted; started, ended: the ranks; restarted: by `launch`; requeued, chained, gave-up,
+  /// job-ended: what a batch job has decided after its ranks had ended.
+  std::string event = {};
+  std::string job = {};    ///< Slurm job id; empty without Slurm
+  int restart = 0;         ///< of that job, or of `launch`
   std::int64_t step = -1;  ///< of the run at that moment; -1 = not known
   int ranks = 0;           ///< 0 = not known
   int status = -1;         ///< exit status of what ended; -1 = nothing ended

@@ -214,7 +214,7 @@ RunState state_after(const RunEvent& last, const RunFacts& facts, const Queue& q
   if (last.event == "gave-up") return RunState::kFailed;
   if (last.event == "restarted")
     return facts.supervisor_alive ? RunState::kRestarting : RunState::kGone;
-  if (last.event == "ended") {
+  if (last.event == "ended" || last.event == "job-ended") {
     if (last.status == static_cast<int>(ExitStatus::kDone)) return RunState::kDone;
     if (waits) return RunState::kRequeued;
     return last.status == static_cast<int>(ExitStatus::kRequeue) ? RunState::kStopped

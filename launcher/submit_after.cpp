@@ -69,7 +69,7 @@ ExitStatus continue_run(const RunConfig& config, int status) {
   const ThisJob job = this_job();
   const slurm::JobEnd end = job_end(config, status, job);
   const slurm::Verdict verdict = slurm::judge(end, config.slurm);
-  RunEvent event = {.event = "ended",
+  RunEvent event = {.event = "job-ended",
                     .job = job.id,
                     .restart = job.restart,
                     .step = end.step,
