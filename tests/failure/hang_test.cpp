@@ -13,6 +13,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -60,6 +61,8 @@ class Hang : public testing::Test {
   void start(int ranks, const std::vector<std::string>& more) {
     std::vector<std::string> words = {testing_support::longspan_path(),
                                       "launch",
+                                      "--max-restarts",
+                                      "0",
                                       "--ranks",
                                       std::to_string(ranks),
                                       "--config",
@@ -115,7 +118,14 @@ class Hang : public testing::Test {
       EXPECT_EQ(command.find(run_), std::string::npos) << "rank with process " << rank;
     }
   }
-  std::string err() const { return read(folder_.file("err")); }
+  /// What the ranks say; launch says the cause again, after what mpirun has to say.
+  std::string err() const {
+    std::istringstream lines(read(folder_.file("err")));
+    std::string said;
+    for (std::string line; std::getline(lines, line);)
+      if (!line.starts_with("longspan: launch: ")) said += line + "\n";
+    return said;
+  }
 
   /// Stops one rank in the middle of the steps.
   void stop_and_expect_named(int ranks, int stopped, const std::vector<std::string>& mesh) {
