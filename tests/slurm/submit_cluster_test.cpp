@@ -80,8 +80,8 @@ class SubmitCluster : public testing_support::ClusterTest {
   std::string events() {
     std::string all;
     for (const auto& event : launcher::read_history(file("run")))
-      if (std::string(" submitted requeued chained gave-up job-ended ").find(event.event) !=
-          std::string::npos)
+      if (std::string(" submitted requeued chained gave-up job-ended ")
+              .find(" " + event.event + " ") != std::string::npos)
         all += (all.empty() ? "" : " ") + event.event;
     return all;
   }
