@@ -122,7 +122,9 @@ TEST(FlightRecorder, KeepsTheLastOnesAndWhatIsStillOpen) {
 TEST(FlightRecorder, TellsDuplicatesApart) {
   Recorder own;
   const auto copy = [&](int id) {
-    return own.snapshot(false).groups[static_cast<std::size_t>(id)].copy;
+    for (const GroupState& group : own.snapshot(false).groups)
+      if (group.id == id) return group.copy;
+    return -1;
   };
   const int first = own.begin_group("world", {0, 1}, Thread::kTraining);
   const int second = own.begin_group("world", {0, 1}, Thread::kTransfer);
