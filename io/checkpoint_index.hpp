@@ -22,7 +22,7 @@ class File;
 constexpr std::int64_t kCheckpointFormatVersion = 1;
 /// Bytes of a block that have a hash of their own. Smaller ones waste less at the edges of what a
 /// rank wants, and make the table longer: 8 bytes for each, 3 MB for 100 GB.
-constexpr std::int64_t kChunkBytes = std::int64_t{256} << 10;
+constexpr std::int64_t kChunkBytes = std::int64_t{64} << 10;
 constexpr const char* kShardFormat = "longspan-checkpoint-shard";
 constexpr const char* kIndexFormat = "longspan-checkpoint";
 constexpr const char* kMergedFormat = "longspan-checkpoint-merged";

@@ -22,6 +22,12 @@
 namespace longspan::io {
 namespace {
 
+/// Another start has the right: no error of the file system.
+class Refused : public Error {
+ public:
+  using Error::Error;
+};
+
 constexpr std::string_view kOwner = ".owner-", kDraft = ".claim-", kFormer = ".former-";
 
 std::string owner_name(std::int64_t number) {
@@ -154,62 +160,90 @@ Attempt attempt_from(const std::string& text) {
   return attempt;
 }
 
-Fence::Fence(const std::string& checkpoints, const Attempt& attempt) : checkpoints_(checkpoints) {
-  make_directories(checkpoints);
-  const std::string draft = make_draft(checkpoints, attempt);
-  claim_ = text_of(draft + "/claim");
+Fence::Fence(const std::string& checkpoints, const Attempt& attempt)
+    : checkpoints_(checkpoints), attempt_(attempt) {
+  try {
+    claim_ = take();
+  } catch (const Refused&) {
+    throw;
+  } catch (const Error&) {
+    // A disk that cannot be written now costs saves, not the run: the first save says so.
+  }
+}
+
+Fence::Claim Fence::take() const {
+  make_directories(checkpoints_);
+  const std::string draft = make_draft(checkpoints_, attempt_);
+  Claim claim;
+  claim.text = text_of(draft + "/claim");
   // What another start has thrown away with its predecessor's is as good as overtaken.
   const auto overtaken = [&](std::int64_t number) {
     remove_stubbornly(draft);
-    fail("another start of this run has taken {} at the same moment (owner {}): start one only",
-         checkpoints, number);
+    throw Refused(
+        fmt::format("another start of this run has taken {} at the same moment (owner {}): start "
+                    "one only",
+                    checkpoints_, number));
   };
   for (;;) {
-    const auto owners = owners_of(checkpoints);
+    const auto owners = owners_of(checkpoints_);
     const std::int64_t newest = owners.empty() ? 0 : owners.back();
-    if (const Attempt owner = claim_of(checkpoints, newest); is_later_restart(owner, attempt)) {
+    if (const Attempt owner = claim_of(checkpoints_, newest); is_later_restart(owner, attempt_)) {
       remove_path(draft);
-      fail("{} belongs to {}: this one, {}, was replaced and may not write there", checkpoints,
-           describe(owner), describe(attempt));
+      throw Refused(
+          fmt::format("{} belongs to {}: this one, {}, was replaced and may not write "
+                      "there",
+                      checkpoints_, describe(owner), describe(attempt_)));
     }
-    number_ = newest + 1;
-    folder_ = checkpoints + "/" + owner_name(number_);
-    if (std::rename(draft.c_str(), folder_.c_str()) == 0) break;
+    claim.number = newest + 1;
+    claim.folder = checkpoints_ + "/" + owner_name(claim.number);
+    if (std::rename(draft.c_str(), claim.folder.c_str()) == 0) break;
     if (errno == ENOENT) overtaken(newest);
     if (errno == EEXIST || errno == ENOTEMPTY) continue;  // somebody was faster: a newer owner
     const int failure = errno;
     remove_path(draft);
-    fail_errno(folder_, "cannot create the folder", failure);
+    fail_errno(claim.folder, "cannot create the folder", failure);
   }
-  sync_directory(checkpoints);
+  sync_directory(checkpoints_);
   // A slow start may have taken a number that was already another's past.
-  if (const auto owners = owners_of(checkpoints); owners.empty() || owners.back() > number_) {
-    remove_stubbornly(folder_);
-    overtaken(owners.empty() ? number_ : owners.back());
+  if (const auto owners = owners_of(checkpoints_); owners.empty() || owners.back() > claim.number) {
+    remove_stubbornly(claim.folder);
+    overtaken(owners.empty() ? claim.number : owners.back());
   }
-  remove_predecessors(checkpoints, number_);
+  remove_predecessors(checkpoints_, claim.number);
+  return claim;
+}
+
+std::string Fence::folder() const {
+  const std::lock_guard lock(mutex_);
+  return claim_.folder;
 }
 
 bool Fence::lost() const {
-  if (lost_) return true;
+  const std::lock_guard lock(mutex_);
+  return lost_now();
+}
+
+bool Fence::lost_now() const {
+  if (lost_ || claim_.number == 0) return lost_;
   struct stat found = {};
-  // Only "not there" is an answer; a server that does not reply is none. And only together with a
-  // successor: a file system that is gone, or a folder that somebody has removed, is a save that
-  // fails and not the end of the run.
-  if (::stat(folder_.c_str(), &found) == 0) {
+  if (::stat(claim_.folder.c_str(), &found) == 0) {
     // All owners' folders were removed by hand, and another start has the same number now.
-    const std::string claim = text_of(folder_ + "/claim");
-    if (!claim.empty() && claim != claim_) lost_ = true;
-    return lost_;
+    const std::string text = text_of(claim_.folder + "/claim");
+    lost_ = !text.empty() && text != claim_.text;
+  } else if (errno == ENOENT || errno == ESTALE) {
+    // Only "not there" is an answer; a server that does not reply is none. And only together with a
+    // successor: a file system that is gone, or a folder that somebody has removed, is a save that
+    // fails and not the end of the run.
+    const auto owners = owners_of(checkpoints_);
+    lost_ = !owners.empty() && owners.back() > claim_.number;
   }
-  if (errno != ENOENT && errno != ESTALE) return false;
-  const auto owners = owners_of(checkpoints_);
-  if (!owners.empty() && owners.back() > number_) lost_ = true;
   return lost_;
 }
 
 void Fence::require() const {
-  if (!lost()) return;
+  const std::lock_guard lock(mutex_);
+  if (claim_.number == 0) claim_ = take();
+  if (!lost_now()) return;
   const auto owners = owners_of(checkpoints_);
   const Attempt successor = owners.empty() ? Attempt{} : claim_of(checkpoints_, owners.back());
   fail("this run was replaced: {} belongs to {} now: nothing more is saved or removed here",

@@ -28,8 +28,8 @@
 /// Read next: checkpoint_writer.cpp, and launcher/run_directory.hpp for who may take over when.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 namespace longspan::io {
@@ -58,23 +58,33 @@ Attempt attempt_from(const std::string& text);
 class Fence {
  public:
   /// Takes the right from whoever had it. Makes `checkpoints` if need be. Throws Error if the owner
-  /// is a later restart of the same job, if another start overtakes this one at the same moment, or
-  /// if the folder cannot be written.
+  /// is a later restart of the same job, or if another start overtakes this one at the same moment.
+  /// Where the folder cannot be written the run may begin: require() tries again.
   Fence(const std::string& checkpoints, const Attempt& attempt);
 
-  /// Where everything that is not finished, or about to be removed, belongs.
-  const std::string& folder() const { return folder_; }
+  /// Where everything that is not finished, or about to be removed, belongs. Only after require().
+  std::string folder() const;
   /// Whether a later start has taken over; once true it stays so. One look at the file system. A
   /// network file system may show the truth late: good for ending early, not for deciding whether
   /// to write; that is for rename() to find out.
   bool lost() const;
-  /// Throws Error, one line that names the successor, if the right is lost.
+  /// Before a save. Throws Error, one line: that names the successor if the right is lost, that of
+  /// the file system if it could not be taken and still cannot.
   void require() const;
 
  private:
-  std::string checkpoints_, folder_, claim_;
-  std::int64_t number_ = 0;
-  mutable std::atomic<bool> lost_ = false;
+  struct Claim {
+    std::int64_t number = 0;  ///< 0 = not taken yet
+    std::string folder, text;
+  };
+  Claim take() const;
+  bool lost_now() const;
+
+  const std::string checkpoints_;
+  const Attempt attempt_;
+  mutable std::mutex mutex_;  ///< the training thread looks while the saver's writes
+  mutable Claim claim_;
+  mutable bool lost_ = false;
 };
 
 /// Where `name` (a checkpoint's folder, or `latest`) is under a temporary name: in the fence's

@@ -111,7 +111,7 @@ io::PrepareRequest request_of(const Arguments& arguments) {
   if (format.kind == DatasetKind::kTokens) {
     format.text_ids = arguments.has("text-ids");
     if (format.text_ids && arguments.has("dtype"))
-      fail_usage("--dtype is of raw ids, --text-ids of decimal numbers: leave one out");
+      fail_usage("--dtype is of raw ids, --text-ids of decimal numbers: give either");
     format.described_ids = !format.text_ids && !arguments.has("dtype");
     const auto border = [&](const char* flag) -> std::optional<std::int64_t> {
       if (!arguments.has(flag)) return std::nullopt;

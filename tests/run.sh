@@ -65,8 +65,7 @@ if [[ $quick == yes ]]; then run_ctest build -L quick; else run_ctest build; fi
 if [[ $quick == no ]]; then
   # MPI and the programs it starts leave memory of their own behind, so the sanitizers get the tests that need neither.
   names=()
-  # Of the launcher only files and text are at stake; its tests would double the time of this build.
-  for source in tests/{parallel,model,io,parity}/*_test.cpp; do
+  for source in tests/*/*_test.cpp; do
     head -n 6 "$source" | grep -qE '^// (ranks|label: slow)' && continue
     grep -q 'support/process.hpp' "$source" && continue
     names+=("$(basename "$source" .cpp)")

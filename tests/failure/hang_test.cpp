@@ -123,7 +123,7 @@ class Hang : public testing::Test {
     std::istringstream lines(read(folder_.file("err")));
     std::string said;
     for (std::string line; std::getline(lines, line);)
-      if (!line.starts_with("longspan: launch: ")) said += line + "\n";
+      if (!line.starts_with("longspan: launch: what failed first: ")) said += line + "\n";
     return said;
   }
 

@@ -160,6 +160,18 @@ TEST_P(SaveFailure, WhatADeadRunLeftDoesNotFillTheDisk) {
   EXPECT_FALSE(fs::exists(left));
 }
 
+TEST_P(SaveFailure, AReadOnlyDisk) {
+  const std::string run = folder_.file("run");
+  Mounted disk(run + "/checkpoints", "size=4m", MS_RDONLY);
+  if (!disk.problem().empty()) GTEST_SKIP() << "cannot mount here: " << disk.problem();
+  const auto r = train(run, 6, 0);
+  EXPECT_EQ(r.status, 1) << r.err << r.out;
+  EXPECT_EQ(steps_of(run), 6);
+  EXPECT_EQ(count(r.err, "warning: step "), 3) << r.err;
+  EXPECT_EQ(count(r.err, "Read-only file system"), 4) << r.err;
+  EXPECT_EQ(testing_support::count_lines(r.err), 4) << r.err;
+}
+
 TEST_P(SaveFailure, ADiskThatBecomesReadOnly) {
   const std::string run = folder_.file("run");
   Mounted disk(run + "/checkpoints", "size=40m");

@@ -4,7 +4,6 @@
 /// longspan submit on a real Slurm cluster: runs that finish, are warned, preempted, out of time,
 /// chained and cancelled. Whatever happens in between, the losses are those of a run that nobody
 /// disturbed, bit for bit.
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -111,8 +110,6 @@ INSTANTIATE_TEST_SUITE_P(Both, SubmitStarters, testing::Values("auto", "mpirun")
                          [](const auto& p) { return p.param; });
 
 TEST_F(SubmitCluster, JobLimitFarShorterThanTheTraining) {
-  if (std::getenv("LONGSPAN_LONG_TESTS") == nullptr)
-    GTEST_SKIP() << "takes four minutes of waiting for time limits: LONGSPAN_LONG_TESTS=1 runs it";
   // Each job has a minute, its warning comes before; the run needs longer. The ranks learn of the
   // end from Slurm's signal or from squeue: whichever is first.
   const std::string job = submitted({"--train.steps", "100000000", "--slurm.time", "1",
