@@ -214,7 +214,7 @@ void save_and_load(const Options& options, const std::string& folder, const Comm
     wipe(back);
     const double load = timed(world, [&] {
       io::CheckpointReader reader(path);
-      for (const ShardedArray& array : back.arrays) reader.read(array);
+      reader.read(back.arrays);
     });
     good = same(model, back, world) && good;
     if (!good) fail("bench_checkpoint: what was read is not what was written");
