@@ -77,6 +77,10 @@ void DirectWriter::work() {
 
 void DirectWriter::write(const void* data, std::int64_t bytes, std::int64_t offset,
                          ChunkedChecksum* hash) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+  }
   const auto* from = static_cast<const char*>(data);
   std::int64_t pages = offset % kPageBytes == 0 ? bytes / kPageBytes * kPageBytes : 0;
   while (pages > 0 && direct_works_) {
