@@ -292,7 +292,7 @@ class Work {
       const auto begin = Clock::now();
       run();
       const double took = seconds_since(begin);
-      if (took < 0.01) continue;
+      if (took < 0.1 * seconds) continue;  // the first rounds are slow
       rounds_ = std::max<std::int64_t>(
           1, static_cast<std::int64_t>(static_cast<double>(rounds_) * seconds / took));
       return;
