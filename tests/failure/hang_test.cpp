@@ -198,7 +198,8 @@ TEST_F(Hang, OneOfFourIsNamedThoughMostWaitForOthers) {
 
 TEST_F(Hang, ARankThatStopsWhileTheRunIsSetUpIsNamed) {
   // So large that its weights take a while: nothing but the watchdog has written by then.
-  start(2, {"--mesh.context", "2", "--model.layers", "8", "--model.width", "768"});
+  start(2, {"--mesh.context", "2", "--model.layers", "8", "--model.width", "768", "--model.heads",
+            "8"});
   const std::string account = run_ + "/watch/rank-00001";
   const auto limit = Clock::now() + kLongest;
   while (!fs::exists(account) && Clock::now() < limit) std::this_thread::sleep_for(1ms);

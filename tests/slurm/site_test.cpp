@@ -168,10 +168,15 @@ TEST_F(SubmitAsks, SaysNothingWhereSlurmDoesNot) {
 }
 
 TEST_F(SubmitAsks, StrongerWordsThanTheSettingsAreLeftToSbatch) {
-  EXPECT_EQ(submit({"--slurm.nodes", "9", "--slurm.extra", "-p long"}).status, 0);
-  EXPECT_EQ(submit({"--slurm.nodes", "9", "--slurm.extra=--clusters=b"}).status, 0);
+  const auto with_extra = [&](const std::string& extra) {
+    std::ofstream(folder_.file("extra.ini")) << "[slurm]\nextra = " << extra << "\n";
+    return submit({"--slurm.nodes", "9", "--config", "extra.ini"}).status;
+  };
+  for (const char* extra : {"-p long", "-plong", "--partition=long", "--clusters=b --exclusive"})
+    EXPECT_EQ(with_extra(extra), 0) << extra;
+  for (const char* extra : {"--time-min=5", "--exclusive", "--profile=task"})
+    EXPECT_EQ(with_extra(extra), 1) << extra;
   EXPECT_EQ(submit({"--slurm.nodes", "9"}, "SBATCH_PARTITION=long").status, 0);
-  EXPECT_EQ(submit({"--slurm.nodes", "9", "--slurm.extra=--time-min=5"}).status, 1);
 }
 
 TEST_F(SubmitAsks, ADryRunAsksNothing) {
