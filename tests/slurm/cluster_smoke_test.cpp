@@ -57,12 +57,12 @@ TEST_P(ClusterSmoke, DoctorKnowsTheNodesTheirStarterAndTheirClocks) {
     for (const auto& f : report["findings"]) bad = bad || f["health"] == "bad";
     EXPECT_EQ(read(file(which + ".status")), bad ? "1\n" : "0\n") << report.dump(1);
     EXPECT_EQ(finding(report, "this job")["found"], id + " on n[1-2], restart 0");
-    EXPECT_EQ(finding(report, "srun")["health"], "good") << report.dump(1);
+    EXPECT_EQ(finding(report, "srun")["health"], "ok") << report.dump(1);
     EXPECT_NE(finding(report, "commands")["found"].dump().find("slurm "), std::string::npos);
     EXPECT_EQ(finding(report, "clocks").is_null(), !all);
     if (all) {
-      EXPECT_EQ(finding(report, "clocks")["health"], "good");
-      EXPECT_EQ(finding(report, "shared")["health"], "good");
+      EXPECT_EQ(finding(report, "clocks")["health"], "ok");
+      EXPECT_EQ(finding(report, "shared")["health"], "ok");
     } else {
       EXPECT_NE(finding(report, "ranks")["found"].dump().find("2 tasks in the job, one rank here"),
                 std::string::npos)

@@ -112,9 +112,15 @@ TEST_P(SubmitStarters, WarnedRunSavesIsRequeuedAndEndsWithTheSameBits) {
 INSTANTIATE_TEST_SUITE_P(Both, SubmitStarters, testing::Values("auto", "mpirun"),
                          [](const auto& p) { return p.param; });
 
-TEST_F(SubmitCluster, JobLimitFarShorterThanTheTraining) {
+TEST_F(SubmitCluster, JobLimitsFarShorterThanTheTraining) {
   // Each job has a minute, its warning comes before; the run needs longer. The ranks learn of the
   // end from Slurm's signal or from squeue: whichever is first.
+  // Beside it, so that minutes are not waited for twice, a script of the user's own without
+  // --signal: it learns of its end from squeue alone.
+  const std::string own = ClusterTest::submit(
+      "#!/bin/bash\n#SBATCH --nodes=1 --ntasks-per-node=2 --time=1 --output=own.log\n"
+      "srun --mpi=pmix -K1 " +
+      longspan_path() + " train --config run.ini --run.directory own --train.steps 100000000\n");
   const std::string job = submitted({"--train.steps", "100000000", "--slurm.time", "1",
                                      "--slurm.max-restarts", "1", "--slurm.signal-margin", "5"});
   ASSERT_TRUE(says(log_, "the job begins again", std::chrono::seconds(100))) << log();
@@ -130,6 +136,11 @@ TEST_F(SubmitCluster, JobLimitFarShorterThanTheTraining) {
   EXPECT_EQ(events(), "submitted requeued gave-up");
   ASSERT_TRUE(reached(job, {"FAILED"}));
   EXPECT_EQ(this->job(job)["ExitCode"], "75:0");
+  ASSERT_TRUE(says(file("own.log"), "the job ends at")) << read(file("own.log"));
+  ASSERT_TRUE(reached(own, {"FAILED"}));
+  EXPECT_EQ(this->job(own)["ExitCode"], "75:0");
+  EXPECT_TRUE(fs::exists(file("own/checkpoints/latest")));
+
   auto here = numbers(file("run/metrics.jsonl"));
   const auto compared = static_cast<std::size_t>(boundary) + 10;
   ASSERT_GT(here.size(), compared);
@@ -141,20 +152,6 @@ TEST_F(SubmitCluster, JobLimitFarShorterThanTheTraining) {
        std::to_string(compared)});
   EXPECT_EQ(r.status, 75) << r.err;
   EXPECT_EQ(here, numbers(file("alone/metrics.jsonl")));
-}
-
-TEST_F(SubmitCluster, TimeThatIsNearlyUpIsReadFromSlurmWithoutAnySignal) {
-  // A script of the user's own, without --signal. Its minute is made shorter.
-  const std::string id = ClusterTest::submit(
-      "#!/bin/bash\n#SBATCH --nodes=2 --ntasks-per-node=1 --time=1 --output=own.log\n"
-      "scontrol update jobid=$SLURM_JOB_ID EndTime=$(date -d '+25 sec' +%FT%T)\n"
-      "srun --mpi=pmix -K1 " +
-      longspan_path() + " train --config run.ini --train.steps 100000000\n");
-  ASSERT_TRUE(says(file("own.log"), "the job ends at", std::chrono::seconds(100)))
-      << read(file("own.log"));
-  ASSERT_TRUE(reached(id, {"FAILED"}));
-  EXPECT_EQ(job(id)["ExitCode"], "75:0");
-  EXPECT_TRUE(fs::exists(file("run/checkpoints/latest")));
 }
 
 TEST_F(SubmitCluster, PreemptedByAMoreImportantJob) {
