@@ -18,6 +18,7 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <sstream>
 #include <thread>
 
 #include "io/file.hpp"
@@ -181,17 +182,18 @@ Findings check_slurm(int ranks) {
   if (const auto said = said_by({"sbatch", "--version"}); !said) {
     add("Slurm", "commands", Health::kInfo, "none: longspan launch starts ranks here");
   } else {
-    // Without a cluster the commands complain before they answer.
-    const auto version = said->find("slurm ");
+    // "slurm 23.11.4", or "slurm-wlm 22.05.8" of Debian. Without a cluster the commands complain
+    // before they answer.
+    std::string version = "there";
+    std::istringstream lines(*said);
+    for (std::string line; std::getline(lines, line);)
+      if (line.starts_with("slurm")) version = line;
     const std::string kinds = said_by({"srun", "--mpi=list"}).value_or("");
     if (kinds.find("MPI plugin types") == std::string::npos) {
       add("Slurm", "commands", Health::kInfo,
           "installed, but no cluster answers: longspan launch starts ranks here");
     } else {
-      add("Slurm", "commands", Health::kGood,
-          version == std::string::npos
-              ? "there"
-              : said->substr(version, said->find('\n', version) - version));
+      add("Slurm", "commands", Health::kGood, version);
       if (kinds.find("pmix") != std::string::npos)
         add("Slurm", "srun", Health::kGood, "starts MPI ranks: --mpi=pmix is offered");
       else
