@@ -251,12 +251,13 @@ TEST_F(SubmitCluster, RefusalsAreOneLineWithTheRemedy) {
   struct {
     std::vector<std::string> settings;
     const char* says;
-  } const cases[] = {{{"--slurm.partition", "nosuch"}, "set slurm.partition"},
-                     {{"--slurm.nodes", "6"}, "slurm.nodes=6 but partition main has 4"},
-                     {{"--slurm.cpus-per-rank", "100"}, "no node of partition main has more than"},
-                     {{"--slurm.gpus-per-rank", "8"}, "slurm.gpus-per-rank"},
-                     {{"--slurm.constraint", "nosuch"}, "slurm.constraint"},
-                     {{"--slurm.dependency", "nosuch"}, "slurm.dependency"}};
+  } const cases[] = {
+      {{"--slurm.partition", "nosuch"}, "set slurm.partition"},
+      {{"--slurm.nodes", "6", "--mesh.context", "6"}, "slurm.nodes=6 but partition main has 4"},
+      {{"--slurm.cpus-per-rank", "100"}, "no node of partition main has more than"},
+      {{"--slurm.gpus-per-rank", "8"}, "slurm.gpus-per-rank"},
+      {{"--slurm.constraint", "nosuch"}, "slurm.constraint"},
+      {{"--slurm.dependency", "nosuch"}, "slurm.dependency"}};
   for (const auto& c : cases) {
     const ProcessResult r = submit(c.settings);
     EXPECT_EQ(r.status, 1) << r.out;
