@@ -18,6 +18,7 @@
 #include <fstream>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "launcher/machine.hpp"
@@ -77,9 +78,10 @@ struct Half {
 Half measure(launcher::TrainingRun& run, bool watched, double timeout, int steps) {
   const Communicator& world = run.mesh().world();
   flight::recorder().pause(!watched);
-  std::optional<parallel::Watchdog> watchdog;
-  if (watched)
-    watchdog.emplace(parallel::HangTimeout{true, timeout}, run.config().directory(), world);
+  // Both halves begin alike, with its files and collectives; in one of them it has gone again.
+  std::optional<parallel::Watchdog> watchdog(std::in_place, parallel::HangTimeout{true, timeout},
+                                             run.config().directory(), world);
+  if (!watched) watchdog.reset();
   const auto begun = [&] {
     for (const flight::GroupState& g : flight::recorder().snapshot(false).groups)
       if (g.id == world.flight_group()) return g.begun;

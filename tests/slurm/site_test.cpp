@@ -157,7 +157,9 @@ TEST_F(SubmitAsks, WarnsOfWhatWouldWaitAndSubmitsIt) {
 }
 
 TEST_F(SubmitAsks, SaysNothingWhereSlurmDoesNot) {
-  for (const char* body : {"exit 1\n", "echo nonsense\n", "exec sleep 30\n"}) {
+  const std::string half = "cat <<'end'\n" + std::string(kPartitions) + "end\nexit 1\n";
+  for (const std::string& body : {std::string("exit 1\n"), half, std::string("echo nonsense\n"),
+                                  std::string("exec sleep 30\n")}) {
     command("scontrol", body);
     const auto begin = std::chrono::steady_clock::now();
     const auto r = submit({"--slurm.nodes", "9"});
