@@ -130,18 +130,21 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   // A file that is longer than `ulimit -f` allows is an error of write(), as on a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
   log::set_rank(world.rank());
+  const io::Attempt attempt = this_attempt();
+  agree(world, [&] {
+    if (world.rank() == 0) directory.emplace(requested.directory(), attempt);
+  });
+  // Its folder is in the run's, which is ours now. Whatever may hang comes after it.
+  parallel::Watchdog watchdog(*parallel::parse_hang_timeout(requested.run.hang_timeout),
+                              requested.directory(), world);
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
   agree(world, [&] {
     if (world.rank() != 0) return;
-    const io::Attempt attempt = this_attempt();
-    directory.emplace(config.directory(), attempt);
     if (!started_by_supervisor(config.directory())) withdraw_stop(config.directory());
     run.take_over(attempt);
     log::open_file(config.directory() + "/log.txt");
   });
-  parallel::Watchdog watchdog(*parallel::parse_hang_timeout(config.run.hang_timeout),
-                              config.directory(), world);
   const std::string resumed = run.restore();
   // Not before: a run that is refused leaves the old run's configuration alone.
   agree(world, [&] {
