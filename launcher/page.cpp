@@ -57,7 +57,8 @@ std::string table_html(const PageTable& table, bool with_caption) {
 
 std::string legend_html(const Chart& chart) {
   if (chart.series.size() < 2) return "";
-  std::string html = "<ul class=\"legend\">";
+  std::string html =
+      fmt::format("<ul class=\"legend{}\">", chart.categories.empty() ? "" : " bars");
   int next = 0;  // as page.js colours them
   for (const Series& s : chart.series)
     html +=

@@ -21,19 +21,23 @@
     let [low, high] = d3.extent(values.filter((v) => exists(v) && (!log || v > 0)));
     if (low === undefined) return log ? [1, 10] : [0, 1];
     if (!log && fromZero) low = Math.min(0, low), high = Math.max(0, high);
+    if (log) return low === high ? [low / 2, high * 2] : [low, high];
     if (low === high) {
-      if (log) return [low / 2, high * 2];
       const around = Math.abs(low) || 1;
       return [low - 0.1 * around, high + 0.1 * around];
     }
     return [low, high];
   }
 
-  function axisOf(make, scale, log, count, values) {
-    const axis = make(scale).tickSizeOuter(0);
-    if (values) return axis.tickValues(values).tickFormat(number);
-    const [low, high] = scale.domain();
-    return log && high / low > 20 ? axis.ticks(count, number) : axis.ticks(count).tickFormat(number);
+  // 1, 2, 5, 10 over few decades, powers of ten over many; D3's own would label almost none of few.
+  function logTicks(scale, count) {
+    const [low, high] = scale.domain(), decades = Math.log10(high / low);
+    if (decades < 0.7) return d3.ticks(low, high, count).filter((v) => v > 0);
+    const every = Math.max(1, Math.ceil(decades / count)), ticks = [];
+    for (let k = Math.floor(Math.log10(low)); k <= Math.log10(high); k += every) {
+      for (const m of decades * 3 <= count * 1.5 ? [1, 2, 5] : [1]) ticks.push(m * Math.pow(10, k));
+    }
+    return ticks.filter((v) => v >= low * 0.999 && v <= high * 1.001);
   }
 
   function canvas(box, width, height) {
@@ -51,19 +55,21 @@
       .domain(domain(places.concat(data.xLog ? [] : data.marks.map((m) => m.x)), data.xLog, false));
     const y = (data.yLog ? d3.scaleLog() : d3.scaleLinear())
       .domain(domain(shown.flatMap((p) => [p.y, p.low, p.high]), data.yLog, data.yFromZero))
-      .range([height - 42, 26]).nice();
-    const yTicks = axisOf(d3.axisLeft, y, data.yLog, height / 50, null);
-    const labels = (yTicks.tickValues() || y.ticks(height / 50)).map((v) => number(v).length);
-    const left = 12 + 7 * Math.max(2, d3.max(labels) || 0), right = width - 14;
+      .range([height - 42, 26]);
+    if (data.yLog) y.domain([y.domain()[0] / 1.1, y.domain()[1] * 1.1]);
+    else y.nice();
+    const yTicks = data.yLog ? logTicks(y, height / 50) : y.ticks(height / 50);
+    const left = 12 + 7 * Math.max(2, d3.max(yTicks, (v) => number(v).length) || 0), right = width - 14;
     x.range([left, right]);
     // Few points under a logarithm (1, 2, 4 ranks) are named themselves.
-    const own = data.xLog && places.length <= 10 ? places : null;
+    const xTicks = !data.xLog ? x.ticks(width / 90) : places.length <= 10 ? places : logTicks(x, width / 60);
 
     const svg = canvas(box, width, height);
-    svg.append("g").attr("transform", `translate(${left},0)`).call(yTicks.tickSize(left - right))
+    svg.append("g").attr("transform", `translate(${left},0)`)
+      .call(d3.axisLeft(y).tickValues(yTicks).tickFormat(number).tickSize(left - right))
       .call((g) => g.select(".domain").remove());
     svg.append("g").attr("transform", `translate(0,${height - 42})`)
-      .call(axisOf(d3.axisBottom, x, data.xLog, width / 90, own));
+      .call(d3.axisBottom(x).tickValues(xTicks).tickFormat(number).tickSizeOuter(0));
     svg.append("text").attr("x", 0).attr("y", 12).text(data.yTitle);
     svg.append("text").attr("x", right).attr("y", height - 6).attr("text-anchor", "end").text(data.xTitle);
 
@@ -136,18 +142,20 @@
     const thick = data.grouped ? 13 * data.series.length : 20, step = thick + 32;
     const height = 8 + data.categories.length * step + 44, right = width - 14;
     const sums = data.categories.map((_, c) => d3.sum(data.series, (s) => Math.max(0, s.y[c] || 0)));
-    const most = data.grouped ? d3.max(data.series.flatMap((s) => s.y)) : d3.max(sums);
+    const most = data.grouped ? d3.max(data.series.flatMap((s) => s.y.concat(s.high || []))) : d3.max(sums);
     const x = d3.scaleLinear().domain([0, most > 0 ? most : 1]).range([1, right]).nice();
     const svg = canvas(box, width, height);
     svg.append("g").attr("transform", `translate(0,${height - 42})`)
-      .call(axisOf(d3.axisBottom, x, false, width / 90, null).tickSize(50 - height))
+      .call(d3.axisBottom(x).ticks(width / 90).tickFormat(number).tickSize(50 - height))
       .call((g) => g.select(".domain").remove())
       .call((g) => g.selectAll(".tick text").attr("dy", "1.1em")
         .attr("text-anchor", (v) => v === 0 ? "start" : x(v) > right - 20 ? "end" : "middle"));
     svg.append("text").attr("x", right).attr("y", height - 6).attr("text-anchor", "end").text(data.yTitle);
     data.categories.forEach((category, c) => {
       const top = 8 + c * step;
-      svg.append("text").attr("class", "name").attr("x", 0).attr("y", top + 13).text(category);
+      svg.append("text").attr("class", "name").attr("x", 0).attr("y", top + 13)
+        .text(category.length * 6.6 > right ? category.slice(0, Math.floor(right / 6.6)) + "…" : category)
+        .append("title").text(category);
       let from = 0;
       data.series.forEach((s, k) => {
         const value = s.y[c];

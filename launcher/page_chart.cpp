@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "launcher/page_parts.hpp"
+#include "launcher/progress.hpp"
 #include "launcher/table.hpp"
 
 namespace longspan::launcher {
@@ -185,11 +186,10 @@ void thin_out(Chart& chart) {
     s = thinned(s, chart.x_log);
   }
   if (most > 0)
-    say(
-        fmt::format("Drawn thinner than measured (up to {} points a line): each line is the mean "
-                    "of every {}th of its length, its band reaches from the lowest to the highest "
-                    "value there.",
-                    most, Page::kSpans));
+    say(fmt::format(
+        "Up to {} points a line are too many to draw: a line shows the means of {} equal "
+        "spans, its band the lowest and the highest value of each.",
+        grouped(static_cast<std::int64_t>(most)), Page::kSpans));
   if (left_out > 0)
     say(fmt::format("{} not above 0 {} no place on a logarithmic axis.",
                     left_out == 1 ? "One point" : fmt::format("{} points", left_out),
