@@ -128,6 +128,11 @@ void Page::table(const PageTable& table) {
   body_ += table_html(table, true);
 }
 
+void Page::folded_table(const PageTable& table) {
+  body_ += fmt::format("<details><summary>{}</summary>{}</details>\n", html_text(table.caption),
+                       table_html(table, false));
+}
+
 void Page::chart(Chart chart) {
   check_chart(chart);
   const std::string numbers = table_html(chart_table(chart), false);
