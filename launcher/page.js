@@ -5,10 +5,7 @@
   "use strict";
 
   function number(v) {
-    const size = Math.abs(v);
-    if (size === 0) return "0";
-    if (size >= 1e4) return d3.format(".4~s")(v);
-    return d3.format(size < 1e-3 ? ".3~e" : ".4~g")(v);
+    return v === 0 ? "0" : d3.format(Math.abs(v) >= 1e4 ? ".4~s" : ".4~g")(v);
   }
   const exists = (v) => v !== null && v !== undefined && isFinite(v);
   // As page.cpp colours the legend: ideal lines do not count.
@@ -59,14 +56,14 @@
     if (data.yLog) y.domain([y.domain()[0] / 1.1, y.domain()[1] * 1.1]);
     else y.nice();
     const yTicks = data.yLog ? logTicks(y, height / 50) : y.ticks(height / 50);
-    const left = 12 + 7 * Math.max(2, d3.max(yTicks, (v) => number(v).length) || 0), right = width - 14;
+    const left = 15 + 7 * Math.max(2, d3.max(yTicks, (v) => number(v).length) || 0), right = width - 14;
     x.range([left, right]);
     // Few points under a logarithm (1, 2, 4 ranks) are named themselves.
     const xTicks = !data.xLog ? x.ticks(width / 90) : places.length <= 10 ? places : logTicks(x, width / 60);
 
     const svg = canvas(box, width, height);
     svg.append("g").attr("transform", `translate(${left},0)`)
-      .call(d3.axisLeft(y).tickValues(yTicks).tickFormat(number).tickSize(left - right))
+      .call(d3.axisLeft(y).tickValues(yTicks).tickFormat(number).tickSize(left - right).tickPadding(7))
       .call((g) => g.select(".domain").remove());
     svg.append("g").attr("transform", `translate(0,${height - 42})`)
       .call(d3.axisBottom(x).tickValues(xTicks).tickFormat(number).tickSizeOuter(0));

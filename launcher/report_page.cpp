@@ -53,7 +53,7 @@ class Curves {
         s.x.push_back(tokens_ ? run.metrics.tokens[i] : run.metrics.step[i]);
         s.y.push_back(v);
       }
-      if (any && s.x.size() <= 60) s.style = Series::Style::kLineAndPoints;
+      if (any && s.x.size() <= 30) s.style = Series::Style::kLineAndPoints;
       if (any) chart.series.push_back(std::move(s));
     }
     if (chart.series.empty()) return;
@@ -118,14 +118,14 @@ PageTable differences(const std::vector<ReportedRun>& runs) {
 void add_summary(Page& page, const std::vector<ReportedRun>& runs) {
   PageTable table{.caption = "",
                   .columns = {"run", "state", "step", "loss", "validation", "tokens/s", "s a step",
-                              "MFU %", "comm. %", "memory, MiB", "restarts", "time in steps"},
+                              "MFU %", "comm. %", "MiB", "restarts", "time"},
                   .rows = {},
                   .text_columns = 2};
   for (const ReportedRun& run : runs) {
     const RunSummary s = summary_of(run);
     table.rows.push_back(
         {run.name, to_string(run.status.state),
-         s.steps > 0 ? grouped(s.step) + " of " + grouped(s.steps) : grouped(s.step),
+         s.steps > 0 ? grouped(s.step) + " / " + grouped(s.steps) : grouped(s.step),
          cell(s.loss, "{:.4f}"), cell(s.validation_loss, "{:.4f}"),
          std::isfinite(s.tokens_per_second) ? grouped(std::llround(s.tokens_per_second)) : "",
          cell(s.step_seconds, "{:.4g}"), cell(s.mfu, "{:.1f}", 100),
@@ -135,8 +135,8 @@ void add_summary(Page& page, const std::vector<ReportedRun>& runs) {
   page.table(table);
   page.paragraph(
       "Loss of the last step and the best validation loss, in nats; tokens/s, seconds a step and "
-      "MFU are medians "
-      "without the first step; comm. % is the share of time in communication that nothing hid.");
+      "MFU are medians without the first step; comm. % is the share of all steps in communication "
+      "that nothing hid; MiB is the peak of the largest rank; time is that of all steps.");
 }
 
 void add_curves(Page& page, const std::vector<ReportedRun>& runs) {

@@ -162,9 +162,9 @@ void add_memory(Page& page, const std::vector<ReportedRun>& runs) {
   Bars kinds(names_of(planned));
   for (std::size_t r = 0; r < planned.size(); ++r)
     for (const auto& [name, bytes] : planned[r]->plan->memory)
-      if (bytes > 0) kinds.set(r, without_underscores(name), bytes / kMiB);
+      if (bytes > 0 && name != "program") kinds.set(r, without_underscores(name), bytes / kMiB);
   if (!kinds.empty())
-    kinds.add_to(page, {.title = "What the memory is for",
+    kinds.add_to(page, {.title = "What the arrays are for",
                         .caption = "As predicted, by kind.",
                         .y_title = "MiB a rank",
                         .series = {}});

@@ -21,7 +21,7 @@
 namespace longspan::launcher {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;  // parts stay in the order of the file
 
 constexpr double kNothing = std::numeric_limits<double>::quiet_NaN();
 
