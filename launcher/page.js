@@ -151,7 +151,7 @@
     data.categories.forEach((category, c) => {
       const top = 8 + c * step;
       svg.append("text").attr("class", "name").attr("x", 0).attr("y", top + 13)
-        .text(category.length * 6.6 > right ? category.slice(0, Math.floor(right / 6.6)) + "…" : category)
+        .text(category.length * 7.6 > right ? category.slice(0, Math.floor(right / 7.6)) + "…" : category)
         .append("title").text(category);
       let from = 0;
       data.series.forEach((s, k) => {

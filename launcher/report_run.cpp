@@ -187,8 +187,9 @@ void read_config(const std::string& path, ReportedRun& run) {
   std::vector<std::string> problems;
   run.config = parse_ini_lines(text, path, problems);
   if (!problems.empty())
-    run.problems.push_back(fmt::format(
-        "config.ini: {} left out", counted(static_cast<std::int64_t>(problems.size()), "line")));
+    run.problems.push_back(
+        fmt::format("config.ini: {} left out",
+                    counted(static_cast<std::int64_t>(problems.size()), "damaged line")));
   constexpr std::string_view kVersions = "# effective configuration; ";
   if (text.starts_with(kVersions))
     run.program = text.substr(kVersions.size(), text.find('\n') - kVersions.size());
