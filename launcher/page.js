@@ -60,13 +60,16 @@
     x.range([left, right]);
     // Few points under a logarithm (1, 2, 4 ranks) are named themselves.
     const xTicks = !data.xLog ? x.ticks(width / 90) : places.length <= 10 ? places : logTicks(x, width / 60);
+    const xText = (v) => xTicks === places && Number.isInteger(v) ? String(v) : number(v);
 
     const svg = canvas(box, width, height);
     svg.append("g").attr("transform", `translate(${left},0)`)
       .call(d3.axisLeft(y).tickValues(yTicks).tickFormat(number).tickSize(left - right).tickPadding(7))
       .call((g) => g.select(".domain").remove());
     svg.append("g").attr("transform", `translate(0,${height - 42})`)
-      .call(d3.axisBottom(x).tickValues(xTicks).tickFormat(number).tickSizeOuter(0));
+      .call(d3.axisBottom(x).tickValues(xTicks).tickFormat(xText).tickSizeOuter(0))
+      .call((g) => g.selectAll(".tick text")
+        .attr("text-anchor", (v) => x(v) > right - 5 && xText(v).length > 3 ? "end" : "middle"));
     svg.append("text").attr("x", 0).attr("y", 12).text(data.yTitle);
     svg.append("text").attr("x", right).attr("y", height - 6).attr("text-anchor", "end").text(data.xTitle);
 

@@ -118,7 +118,7 @@ TEST_F(Browser, EveryKindOfChartIsDrawn) {
     const json& charts = view["charts"];
     ASSERT_EQ(charts.size(), 5u);
     ASSERT_EQ(charts[0]["lines"].size(), 2u);
-    for (const json& length : charts[0]["lines"]) EXPECT_GT(length.get<double>(), 50);
+    for (const json& length : charts[0]["lines"]) EXPECT_GT(length.get<double>(), 20);
     EXPECT_EQ(charts[0]["circles"], 5) << "three of the line, two points that exist";
     EXPECT_EQ(charts[0]["errors"], 3);
     ASSERT_EQ(charts[1]["bars"].size(), 3u) << "the fourth does not exist";
