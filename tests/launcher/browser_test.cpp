@@ -26,7 +26,9 @@ constexpr const char* kHostile =
 class Browser : public testing::Test {
  protected:
   void SetUp() override {
-    if (!page_has_charts()) GTEST_SKIP() << "this build has no D3";
+    if (page_has_charts()) return;
+    std::cout << "no browser here: for a build without D3" << std::endl;  // ctest reads this line
+    GTEST_SKIP();
   }
   /// What the browser saw: three views. Null where there is no browser.
   json open(const std::string& page) {
