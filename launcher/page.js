@@ -115,18 +115,27 @@
   function readOut(figure, svg, data, chart) {
     const out = figure.querySelector(".readout");
     const rule = svg.append("line").attr("class", "pointer").attr("y1", 26).attr("y2", chart.height - 42);
-    svg.on("pointerleave", () => { out.textContent = ""; rule.style("visibility", "hidden"); });
-    svg.on("pointermove", function () {
-      const event = arguments[0] && arguments[0].clientX !== undefined ? arguments[0] : d3.event;
+    // D3's own on() has changed what it hands over from version 5 to 6.
+    svg.node().addEventListener("pointerleave", () => {
+      out.textContent = "";
+      rule.style("visibility", "hidden");
+    });
+    svg.node().addEventListener("pointermove", (event) => {
       const area = svg.node().getBoundingClientRect();
       const pixel = (event.clientX - area.left) * chart.width / area.width;
-      const nearest = (list) => list.length === 0 ? -1 : d3.scan(list, (a, b) =>
-        Math.abs(chart.x(a) - pixel) - Math.abs(chart.x(b) - pixel));
+      const nearest = (list) => {
+        let best = -1, least = Infinity;
+        list.forEach((v, i) => {
+          const away = exists(v) ? Math.abs(chart.x(v) - pixel) : Infinity;
+          if (away < least) least = away, best = i;
+        });
+        return best;
+      };
       const place = chart.places[nearest(chart.places)];
       if (place === undefined) return;
       const texts = [];
       for (const s of data.series) {
-        const i = nearest(s.x.map((v) => exists(v) ? v : Infinity));
+        const i = nearest(s.x);
         if (i < 0 || !exists(s.y[i]) || Math.abs(chart.x(s.x[i]) - chart.x(place)) > 12) continue;
         let text = (s.name || data.yTitle) + " " + d3.format(".5~g")(s.y[i]);
         if (s.labels) text += " (" + s.labels[i] + ")";
