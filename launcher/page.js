@@ -142,7 +142,7 @@
         if (s.low) text += " (" + number(s.low[i]) + " to " + number(s.high[i]) + ")";
         texts.push(text);
       }
-      out.textContent = data.xTitle + " " + d3.format(",.8~g")(place) + ": " + texts.join(" · ");
+      out.textContent = data.xTitle + " " + d3.format(Math.abs(place) < 1000 ? ",.6~g" : ",.0f")(place) + ": " + texts.join(" · ");
       rule.attr("x1", chart.x(place)).attr("x2", chart.x(place)).style("visibility", "visible");
     });
   }

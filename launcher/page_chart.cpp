@@ -214,9 +214,9 @@ void thin_out(Chart& chart) {
   }
   if (most > 0)
     say(fmt::format(
-        "Up to {} points a line are too many to draw: a line shows the means of {} equal "
-        "spans, its band the lowest and the highest value of each.",
-        grouped(static_cast<std::int64_t>(most)), Page::kSpans));
+        "Line: means over {} equal spans (up to {} points a line); band: from the lowest "
+        "to the highest of each.",
+        Page::kSpans, grouped(static_cast<std::int64_t>(most))));
   if (const auto hidden = hidden_lines(chart); !hidden.empty())
     say(fmt::format("{}.", fmt::join(hidden, ", ")));
   if (left_out > 0)

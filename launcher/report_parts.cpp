@@ -216,9 +216,9 @@ void add_events(Page& page, const std::vector<ReportedRun>& runs) {
                   .text_columns = 1};
   PageTable events{
       .caption = "Starts and ends",
-      .columns = {"run", "when", "what", "note", "step", "ranks", "job", "restart", "exit status"},
+      .columns = {"run", "what", "note", "when", "step", "ranks", "job", "restart", "exit status"},
       .rows = {},
-      .text_columns = 4};
+      .text_columns = 3};
   for (const ReportedRun& run : runs) {
     for (const SavedCheckpoint& c : run.checkpoints)
       saves.rows.push_back(
@@ -227,7 +227,7 @@ void add_events(Page& page, const std::vector<ReportedRun>& runs) {
            c.seconds >= 0 ? fmt::format("{:.2f}", c.seconds) : "",
            c.in_the_way >= 0 ? fmt::format("{:.2f}", c.in_the_way) : ""});
     for (const RunEvent& e : run.facts.history)
-      events.rows.push_back({run.name, utc_text(static_cast<std::int64_t>(e.time)), e.event, e.note,
+      events.rows.push_back({run.name, e.event, e.note, utc_text(static_cast<std::int64_t>(e.time)),
                              step_text(e.step), e.ranks > 0 ? std::to_string(e.ranks) : "", e.job,
                              e.restart > 0 ? std::to_string(e.restart) : "",
                              e.status >= 0 ? std::to_string(e.status) : ""});

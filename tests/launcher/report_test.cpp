@@ -200,7 +200,7 @@ TEST_F(Report, ManyStepsMakeASmallPage) {
   const std::string page = folder_.file("r.html");
   ASSERT_EQ(longspan({"report", folder_.file("one"), "--output", page}).status, 0);
   EXPECT_LT(fs::file_size(page), 1000000u) << "of 30 MB of metrics";
-  EXPECT_NE(read(page).find("Up to 100,000 points a line"), std::string::npos);
+  EXPECT_NE(read(page).find("up to 100,000 points a line"), std::string::npos);
 }
 
 TEST_F(Report, ReadsWhatTrainingWrites) {
