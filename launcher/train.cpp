@@ -25,6 +25,7 @@
 #include "launcher/saver.hpp"
 #include "launcher/stopping.hpp"
 #include "launcher/stragglers.hpp"
+#include "launcher/tensorboard.hpp"
 #include "launcher/training_run.hpp"
 #include "launcher/world_check.hpp"
 #include "model/lr_schedule.hpp"
@@ -160,9 +161,12 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
               io::format_bytes(run.restored().checkpoint));
 
   std::optional<MetricsWriter> metrics;
+  std::optional<EventFile> events;
   agree(world, [&] {
-    if (world.rank() == 0)
-      metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
+    if (world.rank() != 0) return;
+    metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
+    if (config.log.tensorboard)
+      events.emplace(config.directory() + "/tensorboard", run.progress().step);
   });
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
@@ -231,6 +235,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
       if (given_up) stop_reason = patience.reason();
     }
     if (metrics) write_line(*metrics, line, metrics_wait);
+    if (events) events->add(line);
     record.reached(line.step);
     if (step % config.log.every == 0 || finished || step == first_step + 1)
       log::line(table.row(line));
