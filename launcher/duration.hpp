@@ -2,6 +2,7 @@
 /// writes it, "2-00:00:00".
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -19,5 +20,9 @@ struct Duration {
 std::optional<Duration> parse_duration(std::string_view text);
 /// "0", "0:00:09", "1:30:00", "48:00:00": parse_duration reads it back.
 std::string text_of(Duration duration);
+
+inline double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
 
 }  // namespace longspan::launcher

@@ -14,6 +14,7 @@ packages=(
   libdnnl-dev libhwy-dev                      # matrix products; vector instructions chosen at run time
   libfmt-dev nlohmann-json3-dev               # text, JSON
   libxxhash-dev zlib1g-dev                    # checksums, packed input files
+  node-d3                                     # charts of the HTML pages
 )
 test_packages=(
   libgtest-dev libbenchmark-dev hdf5-tools python3 python3-venv

@@ -15,10 +15,12 @@ std::vector<StragglerRule::Slow> StragglerRule::judge(const std::vector<double>&
   std::vector<Slow> begun;
   for (std::size_t r = 0; r < seconds.size(); ++r) {
     const int rank = static_cast<int>(r);
-    if (seconds[r] > kSlow * median && seconds[r] - median > kWorthSeconds) {
-      if (slow_.insert(rank).second) begun.push_back({rank, seconds[r] / std::max(median, 1e-9)});
+    if (seconds[r] > kSlow * median) {
+      if ((cost_[rank] += seconds[r] - median) > kWorthSeconds && slow_.insert(rank).second)
+        begun.push_back({rank, seconds[r] / std::max(median, 1e-9)});
     } else if (seconds[r] < kRecovered * median) {
       slow_.erase(rank);
+      cost_.erase(rank);
     }
   }
   return begun;
@@ -39,8 +41,7 @@ void Stragglers::step_done(std::int64_t step, double seconds) {
       log::warn(
           "rank {} on {} is slow: {:.1f} x the median of all ranks' own work in steps {} to {} "
           "({:.3g} s a step): the others wait for it; look for other processes on that node, its "
-          "clock "
-          "rate and its memory",
+          "clock rate and its memory",
           slow.rank, nodes_[static_cast<std::size_t>(slow.rank)], slow.times, step - kWindow + 1,
           step, all[static_cast<std::size_t>(slow.rank)] / kWindow);
 }

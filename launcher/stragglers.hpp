@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -17,8 +18,9 @@ class StragglerRule {
  public:
   static constexpr double kSlow = 1.3;       ///< times the median begins an episode
   static constexpr double kRecovered = 1.2;  ///< times the median ends it
-  /// What costs a window less than this is not worth a line.
-  static constexpr double kWorthSeconds = 0.05;
+  /// Who has cost the others less than this, in windows one after the other, is not worth a line:
+  /// a moment's hiccup of short steps is none, and who stays slow is named in the end.
+  static constexpr double kWorthSeconds = 1;
 
   struct Slow {
     int rank;
@@ -29,7 +31,8 @@ class StragglerRule {
   std::vector<Slow> judge(const std::vector<double>& seconds);
 
  private:
-  std::set<int> slow_;  ///< reported, and not recovered yet
+  std::set<int> slow_;          ///< reported, and not recovered yet
+  std::map<int, double> cost_;  ///< seconds above the median, in the windows since it became slow
 };
 
 /// Gathers and reports, every kWindow steps.

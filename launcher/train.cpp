@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
-#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -14,13 +13,17 @@
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
 #include "launcher/deadline.hpp"
+#include "launcher/duration.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
 #include "launcher/prediction.hpp"
 #include "launcher/profile.hpp"
 #include "launcher/run_directory.hpp"
+#include "launcher/run_header.hpp"
 #include "launcher/run_record.hpp"
+#include "launcher/saver.hpp"
+#include "launcher/stopping.hpp"
 #include "launcher/stragglers.hpp"
 #include "launcher/training_run.hpp"
 #include "launcher/world_check.hpp"
@@ -38,10 +41,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using flight::Phase;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 /// What one optimizer step measured; the same on every rank.
 struct StepResult {
@@ -110,129 +109,6 @@ StepResult train_step(TrainingRun& run) {
   return result;
 }
 
-/// Saves, and keeps the run alive when it cannot: the previous checkpoint is still good, and the
-/// next save may work. Saves in the background are noticed when they are over, by poll() or by the
-/// next save.
-class Saver {
- public:
-  /// What saves take is told to `deadline`.
-  Saver(TrainingRun& run, Deadline& deadline) : run_(run), deadline_(deadline) {}
-  ~Saver() {
-    try {
-      settle();
-    } catch (const std::exception&) {
-      // Another error is on its way to the user.
-    }
-  }
-  /// Collective. What is saved last, nobody has to wait for but the end of the run.
-  void save(bool last) {
-    const std::int64_t step = run_.progress().step;
-    if (saved_step_ == step) return;
-    const auto begin = Clock::now();
-    settle();
-    try {
-      if (!last && run_.overlaps_saves()) {
-        run_.save(true);
-        in_the_way_ = seconds_since(begin);
-        pending_ = 1;
-        return;
-      }
-      const std::string path = run_.save(false);
-      saved(step);
-      deadline_.note_save(seconds_since(begin));
-      log::info("saved {} in {:.2f} s", path, seconds_since(begin));
-    } catch (const AgreedError& e) {
-      run_.require_ownership();
-      not_saved(step, e.what());
-    }
-  }
-  void poll() {
-    const auto outcome = run_.saver().take();
-    if (!outcome) return;
-    pending_ = 0;
-    if (outcome->fenced) return;  // told after the next step, by all ranks
-    deadline_.note_save(in_the_way_ + outcome->seconds);
-    if (!outcome->failure.empty()) return not_saved(outcome->step, outcome->failure);
-    saved(outcome->step);
-    log::info("saved {} in {:.2f} s, {:.2f} s of it in the way", outcome->path,
-              in_the_way_ + outcome->seconds, in_the_way_ + outcome->waited);
-  }
-  /// Throws if the newest state is not on disk.
-  void finish() {
-    settle();
-    run_.require_ownership();
-    if (failure_) throw AgreedError("the last save failed: " + *failure_);
-  }
-  void already_saved(std::int64_t step) { saved_step_ = step; }
-  /// Saves under way: 0 or 1.
-  int pending() const { return pending_; }
-
- private:
-  void settle() {
-    run_.saver().wait();
-    poll();
-  }
-  void saved(std::int64_t step) {
-    saved_step_ = step;
-    failure_.reset();
-  }
-  void not_saved(std::int64_t step, const std::string& why) {
-    failure_ = why;
-    log::warn("step {} was not saved: {}", step, why);
-  }
-
-  TrainingRun& run_;
-  Deadline& deadline_;
-  std::int64_t saved_step_ = -1;
-  int pending_ = 0;
-  double in_the_way_ = 0;  ///< seconds that the save under way has kept the steps waiting
-  std::optional<std::string> failure_;
-};
-
-/// A save until one has been measured: 12 bytes a parameter onto a slow disk.
-double expected_save_seconds(const RunConfig& config) {
-  constexpr double kBytesPerSecond = 200e6;
-  return 0.5 + 12 * static_cast<double>(model::parameter_count(config.model)) / kBytesPerSecond;
-}
-
-/// Why all ranks stop now, at one and the same step boundary; empty: they go on. Signals reach the
-/// ranks at different moments, or only some of them, and their clocks differ. Collective.
-std::string wish_to_stop(const Communicator& world, const Deadline& deadline, int pending_saves,
-                         bool stop_requested) {
-  // Above all signals: one reduction for all.
-  constexpr std::int64_t kTimeIsUp = 1 << 16, kStopRequested = 1 << 17;
-  const bool late = deadline.reached(Deadline::Clock::now(), pending_saves);
-  const std::int64_t wish = world.all_reduce_max(stop_requested ? kStopRequested
-                                                 : late         ? kTimeIsUp
-                                                                : slurm::stop_signal());
-  if (wish == 0) return "";
-  if (wish == kStopRequested) return "longspan stop was asked for";
-  // Also on a rank that does not know of the end: it stops with those that do.
-  if (wish == kTimeIsUp) return deadline.reason().empty() ? "the job ends soon" : deadline.reason();
-  return fmt::format("{} was received", slurm::signal_name(static_cast<int>(wish)));
-}
-
-/// When to give up hope: train.patience validations in a row without a better loss.
-class Patience {
- public:
-  explicit Patience(std::int64_t allowed) : allowed_(allowed) {}
-  void note(double loss) {
-    if (loss < best_)
-      best_ = loss, without_better_ = 0;
-    else
-      ++without_better_;
-  }
-  bool exhausted() const { return allowed_ > 0 && without_better_ >= allowed_; }
-  std::string reason() const {
-    return fmt::format("the validation loss has not improved on {:.4f} for {} validations", best_,
-                       without_better_);
-  }
-
- private:
-  std::int64_t allowed_, without_better_ = 0;
-  double best_ = std::numeric_limits<double>::infinity();
-};
-
 /// A full disk does not end the run: the lines wait in memory until there is room. `waiting`
 /// remembers that this was said.
 void write_line(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) {
@@ -243,63 +119,6 @@ void write_line(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) 
     if (!std::exchange(waiting, true))
       log::warn("{}: its lines wait in memory until that works", e.what());
   }
-}
-
-void print_sharing(model::OptimizerShard shard, int owners) {
-  using model::OptimizerShard;
-  if (shard == OptimizerShard::kNone) return;
-  if (owners == 1) return log::info("optimizer.shard: one rank has nothing to share");
-  log::info("optimizer.shard: {} ranks share the {}", owners,
-            shard == OptimizerShard::kStates      ? "optimizer states"
-            : shard == OptimizerShard::kGradients ? "optimizer states and gradients"
-                                                  : "optimizer states, gradients and weights");
-}
-
-void print_header(const TrainingRun& run, double peak_flops) {
-  const RunConfig& c = run.config();
-  const auto memory = run.memory_estimate();
-  log::info("{}", version_line());
-  log::info("{} rank{} ({}), {} thread{} each; {} parameters; {}", run.mesh().world().size(),
-            run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
-            run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
-  if (!run.mesh_reason().empty()) log::info("{}", run.mesh_reason());
-  if (c.run.device == "auto")
-    log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
-  log::info(
-      "a step: {} sequence{} of {} tokens, {:.4g} GFLOP (model FLOPs: 6 per weight and token, 12 "
-      "per visible query-key pair "
-      "and channel, no recomputation)",
-      c.train.global_batch, c.train.global_batch == 1 ? "" : "s", c.data.sequence_length,
-      run.step_flops() * 1e-9);
-  log::info("peak: {:.1f} GFLOP/s ({} matrix product of 1024^3, all ranks at once): 100 % of mfu",
-            peak_flops * 1e-9, c.model.precision == model::Precision::kBf16 ? "bf16" : "fp32");
-  log::info(
-      "memory predicted per rank: {:.1f} MiB weights, gradients and optimizer + {:.1f} MiB kept "
-      "activations + {:.1f} MiB at work{}",
-      static_cast<double>(memory.states) / 1048576,
-      static_cast<double>(memory.activations) / 1048576,
-      static_cast<double>(memory.transient) / 1048576,
-      memory.staging == 0 ? ""
-                          : fmt::format(" + {:.1f} MiB copied for checkpoints",
-                                        static_cast<double>(memory.staging) / 1048576));
-  print_sharing(c.optimizer.shard, run.mesh().replicas().size());
-  if (!run.scheme().why.empty())
-    log::info("attention over {} ranks: {}", c.mesh.context, run.scheme().why);
-  if (!run.memory_reason().empty()) log::info("{}", run.memory_reason());
-  if (const auto job = slurm::current_job())
-    log::info("Slurm job {} on {}, restart {}", job->id, job->node_list, job->restart_count);
-  if (c.attention.mask == model::MaskKind::kFull)
-    log::warn(
-        "attention.mask=full lets every token see the one it is to predict: the loss says nothing "
-        "about the data");
-  const std::int64_t heads = c.model.heads / c.mesh.tensor;
-  if (run.scheme().scheme == model::AttentionSchemeKind::kUlysses && c.mesh.context > heads)
-    log::warn(
-        "attention.scheme=ulysses shares model.heads={}{} among mesh.context={} ranks: {} of them "
-        "idle in attention; "
-        "attention.scheme=ring keeps all busy",
-        c.model.heads, c.mesh.tensor == 1 ? "" : fmt::format(" / mesh.tensor={}", c.mesh.tensor),
-        c.mesh.context, c.mesh.context - heads);
 }
 
 /// `directory`: rank 0's, held by the caller until the end of the run is on record.

@@ -27,11 +27,23 @@ TEST(Stragglers, OfTwoRanksTheSlowerOneIsTold) {
   EXPECT_EQ(slow[0].rank, 0);
 }
 
-TEST(Stragglers, WhatCostsNothingIsNotWorthALine) {
+TEST(Stragglers, AHiccupIsNotWorthALine) {
   StragglerRule rule;
   EXPECT_TRUE(rule.judge({0.02, 0.06}).empty());
   EXPECT_TRUE(rule.judge({0, 0}).empty());
-  EXPECT_EQ(rule.judge({0.02, 0.08}).size(), 1u);
+  EXPECT_TRUE(rule.judge({0.2, 1.1}).empty());
+  EXPECT_TRUE(rule.judge({0.2, 0.2}).empty());
+  EXPECT_TRUE(rule.judge({0.2, 1.1}).empty()) << "it had recovered";
+}
+
+TEST(Stragglers, WhoStaysALittleSlowIsNamedWhenThatHasCostASecond) {
+  StragglerRule rule;
+  for (int window = 1; window <= 9; ++window)
+    EXPECT_TRUE(rule.judge({0.2, 0.31}).empty()) << window;
+  const auto slow = rule.judge({0.2, 0.31});
+  ASSERT_EQ(slow.size(), 1u);
+  EXPECT_EQ(slow[0].rank, 1);
+  EXPECT_TRUE(rule.judge({0.2, 0.31}).empty()) << "once";
 }
 
 TEST(Stragglers, AllSlowIsNobodySlow) {
