@@ -161,8 +161,14 @@ bool says_what(const Arguments& args) {
 
 std::string dry_text(const StudySpec& spec, const Study& study) {
   using Align = Table::Align;
-  Table table({{"point", Align::kLeft}, {"ranks"}, {"nodes"}, {"mesh", Align::kLeft},
-               {"scheme", Align::kLeft}, {"tokens"}, {"batch"}, {"MiB a rank"}});
+  Table table({{"point", Align::kLeft},
+               {"ranks"},
+               {"nodes"},
+               {"mesh", Align::kLeft},
+               {"scheme", Align::kLeft},
+               {"tokens"},
+               {"batch"},
+               {"MiB a rank"}});
   for (const StudyPoint& p : study.points) {
     const RunConfig config = config_of(spec, p);
     const Placement placement{p.ranks(), p.ranks() / p.nodes};
@@ -252,24 +258,29 @@ ExitStatus scale_command(const std::vector<std::string>& arguments) {
     log::line(dry_text(*wanted, study) + left_out_text(study));
     return ExitStatus::kDone;
   }
-  if (args.text("output").empty()) fail_usage("scale: --output is missing: the folder of the study");
+  if (args.text("output").empty())
+    fail_usage("scale: --output is missing: the folder of the study");
   const std::string path = fs::absolute(args.text("output")).lexically_normal().string();
-  const StudyFolder folder(path.size() > 1 && path.back() == '/' ? path.substr(0, path.size() - 1)
-                                                                 : path,
-                           wanted);
+  const StudyFolder folder(
+      path.size() > 1 && path.back() == '/' ? path.substr(0, path.size() - 1) : path, wanted);
   if (args.has("dry-run")) {
     log::line(dry_text(folder.spec(), folder.study()) + left_out_text(folder.study()));
     return ExitStatus::kDone;
   }
-  if (args.has("json")) log::info_to_stderr();
-  if (!folder.study().left_out.empty()) log::info("{}", left_out_text(folder.study()));
+  const Say say = args.has("json")
+                      ? [](const std::string& text) { fmt::print(stderr, "{}\n", text); }
+                      : [](const std::string& text) { log::line(text); };
+  for (const LeftOut& left : folder.study().left_out)
+    say(fmt::format("left out: {}: {}", left.name, left.why));
   if (!folder.spec().submit) warn_of_too_many(folder.study());
   if (args.has("retry")) forget_failures(folder);
 
-  const StudyState state = folder.spec().submit ? submit_study(folder) : run_study(folder);
+  const StudyState state =
+      folder.spec().submit ? submit_study(folder, say) : run_study(folder, say);
   const std::vector<PointResult> rows = state.rows(folder);
   folder.write_tables(rows);
-  folder.write_file("report.html", study_page(folder, rows));
+  write_page(folder.path() + "/report.html",
+             study_page(io::base_name(folder.path()), folder.spec(), folder.study(), rows));
   log::line(args.has("json") ? study_json(folder.spec(), folder.study(), rows)
                              : study_text(folder.spec(), folder.study(), rows));
   const ExitStatus status = status_of_study(state);

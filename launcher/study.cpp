@@ -63,9 +63,9 @@ void leave_out_by_ranks(const StudySpec& spec, const std::vector<Combination>& a
   for (const MeshConfig& pattern : spec.meshes)
     if (has_own_ranks(pattern) &&
         std::find(spec.ranks.begin(), spec.ranks.end(), known_ranks(pattern)) == spec.ranks.end())
-      study.left_out.push_back({mesh_text(pattern),
-                                fmt::format("it has {} ranks, which --ranks {} does not name",
-                                            known_ranks(pattern), fmt::join(spec.ranks, ","))});
+      study.left_out.push_back(
+          {mesh_text(pattern), fmt::format("it has {} ranks, which --ranks {} does not name",
+                                           known_ranks(pattern), fmt::join(spec.ranks, ","))});
   for (const Combination& c : all)
     if (!c.mesh)
       study.left_out.push_back(
@@ -99,7 +99,9 @@ std::string series_name(const MeshConfig& pattern, AttentionSchemeKind scheme,
                         std::int64_t length) {
   // The scheme of one context rank is no scheme.
   return fmt::format("{}{} {}", has_own_ranks(pattern) ? "given meshes" : mesh_text(pattern),
-                     pattern.context == 1 && !has_own_ranks(pattern) ? "" : " " + scheme_text(scheme),
+                     pattern.context == 1 && !has_own_ranks(pattern)
+                         ? ""
+                         : fmt::format(" {}", scheme_text(scheme)),
                      length);
 }
 
@@ -150,11 +152,16 @@ RunConfig config_of(const StudySpec& spec, const StudyPoint& point) {
 }
 
 std::vector<std::string> settings_of(const StudyPoint& point) {
-  std::vector<std::string> settings = {"--mesh.data",           std::to_string(point.mesh.data),
-                                       "--mesh.context",        std::to_string(point.mesh.context),
-                                       "--mesh.tensor",         std::to_string(point.mesh.tensor),
-                                       "--data.sequence-length", std::to_string(point.length),
-                                       "--train.global-batch",  std::to_string(point.batch)};
+  std::vector<std::string> settings = {"--mesh.data",
+                                       std::to_string(point.mesh.data),
+                                       "--mesh.context",
+                                       std::to_string(point.mesh.context),
+                                       "--mesh.tensor",
+                                       std::to_string(point.mesh.tensor),
+                                       "--data.sequence-length",
+                                       std::to_string(point.length),
+                                       "--train.global-batch",
+                                       std::to_string(point.batch)};
   if (point.scheme_matters())
     settings.insert(settings.end(), {"--attention.scheme", scheme_text(point.scheme)});
   return settings;
@@ -165,9 +172,9 @@ Study plan_study(const StudySpec& spec) {
   const std::vector<Combination> all = combinations(spec);
   leave_out_by_ranks(spec, all, study);
   const std::int64_t batch = spec.scaling == Scaling::kWeakBatch ? 0 : fixed_batch(spec, all);
-  const std::int64_t rank_batch =
-      spec.config.train.global_batch > 0 ? spec.config.train.global_batch
-                                         : spec.config.train.micro_batch;
+  const std::int64_t rank_batch = spec.config.train.global_batch > 0
+                                      ? spec.config.train.global_batch
+                                      : spec.config.train.micro_batch;
   std::set<std::string> looked_at;
   for (const std::int64_t length : spec.lengths)
     for (const AttentionSchemeKind scheme : spec.schemes)
@@ -181,7 +188,8 @@ Study plan_study(const StudySpec& spec) {
         point.nodes = spec.ranks_per_node > 0 ? std::max(1, c.ranks / spec.ranks_per_node) : 1;
         point.name = fmt::format(
             "{}-rank{}-{}{}-{}-b{}", c.ranks, c.ranks == 1 ? "" : "s", mesh_text(point.mesh),
-            point.scheme_matters() ? "-" + scheme_text(scheme) : "", point.length, point.batch);
+            point.scheme_matters() ? fmt::format("-{}", scheme_text(scheme)) : "", point.length,
+            point.batch);
         const std::string series = series_name(*c.pattern, scheme, length);
         const auto known =
             std::find_if(study.points.begin(), study.points.end(),
@@ -202,7 +210,8 @@ Study plan_study(const StudySpec& spec) {
       }
   if (study.points.empty()) {
     std::string why;
-    for (const LeftOut& left : study.left_out) why += fmt::format("\n  {}: {}", left.name, left.why);
+    for (const LeftOut& left : study.left_out)
+      why += fmt::format("\n  {}: {}", left.name, left.why);
     fail_usage("scale: no point of the study can be run:{}", why);
   }
   return study;
@@ -231,7 +240,8 @@ MeshConfig parse_mesh(const std::string& text) {
         text);
   MeshConfig mesh;
   mesh.data = sizes[0], mesh.context = sizes[1], mesh.tensor = sizes[2];
-  if (std::int64_t{std::max(1, sizes[0])} * std::max(1, sizes[1]) * std::max(1, sizes[2]) > (1 << 20))
+  if (std::int64_t{std::max(1, sizes[0])} * std::max(1, sizes[1]) * std::max(1, sizes[2]) >
+      (1 << 20))
     fail_usage("scale: --mesh {}: more than {} ranks", text, 1 << 20);
   return mesh;
 }

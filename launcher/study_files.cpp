@@ -57,9 +57,10 @@ io::Descriptor locked(const std::string& path) {
   io::Descriptor lock(::open((path + "/.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
   if (!lock) io::fail_errno(path, "cannot write into the study", errno);
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
-    fail("{} is the study of a longspan scale that goes on: wait for its end, or set --output to "
-         "another place",
-         path);
+    fail(
+        "{} is the study of a longspan scale that goes on: wait for its end, or set --output to "
+        "another place",
+        path);
   return lock;
 }
 
@@ -118,8 +119,8 @@ StudySpec parse_study(const std::string& text, const RunConfig& config, const st
     fail_damaged("{} is not the study of a longspan scale: {}: remove the folder to begin anew",
                  path, e.what());
   }
-  if (spec.ranks.empty() || spec.lengths.empty() || spec.repeats < 1 ||
-      spec.steps <= spec.warmup || spec.warmup < 0 || spec.repeats > 1000 ||
+  if (spec.ranks.empty() || spec.lengths.empty() || spec.repeats < 1 || spec.steps <= spec.warmup ||
+      spec.warmup < 0 || spec.repeats > 1000 ||
       std::any_of(spec.ranks.begin(), spec.ranks.end(), [](int n) { return n < 1; }))
     fail_damaged("{}: ranks, lengths, repeats or steps cannot be: remove the folder to begin anew",
                  path);

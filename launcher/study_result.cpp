@@ -108,12 +108,12 @@ PointResult summary_of(const StudyPoint& point, const std::vector<std::optional<
     if (runs[r]->failed() && result.error.empty()) result.error = runs[r]->error;
   }
   result.done = static_cast<std::int64_t>(done.size());
-  result.failed = std::count_if(runs.begin(), runs.end(),
-                                [](const auto& run) { return run && run->failed(); });
+  result.failed =
+      std::count_if(runs.begin(), runs.end(), [](const auto& run) { return run && run->failed(); });
   const bool all = result.done + result.failed == static_cast<std::int64_t>(runs.size());
-  result.state = running           ? "running"
-                 : waiting         ? "waiting"
-                 : !all            ? (result.done > 0 ? "incomplete" : "not run")
+  result.state = running             ? "running"
+                 : waiting           ? "waiting"
+                 : !all              ? (result.done > 0 ? "incomplete" : "not run")
                  : result.failed > 0 ? "failed"
                                      : "done";
   std::vector<double> seconds;
@@ -127,8 +127,7 @@ PointResult summary_of(const StudyPoint& point, const std::vector<std::optional<
   if (!done.empty()) {
     result.host = done.front()->host, result.processor = done.front()->processor;
     result.calibration = done.front()->calibration;
-    result.median.tokens_per_second =
-        static_cast<double>(point.tokens()) / result.median.seconds;
+    result.median.tokens_per_second = static_cast<double>(point.tokens()) / result.median.seconds;
   }
   return result;
 }
@@ -161,8 +160,7 @@ const std::vector<NumberField>& number_fields() {
        &N::memory_resident},
       {"context_sent_bytes", "B", "sent by a rank in a step over mesh.context", &N::sent_context},
       {"tensor_sent_bytes", "B", "the same over mesh.tensor", &N::sent_tensor},
-      {"gradient_sent_bytes", "B", "the same for gradients and shared weights",
-       &N::sent_gradients},
+      {"gradient_sent_bytes", "B", "the same for gradients and shared weights", &N::sent_gradients},
       {"context_formula_bytes", "B", "what the formula says", &N::formula_context},
       {"tensor_formula_bytes", "B", "what the formula says", &N::formula_tensor},
       {"gradient_formula_bytes", "B", "what the formula says", &N::formula_gradients},
@@ -216,9 +214,10 @@ std::optional<RunResult> read_result(const std::string& text) {
   return result;
 }
 
-std::vector<PointResult> summarise(const StudySpec& spec, const Study& study,
-                                   const std::vector<std::vector<std::optional<RunResult>>>& results,
-                                   const std::vector<std::vector<Unfinished>>& unfinished) {
+std::vector<PointResult> summarise(
+    const StudySpec& spec, const Study& study,
+    const std::vector<std::vector<std::optional<RunResult>>>& results,
+    const std::vector<std::vector<Unfinished>>& unfinished) {
   std::vector<PointResult> all;
   for (std::size_t p = 0; p < study.points.size(); ++p)
     all.push_back(summary_of(study.points[p], results[p], unfinished[p]));
@@ -231,8 +230,8 @@ std::vector<PointResult> summarise(const StudySpec& spec, const Study& study,
     const PointResult* base = nullptr;
     for (const PointResult& other : all) {
       const auto& series = other.point.series;
-      if (other.done == 0 || std::find(series.begin(), series.end(),
-                                       result.point.series.front()) == series.end())
+      if (other.done == 0 ||
+          std::find(series.begin(), series.end(), result.point.series.front()) == series.end())
         continue;
       if (base == nullptr || other.point.ranks() < base->point.ranks()) base = &other;
     }

@@ -74,9 +74,10 @@ struct PointResult {
 };
 
 /// `results[p][r]`, `unfinished[p][r]`: of point p, repeat r. Pure.
-std::vector<PointResult> summarise(const StudySpec& spec, const Study& study,
-                                   const std::vector<std::vector<std::optional<RunResult>>>& results,
-                                   const std::vector<std::vector<Unfinished>>& unfinished);
+std::vector<PointResult> summarise(
+    const StudySpec& spec, const Study& study,
+    const std::vector<std::vector<std::optional<RunResult>>>& results,
+    const std::vector<std::vector<Unfinished>>& unfinished);
 
 /// The middle one; of an even number the mean of the two in the middle. NaNs do not count; NaN of
 /// none.

@@ -111,13 +111,13 @@ std::vector<PointResult> StudyState::rows(const StudyFolder& folder) const {
 std::vector<std::string> launch_arguments(const StudyFolder& folder, std::size_t point,
                                           std::int64_t repeat) {
   const StudyPoint& p = folder.study().points[point];
-  std::vector<std::string> words = {"launch",         "--ranks", std::to_string(p.ranks()),
-                                    "--max-restarts", "0",       "--config",
-                                    folder.config_path()};
+  std::vector<std::string> words = {
+      "launch", "--ranks",  std::to_string(p.ranks()), "--max-restarts",
+      "0",      "--config", folder.config_path()};
   const std::vector<std::string> settings = settings_of(p);
   words.insert(words.end(), settings.begin(), settings.end());
-  words.insert(words.end(), {"--run.name", p.name, "--run.directory",
-                             folder.run_directory(point, repeat)});
+  words.insert(words.end(),
+               {"--run.name", p.name, "--run.directory", folder.run_directory(point, repeat)});
   return words;
 }
 
@@ -151,7 +151,7 @@ int run_child(const std::vector<std::string>& words, const std::string& out,
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-StudyState run_study(const StudyFolder& folder) {
+StudyState run_study(const StudyFolder& folder, const Say& say) {
   const StopSignals signals;
   const auto& points = folder.study().points;
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
@@ -187,9 +187,9 @@ StudyState run_study(const StudyFolder& folder) {
       folder.write_result(p, repeat, *result);
       remove_checkpoints(directory);
       folder.write_tables(state.rows(folder));
-      log::info("{} of {}: {}{}: {}", number, all, points[p].name,
-                folder.spec().repeats > 1 ? fmt::format(", run {}", repeat + 1) : "",
-                outcome_text(*result));
+      say(fmt::format("{} of {}: {}{}: {}", number, all, points[p].name,
+                      folder.spec().repeats > 1 ? fmt::format(", run {}", repeat + 1) : "",
+                      outcome_text(*result)));
     }
   return state;
 }

@@ -2,6 +2,7 @@
 /// it), each by `longspan launch`, or as Slurm jobs. What has a result is not run again.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,9 @@
 #include "parallel/error.hpp"
 
 namespace longspan::launcher {
+
+/// Told how the study goes on, a line at a time.
+using Say = std::function<void(const std::string&)>;
 
 /// How far a study has come.
 struct StudyState {
@@ -23,11 +27,11 @@ struct StudyState {
 /// what changes on the machine meanwhile meets all points alike. A run that fails has a result that
 /// says so. SIGINT, SIGTERM, SIGHUP and SIGUSR1 end the study after they have ended the run; that
 /// one begins anew next time. The tables of the folder are made anew after every run.
-StudyState run_study(const StudyFolder& folder);
+StudyState run_study(const StudyFolder& folder, const Say& say);
 
 /// Submits a job for each run that has neither a result nor a job, and takes the results of those
 /// that are over. Throws Error if Slurm refuses a job: those before it stay submitted.
-StudyState submit_study(const StudyFolder& folder);
+StudyState submit_study(const StudyFolder& folder, const Say& say);
 
 /// What `longspan launch` is told for a run.
 std::vector<std::string> launch_arguments(const StudyFolder& folder, std::size_t point,

@@ -63,7 +63,7 @@ std::string submit_run(const StudyFolder& folder, std::size_t point, std::int64_
 
 }  // namespace
 
-StudyState submit_study(const StudyFolder& folder) {
+StudyState submit_study(const StudyFolder& folder, const Say& say) {
   const auto& points = folder.study().points;
   const auto repeats = static_cast<std::size_t>(folder.spec().repeats);
   StudyState state;
@@ -73,8 +73,8 @@ StudyState submit_study(const StudyFolder& folder) {
   for (std::size_t p = 0; p < points.size(); ++p)
     for (std::size_t r = 0; r < repeats; ++r)
       if (!state.results[p][r])
-        if (const std::string job = newest_job(
-                read_history(folder.run_directory(p, static_cast<std::int64_t>(r))));
+        if (const std::string job =
+                newest_job(read_history(folder.run_directory(p, static_cast<std::int64_t>(r))));
             !job.empty())
           jobs.push_back(job);
   const Queue queue = ask_queue(jobs);
@@ -100,7 +100,7 @@ StudyState submit_study(const StudyFolder& folder) {
         result.emplace().error = failure_of(facts, status);
       } else {
         const std::string job = submit_run(folder, p, repeat);
-        log::info("submitted job {}: {}, run {}", job, points[p].name, r + 1);
+        say(fmt::format("submitted job {}: {}, run {}", job, points[p].name, r + 1));
         continue;
       }
       folder.write_result(p, repeat, *result);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -20,9 +21,7 @@ std::vector<StudyColumn> make_columns() {
       {"point", "", "its name, and that of its folder under runs/",
        [](S, Row r) { return Cell(r.point.name); }, nullptr},
       {"series", "", "points that differ in their ranks only",
-       [](S s, Row r) {
-         return Cell(s.series[static_cast<std::size_t>(r.point.series.front())]);
-       },
+       [](S s, Row r) { return Cell(s.series[static_cast<std::size_t>(r.point.series.front())]); },
        nullptr},
       {"state", "", "done, failed, incomplete, running, waiting or not run",
        [](S, Row r) { return Cell(r.state); }, nullptr},
@@ -40,8 +39,8 @@ std::vector<StudyColumn> make_columns() {
        [](S, Row r) { return Cell(std::int64_t{r.point.mesh.tensor}); }, nullptr},
       {"scheme", "", "attention.scheme; - where no sequence is shared",
        [](S, Row r) { return Cell(scheme_text(r.point)); }, nullptr},
-      {"sequence_length", "tokens", "of a sequence",
-       [](S, Row r) { return Cell(r.point.length); }, nullptr},
+      {"sequence_length", "tokens", "of a sequence", [](S, Row r) { return Cell(r.point.length); },
+       nullptr},
       {"global_batch", "sequences", "of a step", [](S, Row r) { return Cell(r.point.batch); },
        nullptr},
       {"repeats_done", "", "runs that the medians are of", [](S, Row r) { return Cell(r.done); },
@@ -54,8 +53,8 @@ std::vector<StudyColumn> make_columns() {
        nullptr},
       {"seconds_per_step_max", "s", "of the repeats", [](S, Row r) { return Cell(r.seconds_max); },
        nullptr},
-      {"baseline", "", "the smallest point of the series", [](S, Row r) { return Cell(r.baseline); },
-       nullptr},
+      {"baseline", "", "the smallest point of the series",
+       [](S, Row r) { return Cell(r.baseline); }, nullptr},
       {"speedup", "1", "tokens per second over those of the baseline",
        [](S, Row r) { return Cell(r.speedup); }, nullptr},
       {"speedup_ideal", "1", "ranks over those of the baseline",
@@ -74,9 +73,10 @@ std::vector<StudyColumn> make_columns() {
 
 std::string csv_quoted(const std::string& text) {
   if (text.find_first_of(",\"\n\r") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
+  std::string quoted(1, '"');
+  for (const char c : text) quoted.append(c == '"' ? 2 : 1, c);
+  quoted.push_back('"');
+  return quoted;
 }
 
 std::string csv_cell(const Cell& cell) {
@@ -112,12 +112,13 @@ const std::vector<StudyColumn>& study_columns() {
 std::string study_csv(const Study& study, const std::vector<PointResult>& rows) {
   std::string text;
   for (const StudyColumn& column : study_columns())
-    text += (text.empty() ? "" : ",") + column.name;
+    text += fmt::format("{}{}", text.empty() ? "" : ",", column.name);
   text += "\r\n";
   for (const PointResult& row : rows) {
     std::string line;
     for (const StudyColumn& column : study_columns())
-      line += (&column == &study_columns().front() ? "" : ",") + csv_cell(column.cell(study, row));
+      line += fmt::format("{}{}", &column == &study_columns().front() ? "" : ",",
+                          csv_cell(column.cell(study, row)));
     text += line + "\r\n";
   }
   return text;
@@ -172,9 +173,10 @@ std::string study_json(const StudySpec& spec, const Study& study,
 std::string study_text(const StudySpec& spec, const Study& study,
                        const std::vector<PointResult>& rows) {
   using Align = Table::Align;
-  std::string text = fmt::format(
-      "{} scaling, {} steps a run without the first {}, {} run{} a point\n", scaling_text(spec.scaling),
-      spec.steps - spec.warmup, spec.warmup, spec.repeats, spec.repeats == 1 ? "" : "s");
+  std::string text =
+      fmt::format("{} scaling, {} steps a run without the first {}, {} run{} a point\n",
+                  scaling_text(spec.scaling), spec.steps - spec.warmup, spec.warmup, spec.repeats,
+                  spec.repeats == 1 ? "" : "s");
   for (std::size_t s = 0; s < study.series.size(); ++s) {
     Table table({{"ranks"},
                  {"mesh", Align::kLeft},
@@ -201,19 +203,19 @@ std::string study_text(const StudySpec& spec, const Study& study,
       const double sent = n.sent_context + n.sent_tensor + n.sent_gradients,
                    formula = n.formula_context + n.formula_tensor + n.formula_gradients,
                    exposed = n.context_exposed + n.tensor_exposed + n.gradient_exposed;
-      table.add({std::to_string(row.point.ranks()), mesh_text(row.point.mesh),
-                 scheme_text(row.point), std::to_string(row.point.length),
-                 std::to_string(row.point.batch), shown(n.seconds, "{:.4g}"),
-                 row.done > 1 ? fmt::format("{:.4g}..{:.4g}", row.seconds_min, row.seconds_max)
-                              : "",
-                 shown(n.tokens_per_second, "{:.5g}"), shown(row.speedup, "{:.2f}"),
-                 shown(100 * row.efficiency, "{:.0f} %"), shown(100 * exposed / n.seconds, "{:.1f} %"),
-                 mib(n.memory_allocated), shown(n.memory_allocated / n.memory_predicted, "{:.2f}"),
-                 mib(sent), formula > 0 ? shown(sent / formula, "{:.2f}") : "",
-                 shown(n.predicted_seconds, "{:.4g}"),
-                 row.state == "done"    ? ""
-                 : row.error.empty()    ? row.state
-                                        : row.state + ": " + row.error});
+      table.add(
+          {std::to_string(row.point.ranks()), mesh_text(row.point.mesh), scheme_text(row.point),
+           std::to_string(row.point.length), std::to_string(row.point.batch),
+           shown(n.seconds, "{:.4g}"),
+           row.done > 1 ? fmt::format("{:.4g}..{:.4g}", row.seconds_min, row.seconds_max) : "",
+           shown(n.tokens_per_second, "{:.5g}"), shown(row.speedup, "{:.2f}"),
+           shown(100 * row.efficiency, "{:.0f} %"), shown(100 * exposed / n.seconds, "{:.1f} %"),
+           mib(n.memory_allocated), shown(n.memory_allocated / n.memory_predicted, "{:.2f}"),
+           mib(sent), formula > 0 ? shown(sent / formula, "{:.2f}") : "",
+           shown(n.predicted_seconds, "{:.4g}"),
+           row.state == "done" ? ""
+           : row.error.empty() ? row.state
+                               : row.state + ": " + row.error});
     }
     text += fmt::format("\n{}\n{}", study.series[s], table.text());
   }
