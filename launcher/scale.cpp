@@ -148,6 +148,10 @@ StudySpec spec_of(const Arguments& args) {
   keep_different(spec.schemes);
   keep_different(spec.lengths);
   spec.ranks = ranks_of(args, spec);
+  // A rank is the same on every point: one that had all cores to itself on the smallest one would
+  // hide what more ranks are good for.
+  if (!spec.submit && spec.config.run.threads == 0)
+    spec.config.run.threads = std::max(1, usable_cores().count / spec.ranks.back());
   return spec;
 }
 
@@ -221,7 +225,9 @@ ExitStatus scale_command(const std::vector<std::string>& arguments) {
       arguments, "scale",
       "runs a configuration on several numbers of ranks, meshes, attention schemes and lengths, a "
       "few steps each, and says how it scales: a table, results.h5, results.csv and report.html "
-      "in the folder of the study. Points run one after the other, or as Slurm jobs. The same "
+      "in the folder of the study. Points run one after the other, every rank on all of them with "
+      "the same number of threads (run.threads; else cores / most ranks), or as Slurm jobs. The "
+      "same "
       "command, or --output alone, goes on where a study was ended or killed; a point that fails "
       "is kept and marked. Exit status 1: points failed; 75: not complete yet",
       {{"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"},

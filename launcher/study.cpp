@@ -112,6 +112,25 @@ int index_of(std::vector<std::string>& names, const std::string& name) {
   return static_cast<int>(names.size()) - 1;
 }
 
+Placement placement_of(const StudySpec& spec, int ranks) {
+  return {ranks, spec.ranks_per_node > 0 ? spec.ranks_per_node : ranks};
+}
+
+model::SchemeChoice choice_of(const StudySpec& spec, const StudyPoint& point,
+                              const RunConfig& config) {
+  return scheme_of(config, point.mesh,
+                   placement_of(spec, point.ranks()).context_per_node(point.mesh));
+}
+
+/// What auto comes to; auto where the point has a fault, which objection() finds.
+AttentionSchemeKind what_auto_takes(const StudySpec& spec, const StudyPoint& point) {
+  try {
+    return choice_of(spec, point, config_of(spec, point)).scheme;
+  } catch (const Error&) {
+    return AttentionSchemeKind::kAuto;
+  }
+}
+
 /// Why a point cannot be run, in one line; empty = it can.
 std::string objection(const StudySpec& spec, const StudyPoint& point) {
   if (spec.ranks_per_node > 0 && point.ranks() > spec.ranks_per_node &&
@@ -120,12 +139,8 @@ std::string objection(const StudySpec& spec, const StudyPoint& point) {
                        spec.ranks_per_node);
   try {
     const RunConfig config = config_of(spec, point);
-    const Placement placement{point.ranks(),
-                              spec.ranks_per_node > 0 ? spec.ranks_per_node : point.ranks()};
-    const model::SchemeChoice choice =
-        scheme_of(config, point.mesh, placement.context_per_node(point.mesh));
-    if (point.scheme_matters() && point.scheme != AttentionSchemeKind::kAuto &&
-        choice.scheme != point.scheme)
+    const model::SchemeChoice choice = choice_of(spec, point, config);
+    if (point.scheme_matters() && choice.scheme != point.scheme)
       return fmt::format("attention.scheme={} would be {}: {}", scheme_text(point.scheme),
                          scheme_text(choice.scheme), choice.why);
     if (config.memory.budget > 0)
@@ -186,10 +201,11 @@ Study plan_study(const StudySpec& spec) {
         point.length = spec.scaling == Scaling::kWeakLength ? length * c.ranks : length;
         point.batch = spec.scaling == Scaling::kWeakBatch ? rank_batch * c.ranks : batch;
         point.nodes = spec.ranks_per_node > 0 ? std::max(1, c.ranks / spec.ranks_per_node) : 1;
+        if (point.scheme == AttentionSchemeKind::kAuto) point.scheme = what_auto_takes(spec, point);
         point.name = fmt::format(
             "{}-rank{}-{}{}-{}-b{}", c.ranks, c.ranks == 1 ? "" : "s", mesh_text(point.mesh),
-            point.scheme_matters() ? fmt::format("-{}", scheme_text(scheme)) : "", point.length,
-            point.batch);
+            point.scheme_matters() ? fmt::format("-{}", scheme_text(point.scheme)) : "",
+            point.length, point.batch);
         const std::string series = series_name(*c.pattern, scheme, length);
         const auto known =
             std::find_if(study.points.begin(), study.points.end(),

@@ -38,7 +38,7 @@ struct StudySpec {
 struct StudyPoint {
   std::string name;  ///< also of its folder: "2-ranks-1x2x1-ring-4096-b8"
   MeshShape mesh;
-  /// As asked for; ring where nothing is shared: `scheme_matters` tells.
+  /// What auto has chosen where it was asked for; ring where nothing is shared.
   model::AttentionSchemeKind scheme = model::AttentionSchemeKind::kRing;
   std::int64_t length = 0, batch = 0;  ///< tokens of a sequence, sequences of a step
   int nodes = 1;

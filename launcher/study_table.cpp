@@ -202,14 +202,16 @@ std::string study_text(const StudySpec& spec, const Study& study,
       const RunNumbers& n = row.median;
       const double sent = n.sent_context + n.sent_tensor + n.sent_gradients,
                    formula = n.formula_context + n.formula_tensor + n.formula_gradients,
-                   exposed = n.context_exposed + n.tensor_exposed + n.gradient_exposed;
+                   exposed = n.context_exposed + n.tensor_exposed + n.gradient_exposed,
+                   whole =
+                       n.linear + n.attention + n.other_kernels + exposed + n.data_wait + n.rest;
       table.add(
           {std::to_string(row.point.ranks()), mesh_text(row.point.mesh), scheme_text(row.point),
            std::to_string(row.point.length), std::to_string(row.point.batch),
            shown(n.seconds, "{:.4g}"),
            row.done > 1 ? fmt::format("{:.4g}..{:.4g}", row.seconds_min, row.seconds_max) : "",
            shown(n.tokens_per_second, "{:.5g}"), shown(row.speedup, "{:.2f}"),
-           shown(100 * row.efficiency, "{:.0f} %"), shown(100 * exposed / n.seconds, "{:.1f} %"),
+           shown(100 * row.efficiency, "{:.0f} %"), shown(100 * exposed / whole, "{:.1f} %"),
            mib(n.memory_allocated), shown(n.memory_allocated / n.memory_predicted, "{:.2f}"),
            mib(sent), formula > 0 ? shown(sent / formula, "{:.2f}") : "",
            shown(n.predicted_seconds, "{:.4g}"),
