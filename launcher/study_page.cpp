@@ -61,6 +61,9 @@ Chart over_ranks(const Study& study, const std::vector<PointResult>& rows,
       line.low.push_back(y * row->median.seconds / row->seconds_max);
       line.high.push_back(y * row->median.seconds / row->seconds_min);
     }
+    // Several meshes of as many ranks are no line.
+    if (std::adjacent_find(line.x.begin(), line.x.end()) != line.x.end())
+      line.style = Series::Style::kPoints;
     if (!line.x.empty()) chart.series.push_back(std::move(line));
   }
   return chart;

@@ -140,7 +140,7 @@ TEST_F(Scale, TwoMeshesOfOneAndTwoRanks) {
        "    if f[name].dtype.kind == 'S': assert value.decode() == row[name], name\n"
        "    elif row[name] == '': assert math.isnan(value), name\n"
        "    else: assert value == float(row[name]), name\n"
-       "print(sum(f['ranks'][:]), f['seconds_per_step'].attrs['unit'])\n",
+       "print(sum(f['ranks'][:]), f['seconds_per_step'].attrs['unit'].decode())\n",
        output});
   EXPECT_EQ(compared.status, 0) << compared.err;
   EXPECT_EQ(compared.out, "5 s\n");

@@ -95,7 +95,8 @@ TEST(Study, WhatCannotExistIsLeftOutWithTheReason) {
             std::string::npos);
   for (const LeftOut& left : study.left_out)
     EXPECT_EQ(left.why.find('\n'), std::string::npos) << left.why;
-  EXPECT_EQ(names(study), (Names{"2-ranks-2x1x1-8-b8", "2-ranks-1x1x2-8-b8"}));
+  EXPECT_EQ(names(study),
+            (Names{"2-ranks-2x1x1-8-b8", "2-ranks-1x1x2-8-b8", "16-ranks-8x1x2-8-b8"}));
 }
 
 TEST(Study, BudgetAndNodesLeaveOutToo) {
@@ -106,7 +107,7 @@ TEST(Study, BudgetAndNodesLeaveOutToo) {
   spec.config.memory.budget = 24 << 20;
   const Study study = plan_study(spec);
   EXPECT_NE(why(study, "1-rank-1x1x1-4096-b8").find("memory.budget"), std::string::npos);
-  EXPECT_EQ(names(study), (Names{"4-ranks-1x4x1-ring-4096-b8"}));
+  EXPECT_EQ(names(study), (Names{"2-ranks-1x2x1-ring-4096-b8", "4-ranks-1x4x1-ring-4096-b8"}));
   EXPECT_EQ(study.points[0].series, std::vector<int>{0});
 
   spec = small_spec();
