@@ -244,8 +244,15 @@ Page study_page(const std::string& name, const StudySpec& spec, const Study& stu
                         "not counted",
                         scaling_text(spec.scaling), done, rows.size(), spec.repeats,
                         spec.repeats == 1 ? "" : "s", spec.steps, spec.warmup));
-  for (const PointResult& row : rows)
-    if (!row.error.empty()) page.warning(fmt::format("{} failed: {}", row.point.name, row.error));
+  const auto broken = [](const PointResult& row) { return !row.error.empty(); };
+  if (const auto first = std::find_if(rows.begin(), rows.end(), broken); first != rows.end()) {
+    const auto others = std::count_if(first + 1, rows.end(), broken);
+    page.warning(fmt::format("{} failed: {}{}", first->point.name, first->error,
+                             others == 0 ? ""
+                                         : fmt::format(" (and {} other point{}: see what failed "
+                                                       "under Every point)",
+                                                       others, others == 1 ? "" : "s")));
+  }
   const bool any =
       std::any_of(rows.begin(), rows.end(), [](const PointResult& row) { return row.done > 0; });
   if (any) {
