@@ -57,6 +57,11 @@ Attempt claim_of(const std::string& checkpoints, std::int64_t number) {
   return attempt_from(text_of(fmt::format("{}/{}/claim", checkpoints, owner_name(number))));
 }
 
+Refused overtaken(const std::string& checkpoints) {
+  return Refused("another start of this run has taken " + checkpoints +
+                 " at the same moment: start one only");
+}
+
 /// A folder with the claim in it, under a name that nobody else uses; the claim's second line is
 /// that name, so that no two claims are the same.
 std::string make_draft(const std::string& checkpoints, const Attempt& attempt) {
@@ -67,16 +72,20 @@ std::string make_draft(const std::string& checkpoints, const Attempt& attempt) {
       std::chrono::system_clock::now().time_since_epoch().count());  // for a unique name only
   make_directory(draft);
   const std::string claim = draft + "/claim", text = to_text(attempt) + base_name(draft) + "\n";
-  std::FILE* file = std::fopen(claim.c_str(), "we");
-  bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  const int failure = errno;
-  if (file != nullptr) good = std::fclose(file) == 0 && good;
-  if (!good) {
+  try {
+    std::FILE* file = std::fopen(claim.c_str(), "we");
+    bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+    const int failure = errno;
+    if (file != nullptr) good = std::fclose(file) == 0 && good;
+    if (!good) fail_errno(claim, "cannot write", failure);
+    sync_file(claim);
+    sync_directory(draft);
+  } catch (const Error&) {
+    // Another start throws away the drafts that it finds.
+    if (!path_exists(draft)) throw overtaken(checkpoints);
     remove_path(draft);
-    fail_errno(claim, "cannot write", failure);
+    throw;
   }
-  sync_file(claim);
-  sync_directory(draft);
   return draft;
 }
 
@@ -177,12 +186,13 @@ Fence::Claim Fence::take() const {
   Claim claim;
   claim.text = text_of(draft + "/claim");
   // What another start has thrown away with its predecessor's is as good as overtaken.
-  const auto overtaken = [&](std::int64_t number) {
-    remove_stubbornly(draft);
-    throw Refused(
-        fmt::format("another start of this run has taken {} at the same moment (owner {}): start "
-                    "one only",
-                    checkpoints_, number));
+  const auto leave = [&](const std::string& remains) {
+    try {
+      remove_stubbornly(remains);
+    } catch (const Error&) {
+      // Whoever was faster removes it as well.
+    }
+    throw overtaken(checkpoints_);
   };
   for (;;) {
     const auto owners = owners_of(checkpoints_);
@@ -197,19 +207,27 @@ Fence::Claim Fence::take() const {
     claim.number = newest + 1;
     claim.folder = checkpoints_ + "/" + owner_name(claim.number);
     if (std::rename(draft.c_str(), claim.folder.c_str()) == 0) break;
-    if (errno == ENOENT) overtaken(newest);
+    if (errno == ENOENT) leave(draft);
     if (errno == EEXIST || errno == ENOTEMPTY) continue;  // somebody was faster: a newer owner
     const int failure = errno;
     remove_path(draft);
     fail_errno(claim.folder, "cannot create the folder", failure);
   }
-  sync_directory(checkpoints_);
   // A slow start may have taken a number that was already another's past.
-  if (const auto owners = owners_of(checkpoints_); owners.empty() || owners.back() > claim.number) {
-    remove_stubbornly(claim.folder);
-    overtaken(owners.empty() ? claim.number : owners.back());
+  const auto leave_if_overtaken = [&] {
+    const auto owners = owners_of(checkpoints_);
+    if (owners.empty() || owners.back() > claim.number) leave(claim.folder);
+  };
+  try {
+    sync_directory(checkpoints_);
+    leave_if_overtaken();
+    remove_predecessors(checkpoints_, claim.number);
+  } catch (const Refused&) {
+    throw;
+  } catch (const Error&) {
+    leave_if_overtaken();
+    throw;
   }
-  remove_predecessors(checkpoints_, claim.number);
   return claim;
 }
 

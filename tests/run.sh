@@ -67,7 +67,7 @@ if [[ $quick == no ]]; then
   names=()
   for source in tests/*/*_test.cpp; do
     head -n 6 "$source" | grep -qE '^// (ranks|label: slow)' && continue
-    grep -q 'support/process.hpp' "$source" && continue
+    grep -qE 'support/process.hpp|/layout_runs.hpp' "$source" && continue
     names+=("$(basename "$source" .cpp)")
   done
   step "sanitizer build of ${#names[@]} tests"

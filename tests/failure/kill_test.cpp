@@ -116,32 +116,12 @@ class Kill : public testing::Test {
     ASSERT_EQ(r.status, 0) << r.err;
   }
   std::vector<std::string> command(const std::string& run) const {
-    return {testing_support::longspan_path(),
-            "launch",
-            "--max-restarts",
-            "0",
-            "--ranks",
-            "2",
-            "--config",
-            LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
-            "--data.path",
-            data_,
-            "--run.directory",
-            run,
-            "--data.sequence-length",
-            "64",
-            "--mesh.context",
-            "2",
-            "--train.steps",
-            "60",
-            "--train.validate-every",
-            "0",
-            "--checkpoint.every",
-            "1",
-            "--log.every",
-            "1000",
-            "--checkpoint.keep",
-            "2"};
+    auto all = testing_support::launch_tiny(
+        2, data_, run,
+        "--max-restarts 0 --mesh.context 2 --train.steps 60 --train.validate-every 0 "
+        "--checkpoint.every 1 --log.every 1000 --checkpoint.keep 2");
+    all.insert(all.begin(), testing_support::longspan_path());
+    return all;
   }
   /// Starts the command with its output in a file; the caller waits for the process.
   pid_t start(const std::string& run) const {

@@ -72,27 +72,10 @@ class LaunchFailure : public testing::Test {
     ASSERT_EQ(r.status, 0) << r.err;
   }
   std::vector<std::string> words(const std::string& run, std::vector<std::string> more = {}) const {
-    std::vector<std::string> all = {testing_support::longspan_path(),
-                                    "launch",
-                                    "--ranks",
-                                    "2",
-                                    "--config",
-                                    LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
-                                    "--data.path",
-                                    data_,
-                                    "--run.directory",
-                                    run,
-                                    "--data.sequence-length",
-                                    "64",
-                                    "--mesh.context",
-                                    "2",
-                                    "--train.steps",
-                                    "60",
-                                    "--train.validate-every",
-                                    "0",
-                                    "--checkpoint.every",
-                                    "5"};
-    all.insert(all.end(), more.begin(), more.end());
+    std::vector<std::string> all = testing_support::launch_tiny(
+        2, data_, run,
+        "--mesh.context 2 --train.steps 60 --train.validate-every 0 --checkpoint.every 5", more);
+    all.insert(all.begin(), testing_support::longspan_path());
     return all;
   }
   ProcessResult launch(const std::string& run, const std::vector<std::string>& more = {}) const {

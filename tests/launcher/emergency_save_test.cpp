@@ -41,27 +41,9 @@ class Stop : public testing::Test {
     ASSERT_EQ(r.status, 0) << r.err;
   }
   ProcessResult train(const std::string& run, std::vector<std::string> more = {}) const {
-    std::vector<std::string> all = {"launch",
-                                    "--ranks",
-                                    "2",
-                                    "--config",
-                                    LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
-                                    "--data.path",
-                                    data_,
-                                    "--run.directory",
-                                    run,
-                                    "--data.sequence-length",
-                                    "64",
-                                    "--mesh.context",
-                                    "2",
-                                    "--train.steps",
-                                    "40",
-                                    "--checkpoint.every",
-                                    "2",
-                                    "--log.every",
-                                    "1000"};
-    all.insert(all.end(), more.begin(), more.end());
-    return longspan(all);
+    return longspan(testing_support::launch_tiny(
+        2, data_, run, "--mesh.context 2 --train.steps 40 --checkpoint.every 2 --log.every 1000",
+        more));
   }
   /// Trains and does `act` once `moment` has come.
   ProcessResult train_and(const std::string& run, const std::function<bool()>& moment,

@@ -72,29 +72,11 @@ class SaveFailure : public testing::TestWithParam<const char*> {
     ASSERT_EQ(r.status, 0) << r.err;
   }
   ProcessResult train(const std::string& run, int steps, int keep) const {
-    return longspan({"launch",
-                     "--ranks",
-                     "2",
-                     "--max-restarts",
-                     "0",
-                     "--config",
-                     LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
-                     "--data.path",
-                     data_,
-                     "--run.directory",
-                     run,
-                     "--data.sequence-length",
-                     "64",
-                     "--train.steps",
-                     std::to_string(steps),
-                     "--train.validate-every",
-                     "0",
-                     "--checkpoint.every",
-                     "2",
-                     "--checkpoint.keep",
-                     std::to_string(keep),
-                     "--checkpoint.overlap",
-                     GetParam()});
+    return longspan(testing_support::launch_tiny(
+        2, data_, run,
+        "--max-restarts 0 --train.validate-every 0 --checkpoint.every 2 --train.steps " +
+            std::to_string(steps) + " --checkpoint.keep " + std::to_string(keep) +
+            " --checkpoint.overlap " + GetParam()));
   }
   static int steps_of(const std::string& run) {
     std::ifstream file(run + "/metrics.jsonl");

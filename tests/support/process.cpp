@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <sstream>
 #include <stdexcept>
 
 namespace longspan::testing_support {
@@ -58,6 +59,26 @@ ProcessResult run_process(const std::vector<std::string>& arguments,
   ::waitpid(child, &status, 0);
   result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   return result;
+}
+
+std::vector<std::string> launch_tiny(int ranks, const std::string& data, const std::string& run,
+                                     const std::string& settings,
+                                     const std::vector<std::string>& more) {
+  std::vector<std::string> all = {"launch",
+                                  "--ranks",
+                                  std::to_string(ranks),
+                                  "--config",
+                                  LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
+                                  "--data.path",
+                                  data,
+                                  "--run.directory",
+                                  run,
+                                  "--data.sequence-length",
+                                  "64"};
+  std::istringstream words(settings);
+  for (std::string word; words >> word;) all.push_back(word);
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
 }
 
 std::string longspan_path() {

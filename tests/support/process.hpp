@@ -22,6 +22,12 @@ ProcessResult run_process(const std::vector<std::string>& arguments,
 ProcessResult longspan(std::vector<std::string> arguments);
 std::string longspan_path();
 
+/// Arguments of `longspan launch` (without the program) for configs/tiny.ini on `ranks` ranks, with
+/// sequences of 64 tokens of `data` into `run`; `settings`: more words, blanks between them.
+std::vector<std::string> launch_tiny(int ranks, const std::string& data, const std::string& run,
+                                     const std::string& settings,
+                                     const std::vector<std::string>& more = {});
+
 /// Processes that run `longspan <command>` with `word` among its arguments: "train" and a run
 /// directory finds the ranks of a run, "launch" what started them.
 std::vector<pid_t> processes_of(const std::string& command, const std::string& word);
