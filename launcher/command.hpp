@@ -1,6 +1,6 @@
 /// The table of subcommands, one file each: train.cpp, launch.cpp, submit.cpp, status.cpp,
 /// stop.cpp, prepare.cpp, convert.cpp, verify.cpp, inspect.cpp, generate.cpp, doctor.cpp,
-/// plan_command.cpp, config_command.cpp, report.cpp.
+/// plan_command.cpp, scale.cpp, report.cpp, config_command.cpp.
 #pragma once
 
 #include <string>
@@ -36,6 +36,7 @@ ExitStatus convert_command(const std::vector<std::string>& arguments);
 ExitStatus generate_command(const std::vector<std::string>& arguments);
 ExitStatus doctor_command(const std::vector<std::string>& arguments);
 ExitStatus plan_command(const std::vector<std::string>& arguments);
+ExitStatus scale_command(const std::vector<std::string>& arguments);
 ExitStatus report_command(const std::vector<std::string>& arguments);
 ExitStatus config_command(const std::vector<std::string>& arguments);
 

@@ -88,6 +88,16 @@ std::int64_t resident_bytes() {
   return status_bytes("VmRSS:");
 }
 
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (!line.starts_with("model name")) continue;
+    const std::size_t at = line.find_first_not_of(" \t", line.find(':') + 1);
+    if (at != std::string::npos) return line.substr(at);
+  }
+  return "unknown";
+}
+
 std::string version_line() {
   return fmt::format("longspan {} ({}), {}, {}, {}, g++ {}", LONGSPAN_VERSION, LONGSPAN_REVISION,
                      parallel::mpi_version(), model::math_library_version(),

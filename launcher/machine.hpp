@@ -27,6 +27,9 @@ std::int64_t peak_resident_bytes();
 /// Resident memory of this process now, bytes (VmRSS).
 std::int64_t resident_bytes();
 
+/// "Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz"; "unknown" where the system does not tell.
+std::string processor_name();
+
 /// "longspan 0.1.0 (git revision), Open MPI 4.1.4, oneDNN 2.6.3, HDF5 1.10.8, g++ 12.2.0": for logs
 /// and checkpoints.
 std::string version_line();

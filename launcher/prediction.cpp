@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "launcher/launch.hpp"
 #include "launcher/machine.hpp"
 #include "parallel/device.hpp"
 #include "parallel/error.hpp"
@@ -17,6 +18,24 @@ double mib(std::int64_t bytes) {
   return static_cast<double>(bytes) / 1048576;
 }
 
+ByAxis mean(const ByAxis& sum, std::int64_t steps) {
+  if (steps < 1) return {};
+  const double n = static_cast<double>(steps);
+  return {sum.context / n, sum.tensor / n, sum.gradients / n};
+}
+
+nlohmann::ordered_json by_axis(double context, double tensor, double gradients) {
+  return {{"context", context}, {"tensor", tensor}, {"gradients", gradients}};
+}
+
+/// Ranks like this one that its node has cores for: with run.threads a run may leave some idle, and
+/// the calibration is of all.
+int ranks_that_fit(int threads, int ranks_on_node) {
+  const Cores cores = usable_cores();
+  const int of_node = cores.all ? cores.count : cores.count * ranks_on_node;
+  return std::max(ranks_on_node, of_node / std::max(1, threads));
+}
+
 /// A step's own: saves are between the steps.
 double step_total(const StepSeconds& seconds) {
   return seconds.total() - seconds.checkpoint;
@@ -24,8 +43,39 @@ double step_total(const StepSeconds& seconds) {
 
 }  // namespace
 
-Outcome measured_outcome(std::vector<double> step_seconds, const Communicator& world) {
+void StepTraffic::begin_step() {
+  sent_before_ = run_.bytes_sent();
+  exposed_before_ = run_.exposed_seconds();
+}
+
+void StepTraffic::end_step() {
+  if (steps_++ == 0) return;
+  const auto add = [](ByAxis& sum, const ByAxis& now, const ByAxis& before) {
+    sum.context += now.context - before.context;
+    sum.tensor += now.tensor - before.tensor;
+    sum.gradients += now.gradients - before.gradients;
+  };
+  add(sent_, run_.bytes_sent(), sent_before_);
+  add(exposed_, run_.exposed_seconds(), exposed_before_);
+}
+
+ByAxis StepTraffic::sent_bytes() const {
+  return mean(sent_, steps_ - 1);
+}
+
+ByAxis StepTraffic::exposed_seconds() const {
+  return mean(exposed_, steps_ - 1);
+}
+
+Outcome measured_outcome(std::vector<double> step_seconds, const StepTraffic& traffic,
+                         const TrainingRun& run) {
+  const Communicator& world = run.mesh().world();
   Outcome outcome;
+  const ByAxis sent = traffic.sent_bytes();
+  outcome.sent_bytes = {world.all_reduce_max(sent.context), world.all_reduce_max(sent.tensor),
+                        world.all_reduce_max(sent.gradients)};
+  outcome.exposed_seconds = traffic.exposed_seconds();
+  outcome.threads = run.threads();
   outcome.allocated_bytes = world.all_reduce_max(cpu_device().peak_bytes());
   outcome.resident_bytes = world.all_reduce_max(peak_resident_bytes());
   outcome.ranks_per_node =
@@ -43,6 +93,10 @@ Prediction predict_run(const TrainingRun& run, int ranks_per_node) {
   const RunConfig& config = run.config();
   Prediction prediction;
   prediction.memory = split_memory(config, run.share(), run.memory_estimate());
+  const KeepCounts keeps = count_keeps(run.keep_plan());
+  const ContextTraffic traffic =
+      context_traffic(config, run.mesh().shape(), run.share().scheme, run.share().inner);
+  prediction.sent = step_bytes(config, run.mesh().shape(), run.share(), keeps, traffic);
   const std::string path = user_folder() + "/local.ini";
   if (!std::filesystem::exists(path)) {
     prediction.calibration =
@@ -57,11 +111,10 @@ Prediction predict_run(const TrainingRun& run, int ranks_per_node) {
       prediction.calibration += " has no rates of model.precision";
       return prediction;
     }
-    const MeshShape& mesh = run.mesh().shape();
     prediction.seconds =
-        estimate_step(config, machine.for_rank(placement.ranks_on_node()), placement, mesh,
-                      run.share(), count_keeps(run.keep_plan()),
-                      context_traffic(config, mesh, run.share().scheme, run.share().inner))
+        estimate_step(config,
+                      machine.for_rank(ranks_that_fit(run.threads(), placement.ranks_on_node())),
+                      placement, run.mesh().shape(), run.share(), keeps, traffic)
             .seconds;
     prediction.memory.program = static_cast<std::int64_t>(machine.program_bytes);
   } catch (const Error& e) {
@@ -104,6 +157,16 @@ std::string prediction_json(const Prediction& p, const Outcome& o) {
       {"step_seconds",
        {{"predicted", p.seconds ? Json(step_total(*p.seconds)) : Json(nullptr)},
         {"measured", o.median_seconds > 0 ? Json(o.median_seconds) : Json(nullptr)}}},
+      {"sent_per_rank_bytes",
+       {{"predicted", by_axis(p.sent.context, p.sent.tensor, p.sent.gradients)},
+        {"measured", o.steps < 2 ? Json(nullptr)
+                                 : by_axis(o.sent_bytes.context, o.sent_bytes.tensor,
+                                           o.sent_bytes.gradients)}}},
+      {"exposed_seconds", o.steps < 2 ? Json(nullptr)
+                                      : by_axis(o.exposed_seconds.context, o.exposed_seconds.tensor,
+                                                o.exposed_seconds.gradients)},
+      {"processor", processor_name()},
+      {"threads_per_rank", o.threads},
       {"steps", o.steps},
       {"ranks_per_node", o.ranks_per_node},
       {"calibration", p.calibration},

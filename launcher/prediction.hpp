@@ -20,13 +20,33 @@ struct Outcome {
   int ranks_per_node = 1;
   std::int64_t steps = 0;
   double median_seconds = 0;  ///< of a step, without the first, which warms everything up; 0 = none
+  ByAxis sent_bytes;          ///< in a step, without the first
+  ByAxis exposed_seconds;     ///< the same, but of rank 0: it has the parts of profile.json as well
+  int threads = 0;            ///< of a rank
+};
+
+/// Sums up what steps send and wait for; what is sent between them (validation) does not count.
+class StepTraffic {
+ public:
+  explicit StepTraffic(const TrainingRun& run) : run_(run) {}
+  void begin_step();
+  void end_step();
+  ByAxis sent_bytes() const;  ///< this rank, mean of a step without the first; 0 before the second
+  ByAxis exposed_seconds() const;
+
+ private:
+  const TrainingRun& run_;
+  std::int64_t steps_ = 0;
+  ByAxis sent_before_, exposed_before_, sent_, exposed_;
 };
 
 /// `step_seconds` of all steps of this start, the same on every rank. Collective.
-Outcome measured_outcome(std::vector<double> step_seconds, const Communicator& world);
+Outcome measured_outcome(std::vector<double> step_seconds, const StepTraffic& traffic,
+                         const TrainingRun& run);
 
 struct Prediction {
   PlannedMemory memory;
+  StepBytes sent;                      ///< by formula, in a step
   std::optional<StepSeconds> seconds;  ///< of the calibration; without saves
   std::string calibration;             ///< the file it is from, or why there is none
 };

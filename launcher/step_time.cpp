@@ -154,40 +154,66 @@ PointwiseBytes pointwise_bytes(const RunConfig& c, const model::RankShare& share
           kFp32 * (own * 8 * width + rows * (turned + 2 * query + (gelu ? 3 : 5) * mlp))};
 }
 
-/// Bytes one rank sends and seconds nothing hides, for gradients and weights, in a step.
-struct GradientTraffic {
-  double bytes = 0, exposed = 0;
-};
+/// Bytes one rank sends to sum the gradients, or to gather the weights, of the whole model once.
+double gradient_bytes_once(const RunConfig& c, const MeshShape& mesh,
+                           const model::RankShare& share) {
+  return kFp32 * as_double(model::parameter_count(c.model, mesh.tensor)) * (share.owners - 1) /
+         share.owners;
+}
 
-GradientTraffic gradient_traffic(const RunConfig& c, const MachineDescription& rank,
-                                 const Placement& placement, const MeshShape& mesh,
-                                 const model::RankShare& share, double forward, double backward,
-                                 int accumulation) {
+/// How often that is sent in a step.
+double gradient_passes(const model::RankShare& share, double micro_batches) {
+  if (share.owners == 1) return 0;
+  switch (share.shard) {
+    case model::OptimizerShard::kNone:
+    case model::OptimizerShard::kStates:
+      return 2;
+    case model::OptimizerShard::kGradients:
+      return micro_batches + 1;
+    case model::OptimizerShard::kParameters:
+      return 3 * micro_batches;
+  }
+  return 0;
+}
+
+double micro_batches_of(const RunConfig& c, const MeshShape& mesh) {
+  return as_double(c.train.global_batch / (c.train.micro_batch * mesh.data));
+}
+
+/// Gathers and sums of a step over the tensor ranks (parallel/tensor_parallel.hpp).
+double tensor_calls(const RunConfig& c, const KeepCounts& keeps, double micro_batches) {
+  const double again = as_double(keeps.attention + keeps.block);
+  return micro_batches * (10 * as_double(c.model.layers) + 2 * again + 2 + 2);
+}
+
+/// Seconds nothing hides, for gradients and weights, in a step.
+double gradient_exposed(const RunConfig& c, const MachineDescription& rank,
+                        const Placement& placement, const MeshShape& mesh,
+                        const model::RankShare& share, double forward, double backward,
+                        double times) {
   const int owners = share.owners;
-  if (owners == 1) return {};
+  if (owners == 1) return 0;
   const MachineLink& link = placement.inside(placement.ranks, 1) ? rank.inside : rank.between;
-  const double once =
-      kFp32 * as_double(model::parameter_count(c.model, mesh.tensor)) * (owners - 1) / owners;
+  const double once = gradient_bytes_once(c, mesh, share);
   const double seconds = once / link.bandwidth + (owners - 1) * link.latency;
   // Units: the embedding, the layers, the end. Nothing hides the last reduction of a backward.
   const double tail = 1 / as_double(c.model.layers + 2);
   const auto behind = [&](double wire, double compute) {
     return std::max(wire - compute * (1 - tail), wire * tail);
   };
-  const double times = accumulation;
   switch (share.shard) {
     case model::OptimizerShard::kNone:
-      return {2 * once, behind(2 * seconds, backward)};
+      return behind(2 * seconds, backward);
     case model::OptimizerShard::kStates:
       // Updated weights are gathered behind the next forward.
-      return {2 * once, behind(seconds, backward) + beyond(seconds, forward)};
+      return behind(seconds, backward) + beyond(seconds, forward);
     case model::OptimizerShard::kGradients:
-      return {(times + 1) * once, times * behind(seconds, backward) + beyond(seconds, forward)};
+      return times * behind(seconds, backward) + beyond(seconds, forward);
     case model::OptimizerShard::kParameters:
       // Gathered for forward and for backward, a unit ahead.
-      return {3 * times * once, times * (behind(2 * seconds, backward) + behind(seconds, forward))};
+      return times * (behind(2 * seconds, backward) + behind(seconds, forward));
   }
-  return {};
+  return 0;
 }
 
 }  // namespace
@@ -244,14 +270,30 @@ ContextTraffic context_traffic(const RunConfig& c, const MeshShape& mesh,
   return result;
 }
 
+StepBytes step_bytes(const RunConfig& c, const MeshShape& mesh, const model::RankShare& share,
+                     const KeepCounts& keeps, const ContextTraffic& traffic) {
+  const double times = micro_batches_of(c, mesh);
+  StepBytes bytes;
+  // Attention over the sequence. With keep = attention or block what was exchanged is gone.
+  bytes.context = times * as_double(share.sequences) *
+                  (as_double(c.model.layers) * as_double(traffic.total.total()) +
+                   as_double(keeps.attention) * as_double(traffic.total.again) +
+                   as_double(keeps.block) * as_double(traffic.total.forward));
+  if (mesh.tensor > 1) {
+    const double t = mesh.tensor, rows = as_double(share.rows()),
+                 unit = (t - 1) / t * rows * as_double(c.model.width) * kFp32;
+    bytes.tensor = tensor_calls(c, keeps, times) * unit + times * 12 * (t - 1) * rows;
+  }
+  bytes.gradients = gradient_passes(share, times) * gradient_bytes_once(c, mesh, share);
+  return bytes;
+}
+
 StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
                            const Placement& placement, const MeshShape& mesh,
                            const model::RankShare& share, const KeepCounts& keeps,
                            const ContextTraffic& traffic) {
   const MachineRates& rates = rank.rates(c.model.precision);
-  const int accumulation =
-      static_cast<int>(c.train.global_batch / (c.train.micro_batch * mesh.data));
-  const double times = accumulation, layers = as_double(c.model.layers),
+  const double times = micro_batches_of(c, mesh), layers = as_double(c.model.layers),
                again = as_double(keeps.attention + keeps.block), block = as_double(keeps.block);
   const double rows = as_double(share.rows()), own = as_double(share.own_rows()),
                width = as_double(c.model.width);
@@ -262,6 +304,7 @@ StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
   const AttentionSeconds attention = attention_seconds(c, rank, placement, mesh, share, traffic);
 
   StepEstimate step;
+  step.bytes = step_bytes(c, mesh, share, keeps, traffic);
   StepSeconds& s = step.seconds;
   s.linear = times * layers * 3 * products.all();
   s.attention = times * layers * (attention.forward.compute + attention.backward.compute);
@@ -275,23 +318,14 @@ StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
                         rates.linear_at(as_double(std::min(vocabulary, c.model.width))) +
                     touch(3 * kFp32 * rows * as_double(vocabulary)));
 
-  // Attention over the sequence. With keep = attention or block what was exchanged is gone.
   s.context_exposed =
       times * (layers * (attention.forward.exposed + attention.backward.exposed) +
                as_double(keeps.attention) * attention.again + block * attention.forward.exposed);
-  const double sequences = as_double(share.sequences);
-  step.bytes.context = times * sequences *
-                       (layers * as_double(traffic.total.total()) +
-                        as_double(keeps.attention) * as_double(traffic.total.again) +
-                        block * as_double(traffic.total.forward));
 
   if (mesh.tensor > 1) {
-    // parallel/tensor_parallel.hpp: U a gather or a sum.
-    const double t = mesh.tensor, unit = (t - 1) / t * rows * width * kFp32;
     const MachineLink& link = placement.inside(mesh.tensor, 1) ? rank.inside : rank.between;
-    const double calls = times * (10 * layers + 2 * again + 2 + 2);
-    step.bytes.tensor = calls * unit + times * 12 * (t - 1) * rows;
-    s.tensor_exposed = step.bytes.tensor / link.bandwidth + calls * (t - 1) * link.latency;
+    s.tensor_exposed = step.bytes.tensor / link.bandwidth +
+                       tensor_calls(c, keeps, times) * (mesh.tensor - 1) * link.latency;
   }
 
   // What one micro-batch's passes take, behind which gradients and weights travel.
@@ -301,10 +335,7 @@ StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
   const double backward = layers * (2 * products.all() + attention.backward.compute +
                                     attention.backward.exposed + touch(pointwise.backward)) +
                           (s.recompute + s.loss) / times;
-  const GradientTraffic gradients =
-      gradient_traffic(c, rank, placement, mesh, share, forward, backward, accumulation);
-  step.bytes.gradients = gradients.bytes;
-  s.gradient_exposed = gradients.exposed;
+  s.gradient_exposed = gradient_exposed(c, rank, placement, mesh, share, forward, backward, times);
 
   // AdamW reads weight, gradient and two moments and writes three of them; the norm reads the
   // gradient, and the next step begins by clearing it.

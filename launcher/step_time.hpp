@@ -1,6 +1,6 @@
 /// Where the time and the bytes of one optimizer step go, by formula. Pure, and cheap: the search
-/// calls it tens of thousands of times. The ring's overlap is that of Liu et al. 2023, `max(compute,
-/// wire)` a hop. Read next: plan.hpp.
+/// calls it tens of thousands of times. The ring's overlap is that of Liu et al. 2023,
+/// `max(compute, wire)` a hop. Read next: plan.hpp.
 #pragma once
 
 #include <cstdint>
@@ -61,6 +61,10 @@ struct ContextTraffic {
 };
 ContextTraffic context_traffic(const RunConfig& config, const MeshShape& mesh,
                                model::AttentionSchemeKind scheme, int inner);
+
+/// What needs no machine to be known. Arguments as for estimate_step().
+StepBytes step_bytes(const RunConfig& config, const MeshShape& mesh, const model::RankShare& share,
+                     const KeepCounts& keeps, const ContextTraffic& traffic);
 
 struct StepEstimate {
   StepSeconds seconds;

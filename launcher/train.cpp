@@ -181,6 +181,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   if (!resumed.empty()) saver.already_saved(run.progress().step);
 
   StepProfiler profiler(run.profile());
+  StepTraffic traffic(run);
   std::vector<double> step_seconds;
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
@@ -201,7 +202,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     const std::int64_t tokens_before = run.progress().tokens;
     const double waited_before = flight::recorder().waited_seconds();
     profiler.begin_step();
+    traffic.begin_step();
     const StepResult result = train_step(run);
+    traffic.end_step();
     const double waited = flight::recorder().waited_seconds() - waited_before;
     const double worked = seconds_since(step_begin) - waited;
     const std::int64_t step = run.progress().step;
@@ -270,7 +273,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
       if (directory) directory->write_file("profile.json", profile_json(profile));
     });
   }
-  const Outcome outcome = measured_outcome(step_seconds, world);
+  const Outcome outcome = measured_outcome(step_seconds, traffic, run);
   agree(world, [&] {
     if (!directory) return;
     const Prediction prediction = predict_run(run, outcome.ranks_per_node);

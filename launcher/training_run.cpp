@@ -155,9 +155,16 @@ model::MemoryEstimate TrainingRun::memory_estimate() const {
   return model::memory_estimate(config_.model, config_.memory, share_, memory_plan_.plan);
 }
 
-double TrainingRun::communication_seconds() const {
-  return gradient_group_->exposed_seconds() + model_->shards().exposed_seconds() +
-         (tensor_group_ ? tensor_group_->exposed_seconds() : 0.0);
+ByAxis TrainingRun::exposed_seconds() const {
+  return {model_->shards().exposed_seconds(),
+          tensor_group_ ? tensor_group_->exposed_seconds() : 0.0,
+          gradient_group_->exposed_seconds()};
+}
+
+ByAxis TrainingRun::bytes_sent() const {
+  return {static_cast<double>(model_->shards().bytes_sent()),
+          tensor_group_ ? static_cast<double>(tensor_group_->bytes_sent()) : 0.0,
+          static_cast<double>(gradient_group_->bytes_sent())};
 }
 
 void TrainingRun::finish_gradients() {

@@ -31,6 +31,12 @@ struct Progress {
   std::vector<float> losses;     ///< of the last steps
 };
 
+/// Something of a rank's bulk communication, by what it serves.
+struct ByAxis {
+  double context = 0, tensor = 0, gradients = 0;  ///< gradients: and weights that ranks share
+  double total() const { return context + tensor + gradients; }
+};
+
 class TrainingRun {
  public:
   /// Opens the dataset, builds the mesh and the model, resolves what is 0 in `config`. Throws the
@@ -67,7 +73,10 @@ class TrainingRun {
   /// What memory.keep=auto chose and why, one line; empty otherwise.
   const std::string& memory_reason() const { return memory_plan_.reason; }
   /// Seconds this rank has waited for bulk communication, and for data, since the run was built.
-  double communication_seconds() const;
+  double communication_seconds() const { return exposed_seconds().total(); }
+  ByAxis exposed_seconds() const;
+  /// Bytes this rank has sent in bulk since the run was built.
+  ByAxis bytes_sent() const;
   double data_seconds() const { return loader_->wait_seconds(); }
 
   /// The operations of this rank and their time, with log.profile=on; else null.

@@ -79,7 +79,7 @@ class Runs : public testing::Test {
 TEST_F(Runs, PlanNamesTheBytesThatTheRunPredicts) {
   calibrated_folder();
   const std::vector<std::vector<std::string>> cases = {
-      {"1"},
+      {"1", "--run.threads", "0"},  // all cores, as plan has it
       {"2", "--mesh.context", "2", "--memory.keep", "attention"},
       {"2", "--mesh.tensor", "2", "--memory.keep", "block"},
       {"2", "--mesh.data", "2", "--optimizer.shard", "parameters", "--model.precision", "bf16"},
