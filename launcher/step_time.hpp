@@ -1,12 +1,12 @@
 /// Where the time and the bytes of one optimizer step go, by formula. Pure, and cheap: the search
-/// calls it tens of thousands of times. The ring's overlap is that of Liu et al. 2023, `max(compute,
-/// wire)` a hop. Read next: plan.hpp.
+/// calls it tens of thousands of times. The ring's overlap is that of Liu et al. 2023,
+/// `max(compute, wire)` a hop. Read next: plan.hpp.
 #pragma once
 
 #include <cstdint>
 
 #include "launcher/machine_file.hpp"
-#include "launcher/run_layout.hpp"
+#include "launcher/step_pieces.hpp"
 #include "model/activation_plan.hpp"
 
 namespace longspan::launcher {
@@ -16,17 +16,6 @@ struct KeepCounts {
   std::int64_t all = 0, attention = 0, block = 0;
 };
 KeepCounts count_keeps(const model::ActivationPlan& plan);
-
-/// Where ranks sit: node k has ranks [k * ranks_per_node, (k + 1) * ranks_per_node).
-struct Placement {
-  int ranks = 1, ranks_per_node = 1;
-  int nodes() const { return (ranks + ranks_per_node - 1) / ranks_per_node; }
-  int ranks_on_node() const { return ranks < ranks_per_node ? ranks : ranks_per_node; }
-  /// Whether groups of `size` ranks, `stride` apart, stay inside a node.
-  bool inside(int size, int stride) const;
-  /// Context ranks of a group on one node, the number that fits all nodes.
-  int context_per_node(const MeshShape& mesh) const;
-};
 
 /// Seconds of one step on the slowest rank. Communication is what nothing hides.
 struct StepSeconds {
@@ -52,15 +41,16 @@ struct StepBytes {
   double context = 0, tensor = 0, gradients = 0;
 };
 
-/// A layer's attention traffic on the rank that sends most: linear in the sequences, so that it is
-/// worked out once for one sequence.
-struct ContextTraffic {
-  model::AttentionTraffic total;  ///< of one sequence
-  model::AttentionTraffic heads;  ///< hybrid: the part that is exchanged inside the inner group
-  double busiest = 1;             ///< heads of the busiest rank / an even share
+/// Small reductions over all ranks in a step.
+constexpr int kSmallReductions = 8;
+
+/// One checkpoint on one rank: seconds that keep the steps waiting, and those of the writing behind
+/// them.
+struct SaveSeconds {
+  double blocked = 0, behind = 0;
 };
-ContextTraffic context_traffic(const RunConfig& config, const MeshShape& mesh,
-                               model::AttentionSchemeKind scheme, int inner);
+SaveSeconds save_seconds(const RunConfig& config, const MachineDescription& rank,
+                         const Placement& placement);
 
 struct StepEstimate {
   StepSeconds seconds;
