@@ -21,6 +21,7 @@
 #include "model/layer.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/link_probe.hpp"
+#include "parallel/process_group.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -76,11 +77,13 @@ class Meter {
   Communicator node_;
 };
 
-/// Forward and both gradients of a linear layer width -> width over `rows` rows.
+/// Forward and both gradients of a linear layer width -> width over 1024 rows. Activations and
+/// their gradients are fresh arrays, here and in attention, as they are in a step.
 double linear_flops(const model::Backend& backend, Meter& meter, std::int64_t width, bool bf16) {
   constexpr std::int64_t kRows = 1024;
   const auto x = filled(backend.device, kRows * width), w = filled(backend.device, width * width);
-  auto y = filled(backend.device, kRows * width), dw = filled(backend.device, width * width);
+  const auto dy = filled(backend.device, kRows * width);
+  auto dw = filled(backend.device, width * width);
   const auto product = [&](std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
                            bool trans_a, const float* b, bool trans_b, float* c, bool accumulate) {
     model::GemmArgs args;
@@ -92,9 +95,11 @@ double linear_flops(const model::Backend& backend, Meter& meter, std::int64_t wi
     backend.kernels.gemm(args, backend.stream);
   };
   return meter.rate(6.0 * kRows * static_cast<double>(width * width), [&] {
+    Buffer<float> y(backend.device, kRows * width), dx(backend.device, kRows * width);
     product(kRows, width, width, x.data(), false, w.data(), true, y.data(), false);
-    product(kRows, width, width, x.data(), false, w.data(), false, y.data(), false);
-    product(width, width, kRows, y.data(), true, x.data(), false, dw.data(), true);
+    product(kRows, width, width, dy.data(), false, w.data(), false, dx.data(), false);
+    product(width, width, kRows, dy.data(), true, x.data(), false, dw.data(), true);
+    backend.stream.synchronize();
   });
 }
 
@@ -107,9 +112,7 @@ void measure_attention(const model::Backend& backend, Meter& meter, MachineRates
              v = filled(backend.device, kTokens * kWidth),
              dout = filled(backend.device, kTokens * kWidth);
   auto o = filled(backend.device, kTokens * kWidth), lse = filled(backend.device, kTokens * kHeads),
-       delta = filled(backend.device, kTokens * kHeads),
-       dq = filled(backend.device, kTokens * kWidth), dk = filled(backend.device, kTokens * kWidth),
-       dv = filled(backend.device, kTokens * kWidth);
+       delta = filled(backend.device, kTokens * kHeads);
   model::AttentionForwardArgs forward;
   forward.shape.batch = 1, forward.shape.queries = forward.shape.keys = kTokens;
   forward.shape.heads = forward.shape.kv_heads = kHeads, forward.shape.head_size = kSize;
@@ -122,8 +125,14 @@ void measure_attention(const model::Backend& backend, Meter& meter, MachineRates
   forward.o = o.data(), forward.lse = lse.data();
   const double pairs =
       static_cast<double>(model::visible_pairs(forward.shape)) * static_cast<double>(kWidth);
-  rates.attention_forward_flops =
-      meter.rate(4 * pairs, [&] { backend.kernels.attention_forward(forward, backend.stream); });
+  rates.attention_forward_flops = meter.rate(4 * pairs, [&] {
+    Buffer<float> fresh(backend.device, kTokens * kWidth);
+    forward.o = fresh.data();
+    backend.kernels.attention_forward(forward, backend.stream);
+    backend.stream.synchronize();
+  });
+  forward.o = o.data();
+  backend.kernels.attention_forward(forward, backend.stream);
 
   model::AttentionDeltaArgs rowsums;
   rowsums.batch = 1, rowsums.queries = kTokens, rowsums.heads = kHeads, rowsums.head_size = kSize;
@@ -139,26 +148,37 @@ void measure_attention(const model::Backend& backend, Meter& meter, MachineRates
   backward.q_batch = backward.kv_batch = backward.dout_batch = backward.dq_batch =
       backward.dkv_batch = kTokens * kWidth;
   backward.lse = lse.data(), backward.delta = delta.data();
-  backward.dq = dq.data(), backward.dk = dk.data(), backward.dv = dv.data();
-  rates.attention_backward_flops =
-      meter.rate(8 * pairs, [&] { backend.kernels.attention_backward(backward, backend.stream); });
+  rates.attention_backward_flops = meter.rate(8 * pairs, [&] {
+    Buffer<float> fresh(backend.device, 3 * kTokens * kWidth);  // sums: cleared first
+    backend.device.fill_zero(fresh.data(), static_cast<std::size_t>(fresh.size()) * sizeof(float),
+                             backend.stream);
+    backward.dq = fresh.data(), backward.dk = fresh.data() + kTokens * kWidth;
+    backward.dv = fresh.data() + 2 * kTokens * kWidth;
+    backend.kernels.attention_backward(backward, backend.stream);
+    backend.stream.synchronize();
+  });
 }
 
 /// Bytes/s of the operations that touch each element once: a norm, SwiGLU and a sum of arrays,
-/// weighted as they stand here.
+/// weighted as they stand here. Outputs are fresh arrays, as in a step: their first touch costs (27
+/// against 45 GB/s with warm ones on a Xeon).
 double pointwise_bandwidth(const model::Backend& backend, Meter& meter) {
-  constexpr std::int64_t kRows = 4096, kWidth = 512, kCount = kRows * kWidth;
+  constexpr std::int64_t kRows = 1024, kWidth = 512, kCount = kRows * kWidth;
   const auto x = filled(backend.device, 2 * kCount), weight = filled(backend.device, kWidth);
-  auto y = filled(backend.device, kCount), rstd = filled(backend.device, kRows);
   model::NormForwardArgs norm;
   norm.rows = kRows, norm.width = kWidth, norm.rms = true;
-  norm.x = x.data(), norm.weight = weight.data(), norm.y = y.data(), norm.rstd = rstd.data();
   model::SwigluForwardArgs swiglu;
-  swiglu.rows = kRows, swiglu.width = kWidth, swiglu.gate_up = x.data(), swiglu.y = y.data();
+  swiglu.rows = kRows, swiglu.width = kWidth;
   return meter.rate(8.0 * 4 * kCount, [&] {
+    Buffer<float> normed(backend.device, kCount), rstd(backend.device, kRows),
+        gated(backend.device, kCount);
+    norm.x = x.data(), norm.weight = weight.data(), norm.y = normed.data();
+    norm.rstd = rstd.data();
     backend.kernels.norm_forward(norm, backend.stream);
+    swiglu.gate_up = x.data(), swiglu.y = gated.data();
     backend.kernels.swiglu_forward(swiglu, backend.stream);
-    backend.kernels.add(kCount, x.data(), y.data(), backend.stream);
+    backend.kernels.add(kCount, normed.data(), gated.data(), backend.stream);
+    backend.stream.synchronize();
   });
 }
 
@@ -166,21 +186,46 @@ struct LinkResult {
   MachineLink inside, between;
 };
 
-/// The slowest link of each kind; alone, a copy within memory.
-LinkResult measure_links(const Communicator& world) {
-  LinkResult result;
-  const std::vector<std::string> nodes = parallel::node_names(world);
-  const auto worse = [](MachineLink& link, const parallel::LinkSpeed& speed) {
-    link.bandwidth = link.bandwidth == 0 ? speed.bytes_per_second
-                                         : std::min(link.bandwidth, speed.bytes_per_second);
-    link.latency = std::max(link.latency, speed.latency_seconds);
+/// Of a ring over `ranks` in which all send at the same time, as the exchanges of a step do,
+/// through the same communication threads; the slowest rank's. Collective over `world`; a ring of
+/// one measures nothing.
+MachineLink ring_link(const Communicator& world, const Communicator& ranks) {
+  constexpr std::int64_t kLarge = 1 << 20, kRepeats = 5;
+  const auto group = make_mpi_group(ranks);
+  const int next = (ranks.rank() + 1) % ranks.size(),
+            previous = (ranks.rank() + ranks.size() - 1) % ranks.size();
+  const std::vector<float> out(kLarge, 0.5f);
+  std::vector<float> in(kLarge);
+  // The median of repeats, each the slowest rank's.
+  const auto seconds = [&](std::int64_t count) {
+    std::vector<double> all;
+    for (int i = 0; i <= kRepeats; ++i) {
+      world.barrier();
+      const auto begin = Clock::now();
+      if (ranks.size() > 1)
+        group->send_receive({out.data(), count}, next, {in.data(), count}, previous)->wait();
+      const double slowest = world.all_reduce_max(seconds_since(begin));
+      if (i > 0) all.push_back(slowest);  // the first connects
+    }
+    std::nth_element(all.begin(), all.begin() + kRepeats / 2, all.end());
+    return all[kRepeats / 2];
   };
-  for (const parallel::LinkSpeed& speed : parallel::probe_links(world))
-    worse(nodes[static_cast<std::size_t>(speed.from)] == nodes[static_cast<std::size_t>(speed.to)]
-              ? result.inside
-              : result.between,
-          speed);
-  if (result.inside.bandwidth == 0 && result.between.bandwidth == 0) {
+  MachineLink link;
+  link.latency = seconds(1);
+  link.bandwidth = 4.0 * kLarge / std::max(1e-9, seconds(kLarge) - link.latency);
+  return link;
+}
+
+/// Between the ranks of a node, and between those with the same place on their nodes; alone, a copy
+/// within memory.
+LinkResult measure_links(const Communicator& world, const Communicator& node) {
+  LinkResult result;
+  const bool shared = world.all_reduce_max(std::int64_t{node.size()}) > 1,
+             several = world.all_reduce_min(std::int64_t{node.size()}) < world.size();
+  if (shared) result.inside = ring_link(world, node);
+  if (several)
+    result.between = ring_link(world, world.split(node.rank(), world.rank(), "same place"));
+  if (!shared && !several) {
     const std::vector<char> from(8 << 20, 1);
     std::vector<char> to(from.size());
     std::memcpy(to.data(), from.data(), from.size());
@@ -189,10 +234,9 @@ LinkResult measure_links(const Communicator& world) {
     // Through shared memory: once in, once out.
     result.inside.bandwidth = static_cast<double>(from.size()) / seconds_since(begin) / 2;
     result.inside.latency = 1e-6;
-    result.inside.bandwidth = -world.all_reduce_max(-result.inside.bandwidth);
   }
-  if (result.inside.bandwidth == 0) result.inside = result.between;
-  if (result.between.bandwidth == 0) result.between = result.inside;
+  if (!shared && several) result.inside = result.between;
+  if (!several) result.between = result.inside;
   return result;
 }
 
@@ -244,7 +288,7 @@ MachineDescription measure_machine(const Communicator& world, const std::string&
   m.bf16.attention_backward_flops = m.fp32.attention_backward_flops;
   m.pointwise_bandwidth = pointwise_bandwidth(backend, meter);
   m.memory_bytes = static_cast<double>(world.all_reduce_min(node_memory().bytes));
-  const LinkResult links = measure_links(world);
+  const LinkResult links = measure_links(world, meter.node());
   m.inside = links.inside, m.between = links.between;
   std::tie(m.write_bandwidth, m.read_bandwidth) = measure_storage(world, folder);
   // The process has run every kind of operation: what it holds beside its arrays, all of which are

@@ -40,7 +40,8 @@ constexpr double kSlowBytes = 1e4, kFastBytes = 1e14;
 
 class Reader {
  public:
-  Reader(MachineDescription& machine, double& ranks, double& shares) : m_(machine) {
+  Reader(MachineDescription& machine, double& ranks, double& shares, double& adapters)
+      : m_(machine) {
     number("machine.ranks-per-node", ranks, 1, 1024, true);
     number("machine.shares-cores", shares, 0, 1, true);
     number("memory.bytes", m_.memory_bytes, 1e6, 1e15, true);
@@ -48,6 +49,7 @@ class Reader {
     number("memory.program-bytes", m_.program_bytes, 0, 1e12, true);
     link("inside", m_.inside);
     link("between", m_.between);
+    number("links.adapters-per-node", adapters, 1, 1024, false);
     number("storage.write-bandwidth", m_.write_bandwidth, kSlowBytes, kFastBytes, true);
     number("storage.read-bandwidth", m_.read_bandwidth, kSlowBytes, kFastBytes, true);
     number("power.watts-per-rank", m_.watts_per_rank, 0, 1e5, false);
@@ -130,7 +132,8 @@ class Reader {
     } else if (!parse_number(text, value) || value < key.least || value > key.most) {
       problems.push_back(
           fmt::format("{}: it must be a number from {:g} to {:g}", where, key.least, key.most));
-    } else if (key.name == "machine.ranks-per-node" && value != std::floor(value)) {
+    } else if ((key.name == "machine.ranks-per-node" || key.name == "links.adapters-per-node") &&
+               value != std::floor(value)) {
       problems.push_back(where + ": it must be a whole number");
     } else {
       *key.value = value;
@@ -203,13 +206,15 @@ MachineDescription parse_machine(const std::string& text, const std::string& sou
   MachineDescription machine;
   machine.path = source;
   std::vector<std::string> problems;
-  double ranks = 1, shares = 0;
-  Reader(machine, ranks, shares).read(parse_ini_lines(text, source, problems), source, problems);
+  double ranks = 1, shares = 0, adapters = 0;
+  Reader(machine, ranks, shares, adapters)
+      .read(parse_ini_lines(text, source, problems), source, problems);
   if (machine.name.empty()) problems.push_back(source + ": machine.name is missing");
   if (!problems.empty())
     throw Error(fmt::format("{}", fmt::join(problems, "\n")), ExitStatus::kUsage);
   machine.ranks_per_node = static_cast<int>(ranks);
   machine.shares_cores = shares > 0;
+  machine.adapters_per_node = static_cast<int>(adapters);
   return machine;
 }
 

@@ -15,8 +15,8 @@ namespace longspan::launcher {
 
 /// Of one precision. FLOP/s in model FLOPs: attention 4 and 8 per visible pair and channel.
 struct MachineRates {
-  /// (narrower side of the weight, FLOP/s), widths ascending; in between by the logarithm of the
-  /// width, beyond the ends as at them.
+  /// (depth of the product, FLOP/s), depths ascending; in between by the logarithm of the depth,
+  /// beyond the ends as at them. Measured with weights as wide as they are deep.
   std::vector<std::pair<double, double>> linear_flops;
   double attention_forward_flops = 0, attention_backward_flops = 0;
   double peak_flops = 0;  ///< 100 % of MFU
@@ -39,6 +39,8 @@ struct MachineDescription {
   double memory_bytes = 0, pointwise_bandwidth = 0;
   double program_bytes = 0;     ///< of a rank, beside its arrays: program, libraries, their buffers
   MachineLink inside, between;  ///< a node, nodes
+  /// Network adapters of a node, which its ranks share evenly; 0 = each rank has one.
+  int adapters_per_node = 0;
   double write_bandwidth = 0, read_bandwidth = 0;  ///< bytes/s of a rank while all do
   double watts_per_rank = 0, watts_per_node = 0;   ///< under load; 0 = not told
   double price_per_rank_hour = 0, pue = 1, grams_co2_per_kwh = 0;  ///< 0 = not told
@@ -46,6 +48,7 @@ struct MachineDescription {
   const MachineRates& rates(model::Precision precision) const {
     return precision == model::Precision::kBf16 ? bf16 : fp32;
   }
+  int adapters() const { return adapters_per_node > 0 ? adapters_per_node : ranks_per_node; }
   /// Of one of `ranks` ranks of a node: what they share is divided.
   MachineDescription for_rank(int ranks) const;
 };

@@ -8,6 +8,7 @@
 #include "launcher/command.hpp"
 #include "launcher/options.hpp"
 #include "launcher/plan_search.hpp"
+#include "launcher/plan_simulate.hpp"
 #include "parallel/log.hpp"
 
 namespace longspan::launcher {
@@ -61,13 +62,24 @@ ExitStatus plan_command(const std::vector<std::string>& arguments) {
       "says what a configuration needs and takes on a machine before it runs: memory of a rank, "
       "bytes on links, seconds of a step by part, energy and cost, what limits it and what would "
       "help most. With --search every mesh, scheme, micro-batch, optimizer.shard and keep mode is "
-      "tried and the best are shown",
+      "tried and the best are shown. With --simulate a step is played event by event on all ranks: "
+      "jitter, slow ranks, shared network adapters, another network; and failures against "
+      "checkpoints",
       {{"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"},
        {"machine", "NAME", "a description from configs/machines, local, or a file"},
        {"nodes", "N", "nodes of the machine", "1"},
        {"ranks-per-node", "R", "ranks on each; without it the machine's"},
        {"search", "", "all ways to run it, the best first"},
        {"rows", "N", "of the table of --search", "10"},
+       {"simulate", "", "a step on all ranks, event by event"},
+       {"network-factor", "F", "with --simulate: bandwidth between nodes times F", "1"},
+       {"jitter", "J", "with --simulate: relative deviation of each rank's compute", "0"},
+       {"straggler", "R:K", "with --simulate: rank R is K times slower; several with commas"},
+       {"steps", "N", "with --simulate: steps to play; default 10 with jitter, else 1"},
+       {"seed", "N", "with --simulate: of jitter and failures", "1"},
+       {"mtbf-hours", "H", "with --simulate: mean time between failures of a node"},
+       {"restart-seconds", "S", "with --mtbf-hours: from a failure to the next step, reading apart",
+        "60"},
        {"price", "MONEY", "of a rank for an hour; over the machine's"},
        {"pue", "NUMBER", "power of the whole site / of its computers; over the machine's"},
        {"co2", "GRAMS", "per kWh; over the machine's"},
@@ -88,6 +100,7 @@ ExitStatus plan_command(const std::vector<std::string>& arguments) {
   take_prices(args, machine);
   const Placement placement = placement_of(args, machine);
   find_vocabulary(config);
+  refuse_without_simulate(args);
   if (args.has("search")) {
     const std::int64_t rows = args.integer("rows");
     if (rows < 1) fail_usage("plan: --rows {}: it must be at least 1", rows);
@@ -97,6 +110,10 @@ ExitStatus plan_command(const std::vector<std::string>& arguments) {
     return ExitStatus::kDone;
   }
   const Plan plan = plan_run(resolved_for(std::move(config), placement.ranks), machine, placement);
+  if (args.has("simulate")) {
+    log::line(simulate_plan(args, plan, machine));
+    return ExitStatus::kDone;
+  }
   const std::vector<Advice> advice = advise(plan, machine);
   log::line(args.has("json") ? plan_json(plan, machine, advice) : plan_text(plan, machine, advice));
   return ExitStatus::kDone;

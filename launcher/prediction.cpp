@@ -96,7 +96,8 @@ Prediction predict_run(const TrainingRun& run, int ranks_per_node) {
   const KeepCounts keeps = count_keeps(run.keep_plan());
   const ContextTraffic traffic =
       context_traffic(config, run.mesh().shape(), run.share().scheme, run.share().inner);
-  prediction.sent = step_bytes(config, run.mesh().shape(), run.share(), keeps, traffic);
+  prediction.sent =
+      step_bytes(step_exchanges(config, run.mesh().shape(), run.share(), traffic), keeps);
   const std::string path = user_folder() + "/local.ini";
   if (!std::filesystem::exists(path)) {
     prediction.calibration =

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "launcher/machine_file.hpp"
-#include "launcher/run_layout.hpp"
+#include "launcher/step_pieces.hpp"
 #include "model/activation_plan.hpp"
 
 namespace longspan::launcher {
@@ -16,17 +16,6 @@ struct KeepCounts {
   std::int64_t all = 0, attention = 0, block = 0;
 };
 KeepCounts count_keeps(const model::ActivationPlan& plan);
-
-/// Where ranks sit: node k has ranks [k * ranks_per_node, (k + 1) * ranks_per_node).
-struct Placement {
-  int ranks = 1, ranks_per_node = 1;
-  int nodes() const { return (ranks + ranks_per_node - 1) / ranks_per_node; }
-  int ranks_on_node() const { return ranks < ranks_per_node ? ranks : ranks_per_node; }
-  /// Whether groups of `size` ranks, `stride` apart, stay inside a node.
-  bool inside(int size, int stride) const;
-  /// Context ranks of a group on one node, the number that fits all nodes.
-  int context_per_node(const MeshShape& mesh) const;
-};
 
 /// Seconds of one step on the slowest rank. Communication is what nothing hides.
 struct StepSeconds {
@@ -52,19 +41,19 @@ struct StepBytes {
   double context = 0, tensor = 0, gradients = 0;
 };
 
-/// A layer's attention traffic on the rank that sends most: linear in the sequences, so that it is
-/// worked out once for one sequence.
-struct ContextTraffic {
-  model::AttentionTraffic total;  ///< of one sequence
-  model::AttentionTraffic heads;  ///< hybrid: the part that is exchanged inside the inner group
-  double busiest = 1;             ///< heads of the busiest rank / an even share
-};
-ContextTraffic context_traffic(const RunConfig& config, const MeshShape& mesh,
-                               model::AttentionSchemeKind scheme, int inner);
+/// Small reductions over all ranks in a step.
+constexpr int kSmallReductions = 8;
 
-/// What needs no machine to be known. Arguments as for estimate_step().
-StepBytes step_bytes(const RunConfig& config, const MeshShape& mesh, const model::RankShare& share,
-                     const KeepCounts& keeps, const ContextTraffic& traffic);
+/// One checkpoint on one rank: seconds that keep the steps waiting, and those of the writing behind
+/// them.
+struct SaveSeconds {
+  double blocked = 0, behind = 0;
+};
+SaveSeconds save_seconds(const RunConfig& config, const MachineDescription& rank,
+                         const Placement& placement);
+
+/// What a rank sends: of step_pieces() or of step_exchanges() alike.
+StepBytes step_bytes(const StepPieces& pieces, const KeepCounts& keeps);
 
 struct StepEstimate {
   StepSeconds seconds;

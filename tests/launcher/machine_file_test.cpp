@@ -65,6 +65,18 @@ TEST(MachineFile, RatesAreInterpolatedByTheLogarithmOfTheWidth) {
   EXPECT_EQ(rates.linear_at(9999), 3e9);
 }
 
+TEST(MachineFile, EveryRankHasItsAdapterUnlessTheFileSaysOtherwise) {
+  const std::string cpu = shipped("cpu-avx512");
+  EXPECT_EQ(parse_machine(cpu, "m.ini").adapters(), 1);
+  EXPECT_EQ(parse_machine(shipped("h100-ndr"), "m.ini").adapters(), 8);
+  EXPECT_NE(refusal(replaced(cpu, "adapters-per-node = 1 ", "adapters-per-node = 1.5 "))
+                .find("it must be a whole number"),
+            std::string::npos);
+  EXPECT_NE(refusal(replaced(cpu, "adapters-per-node = 1 ", "adapters-per-node = 0 "))
+                .find("it must be a number from 1 to 1024"),
+            std::string::npos);
+}
+
 TEST(MachineFile, RanksOfANodeShareItsCoresOnlyWhereItSaysSo) {
   const MachineDescription cpu = parse_machine(shipped("cpu-avx512"), "cpu.ini"),
                            gpu = parse_machine(shipped("h100-ndr"), "gpu.ini");
