@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
+#include <thread>
 
 #include "launcher/run_history.hpp"
 #include "slurm/cluster_fixture.hpp"
@@ -273,9 +274,15 @@ TEST_F(SubmitCluster, RefusalsAreOneLineWithTheRemedy) {
             std::string::npos)
       << r.out << r.err;
   const std::size_t id = r.out.find("submitted job ") + 14;
-  const auto facts = job(r.out.substr(id, r.out.find(':', id) - id));
-  EXPECT_EQ(facts.at("JobState"), "PENDING");
-  EXPECT_EQ(facts.at("Reason"), "PartitionTimeLimit");
+  const std::string waiting = r.out.substr(id, r.out.find(':', id) - id);
+  // The scheduler has to look at it once.
+  auto facts = job(waiting);
+  for (int tries = 0; tries < 300 && facts["Reason"] == "None"; ++tries) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    facts = job(waiting);
+  }
+  EXPECT_EQ(facts["JobState"], "PENDING");
+  EXPECT_EQ(facts["Reason"], "PartitionTimeLimit");
 }
 
 TEST_F(SubmitCluster, HostileNamesReachSlurmAndComeBack) {
