@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "io/block_copy.hpp"
+#include "io/checkpoint_chunks.hpp"
 #include "io/checkpoint_index.hpp"
 #include "io/checksum.hpp"
+#include "io/direct_reader.hpp"
 #include "io/file.hpp"
 #include "io/hdf5.hpp"
 #include "io/statistics.hpp"
@@ -17,9 +21,6 @@ namespace longspan::io {
 namespace {
 
 using Block = TensorEntry::Block;
-
-constexpr std::int64_t kPiece = std::int64_t{4} << 20;  // read at once
-constexpr std::size_t kOpenShards = 64;                 // limits on open files may be low
 
 /// What is wrong with a shard before any of its data is read; empty if nothing.
 std::string shard_problem(const std::string& path, std::int64_t bytes, int rank,
@@ -57,8 +58,7 @@ struct CheckpointReader::Impl {
   CheckpointIndex index;
   std::map<std::string, std::size_t> by_name;
   std::vector<bool> checked;
-  std::map<int, RawFile> open;
-  std::vector<char> buffer;
+  std::optional<DirectReader> shards;
   std::int64_t bytes_read = 0;
 
   std::string shard_path(int shard) const {
@@ -71,39 +71,33 @@ struct CheckpointReader::Impl {
     return index.tensors[found->second];
   }
 
-  /// The shard, open; existence, size and identity are checked when it is first used.
-  const RawFile& shard(int number) {
+  /// Existence, size and identity of a shard, once.
+  void require_shard(int number) {
     const auto i = static_cast<std::size_t>(number);
-    if (!checked[i]) {
-      const std::string problem =
-          shard_problem(shard_path(number), index.shard_bytes[i], number, index.facts);
-      if (!problem.empty()) {
-        const std::string lost = lost_tensors(index, number, file_size(shard_path(number)));
-        fail_damaged("{}: {}{}{}", shard_path(number), problem, lost.empty() ? "" : ": ", lost);
-      }
-      checked[i] = true;
+    if (checked[i]) return;
+    const std::string problem =
+        shard_problem(shard_path(number), index.shard_bytes[i], number, index.facts);
+    if (!problem.empty()) {
+      const std::string lost = lost_tensors(index, number, file_size(shard_path(number)));
+      fail_damaged("{}: {}{}{}", shard_path(number), problem, lost.empty() ? "" : ": ", lost);
     }
-    if (const auto found = open.find(number); found != open.end()) return found->second;
-    if (open.size() >= kOpenShards) open.clear();
-    return open.emplace(number, RawFile::open(shard_path(number), RawFile::Mode::kRead))
-        .first->second;
+    checked[i] = true;
   }
 
-  /// Reads bytes [begin, end) of a block piece by piece and hands each on with its position.
-  template <class Consume>
-  void stream(const Block& block, std::int64_t begin, std::int64_t end, Consume&& consume) {
-    const RawFile& file = shard(block.shard);
-    const auto start = static_cast<std::int64_t>(block.file_offset);
-    buffer.resize(std::max(buffer.size(), static_cast<std::size_t>(std::min(kPiece, end - begin))));
-    for (std::int64_t at = begin; at < end; at += kPiece) {
-      const std::int64_t count = std::min(kPiece, end - at);
-      file.read(buffer.data(), count, start + at);
-      // The disk goes on while this piece is hashed.
-      if (at + count < end)
-        file.will_read(start + at + count, std::min(2 * kPiece, end - at - count));
-      consume(buffer.data(), at, count);
-    }
-    bytes_read += end - begin;
+  /// Part of a block, which begins and ends with chunks, and who wants what of it.
+  struct Wanted {
+    const TensorEntry* tensor = nullptr;
+    const Block* block = nullptr;
+    std::int64_t begin = 0, end = 0;  ///< bytes of the block
+    std::size_t overlap = 0;          ///< copies its runs [first, last) to `out`
+    std::int64_t first = 0, last = 0;
+    char* out = nullptr;
+  };
+
+  DirectReader::Extent extent_of(const Wanted& wanted) const {
+    const auto start = static_cast<std::int64_t>(wanted.block->file_offset);
+    return {static_cast<std::size_t>(wanted.block->shard), start + wanted.begin,
+            start + wanted.end};
   }
 
   /// The bytes of a block that have one hash: a chunk, or all of it where there is no table.
@@ -111,25 +105,36 @@ struct CheckpointReader::Impl {
     return block.chunk_xxh3.empty() ? bytes_of(tensor, block) : index.chunk_bytes;
   }
 
-  /// As stream(), with every hash compared. [begin, end) begins and ends with chunks.
+  /// Reads the parts and hands on each piece with its place in the block and the number of its
+  /// part, as soon as every chunk that ends in it has had its hash compared.
   template <class Consume>
-  void stream_checked(const TensorEntry& tensor, const Block& block, std::int64_t begin,
-                      std::int64_t end, Consume&& consume) {
-    const std::int64_t bytes = bytes_of(tensor, block), chunk = hashed_bytes(tensor, block);
-    Checksum hash;
-    stream(block, begin, end, [&](const char* piece, std::int64_t at, std::int64_t count) {
-      while (count > 0) {
-        const std::int64_t number = at / chunk, chunk_end = std::min((number + 1) * chunk, bytes);
-        const std::int64_t part = std::min(count, chunk_end - at);
-        hash.update(piece, static_cast<std::size_t>(part));
-        if (at + part == chunk_end) {
-          require_hash(tensor, block, number, hash.digest());
-          hash = Checksum();
-        }
-        consume(piece, at, part);  // in the cache now
-        piece += part, at += part, count -= part;
-      }
+  void stream_checked(const std::vector<Wanted>& parts, Consume&& consume) {
+    std::vector<DirectReader::Extent> extents;
+    for (const Wanted& part : parts) {
+      require_shard(part.block->shard);
+      extents.push_back(extent_of(part));
+    }
+    ChunkCheck check;
+    shards->read(extents, [&](const DirectReader::Part& piece) {
+      const Wanted& part = parts[piece.extent];
+      if (piece.failure) fail_unreadable(part, piece.failure);
+      const std::int64_t at = part.begin + piece.at;
+      check.update(piece.data, piece.bytes, at, hashed_bytes(*part.tensor, *part.block),
+                   bytes_of(*part.tensor, *part.block),
+                   [&](std::int64_t chunk, std::uint64_t found) {
+                     require_hash(*part.tensor, *part.block, chunk, found);
+                   });
+      consume(piece.extent, piece.data, at, piece.bytes);
     });
+    for (const Wanted& part : parts) bytes_read += part.end - part.begin;
+  }
+
+  [[noreturn]] void fail_unreadable(const Wanted& part, const std::exception_ptr& failure) const {
+    try {
+      std::rethrow_exception(failure);
+    } catch (const Error& error) {
+      fail_damaged("{}: in tensor '{}'", error.what(), part.tensor->name);
+    }
   }
 
   void require_hash(const TensorEntry& tensor, const Block& block, std::int64_t chunk,
@@ -153,44 +158,20 @@ struct CheckpointReader::Impl {
         shard_path(block.shard), tensor.name, place, found, expected);
   }
 
-  /// Copies runs [first, last) of an overlap from the chunks [begin, end) that hold them.
-  void copy_runs(const TensorEntry& tensor, const Block& block, const BlockOverlap& overlap,
-                 std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end,
-                 char* out) {
-    std::int64_t run = first;
-    stream_checked(tensor, block, begin, end,
-                   [&](const char* piece, std::int64_t at, std::int64_t count) {
-                     // Runs come in the order of their source bytes; one that ends in the next
-                     // piece is met again there.
-                     for (; run < last; ++run) {
-                       const std::int64_t source = overlap.source_byte(run);
-                       const std::int64_t from = std::max(source, at);
-                       const std::int64_t to = std::min(source + overlap.run_bytes(), at + count);
-                       if (from < to)
-                         std::memcpy(out + overlap.wanted_byte(run) + (from - source),
-                                     piece + (from - at), static_cast<std::size_t>(to - from));
-                       if (source + overlap.run_bytes() > at + count) break;
-                     }
-                   });
-  }
-
-  void read_block(const TensorEntry& tensor, const Block& block, const BlockOverlap& overlap,
-                  char* out) {
+  /// The parts of a block that an overlap needs: chunks that follow each other are one.
+  void plan(const TensorEntry& tensor, const Block& block, const BlockOverlap& overlap,
+            std::size_t number, char* out, std::vector<Wanted>& parts) const {
     const std::int64_t bytes = bytes_of(tensor, block), chunk = hashed_bytes(tensor, block);
-    std::int64_t first = 0, begin = 0, end = 0;  // runs since `first` lie in [begin, end)
     for (std::int64_t run = 0; run < overlap.runs(); ++run) {
       const std::int64_t source = overlap.source_byte(run);
       const std::int64_t from = source / chunk * chunk;
       const std::int64_t to =
           std::min((source + overlap.run_bytes() + chunk - 1) / chunk * chunk, bytes);
-      if (run > 0 && from > end) {  // nothing wanted in between
-        copy_runs(tensor, block, overlap, first, run, begin, end, out);
-        first = run;
-      }
-      if (run == first) begin = from;
-      end = to;
+      if (run == 0 || from > parts.back().end)  // nothing wanted in between
+        parts.push_back({&tensor, &block, from, to, number, run, run, out});
+      parts.back().end = to;
+      parts.back().last = run + 1;
     }
-    copy_runs(tensor, block, overlap, first, overlap.runs(), begin, end, out);
   }
 };
 
@@ -199,6 +180,10 @@ CheckpointReader::CheckpointReader(const std::string& path) : impl_(std::make_un
   impl_->path = base_name(path) == "index.h5" ? parent_path(path) : path;
   impl_->index = read_index(impl_->path);
   impl_->checked.assign(impl_->index.shard_files.size(), false);
+  std::vector<std::string> paths;
+  for (std::size_t i = 0; i < impl_->index.shard_files.size(); ++i)
+    paths.push_back(impl_->shard_path(static_cast<int>(i)));
+  impl_->shards.emplace(std::move(paths));
   for (std::size_t i = 0; i < impl_->index.tensors.size(); ++i)
     impl_->by_name[impl_->index.tensors[i].name] = i;
 }
@@ -227,33 +212,55 @@ std::int64_t CheckpointReader::bytes_read() const {
 }
 
 void CheckpointReader::read(const ShardedArray& array) {
-  const TensorEntry& tensor = impl_->find(array.name);
-  if (tensor.global_shape != array.global_shape || tensor.dtype != array.dtype)
-    fail_usage(
-        "{}: '{}' is {} {} in the checkpoint, {} {} is wanted: was the model configured "
-        "differently?",
-        impl_->path, array.name, name_of(tensor.dtype), to_string(tensor.global_shape),
-        name_of(array.dtype), to_string(array.global_shape));
-  std::int64_t filled = 0;
-  for (const Block& block : tensor.blocks) {
-    const auto overlap = BlockOverlap::of(block.offset, block.shape, array.offset, array.shape,
-                                          static_cast<std::int64_t>(size_of(tensor.dtype)));
-    if (!overlap) continue;
-    impl_->read_block(tensor, block, *overlap, static_cast<char*>(array.data));
-    filled += overlap->bytes();
+  read(std::vector<ShardedArray>{array});
+}
+
+void CheckpointReader::read(const std::vector<ShardedArray>& arrays) {
+  std::vector<BlockOverlap> overlaps;
+  std::vector<Impl::Wanted> parts;
+  for (const ShardedArray& array : arrays) {
+    const TensorEntry& tensor = impl_->find(array.name);
+    if (tensor.global_shape != array.global_shape || tensor.dtype != array.dtype)
+      fail_usage(
+          "{}: '{}' is {} {} in the checkpoint, {} {} is wanted: was the model configured "
+          "differently?",
+          impl_->path, array.name, name_of(tensor.dtype), to_string(tensor.global_shape),
+          name_of(array.dtype), to_string(array.global_shape));
+    std::int64_t filled = 0;
+    for (const Block& block : tensor.blocks) {
+      const auto overlap = BlockOverlap::of(block.offset, block.shape, array.offset, array.shape,
+                                            static_cast<std::int64_t>(size_of(tensor.dtype)));
+      if (!overlap) continue;
+      impl_->plan(tensor, block, *overlap, overlaps.size(), static_cast<char*>(array.data), parts);
+      overlaps.push_back(*overlap);
+      filled += overlap->bytes();
+    }
+    if (filled != array.bytes())
+      fail_damaged("{}: the shards hold {} of the {} bytes wanted of '{}'", impl_->path, filled,
+                   array.bytes(), array.name);
   }
-  if (filled != array.bytes())
-    fail_damaged("{}: the shards hold {} of the {} bytes wanted of '{}'", impl_->path, filled,
-                 array.bytes(), array.name);
+  impl_->stream_checked(
+      parts, [&](std::size_t number, const char* piece, std::int64_t at, std::int64_t count) {
+        Impl::Wanted& part = parts[number];
+        const BlockOverlap& overlap = overlaps[part.overlap];
+        // Runs come in the order of their source bytes; one that ends in the next piece is met
+        // again there.
+        for (; part.first < part.last; ++part.first) {
+          const std::int64_t source = overlap.source_byte(part.first);
+          const std::int64_t from = std::max(source, at);
+          const std::int64_t to = std::min(source + overlap.run_bytes(), at + count);
+          if (from < to)
+            std::memcpy(part.out + overlap.wanted_byte(part.first) + (from - source),
+                        piece + (from - at), static_cast<std::size_t>(to - from));
+          if (source + overlap.run_bytes() > at + count) break;
+        }
+      });
 }
 
 std::vector<VerifyProblem> CheckpointReader::verify(
     const std::function<void(std::int64_t, std::int64_t)>& progress) {
   const CheckpointIndex& index = impl_->index;
   std::vector<VerifyProblem> problems;
-  std::int64_t total = 0, done = 0;
-  for (const TensorEntry& tensor : index.tensors)
-    for (const Block& block : tensor.blocks) total += bytes_of(tensor, block);
   std::vector<bool> usable(index.shard_files.size(), true);
   for (std::size_t i = 0; i < index.shard_files.size(); ++i) {
     const int number = static_cast<int>(i);
@@ -263,50 +270,66 @@ std::vector<VerifyProblem> CheckpointReader::verify(
     impl_->checked[i] = usable[i];
     if (!usable[i]) problems.push_back({index.shard_files[i], "", problem});
   }
-  impl_->open.clear();
+  std::vector<Impl::Wanted> parts;
+  std::vector<DirectReader::Extent> extents;
+  std::vector<std::string> wrong;  // with each part
+  std::int64_t total = 0, done = 0;
   for (const TensorEntry& tensor : index.tensors) {
     for (const Block& block : tensor.blocks) {
-      const auto i = static_cast<std::size_t>(block.shard);
       const std::int64_t bytes = bytes_of(tensor, block);
-      if (usable[i]) {
-        try {
-          ChunkedChecksum hash(index.chunk_bytes > 0 ? index.chunk_bytes : bytes);
-          impl_->stream(block, 0, bytes,
-                        [&](const char* piece, std::int64_t at, std::int64_t count) {
-                          hash.update(piece, count);
-                          if (progress) progress(done + at + count, total);
-                        });
-          const bool table = !block.chunk_xxh3.empty();
-          if (hash.digest() != block.xxh3 || (table && hash.chunks() != block.chunk_xxh3))
-            problems.push_back(
-                {index.shard_files[i], tensor.name,
-                 fmt::format("hash is {:016x}, {:016x} was written", hash.digest(), block.xxh3)});
-        } catch (const Error& error) {
-          problems.push_back({index.shard_files[i], tensor.name, error.what()});
-        }
-      } else {
-        // Of an unusable shard, say which tensors are lost; a truncated one has still lost only
-        // what lies behind its end.
-        const std::int64_t size = file_size(impl_->shard_path(block.shard));
-        if (size < static_cast<std::int64_t>(block.file_offset) + bytes)
-          problems.push_back(
-              {index.shard_files[i], tensor.name, fmt::format("{} are gone", format_bytes(bytes))});
-      }
+      parts.push_back({&tensor, &block, 0, bytes});
+      extents.push_back(impl_->extent_of(parts.back()));
+      wrong.emplace_back();
+      total += bytes;
+      if (usable[static_cast<std::size_t>(block.shard)]) continue;
+      extents.back().end = extents.back().begin;  // not read
       done += bytes;
+      // Of an unusable shard, say which tensors are lost; a truncated one has still lost only
+      // what lies behind its end.
+      const std::int64_t size = file_size(impl_->shard_path(block.shard));
+      if (size < static_cast<std::int64_t>(block.file_offset) + bytes)
+        wrong.back() = fmt::format("{} are gone", format_bytes(bytes));
     }
   }
+  std::optional<ChunkedChecksum> hash;
+  impl_->shards->read(extents, [&](const DirectReader::Part& piece) {
+    const Impl::Wanted& part = parts[piece.extent];
+    std::string& problem = wrong[piece.extent];
+    if (piece.at == 0) hash.emplace(index.chunk_bytes > 0 ? index.chunk_bytes : part.end);
+    done += piece.bytes;
+    if (piece.failure) {
+      try {
+        std::rethrow_exception(piece.failure);
+      } catch (const Error& error) {
+        if (problem.empty()) problem = error.what();
+      }
+    } else {
+      hash->update(piece.data, piece.bytes);
+    }
+    if (progress) progress(done, total);
+    if (piece.at + piece.bytes < part.end || !problem.empty()) return;
+    const Block& block = *part.block;
+    const bool table = !block.chunk_xxh3.empty();
+    if (hash->digest() != block.xxh3 || (table && hash->chunks() != block.chunk_xxh3))
+      problem = fmt::format("hash is {:016x}, {:016x} was written", hash->digest(), block.xxh3);
+  });
+  for (std::size_t i = 0; i < parts.size(); ++i)
+    if (!wrong[i].empty())
+      problems.push_back({index.shard_files[static_cast<std::size_t>(parts[i].block->shard)],
+                          parts[i].tensor->name, wrong[i]});
   return problems;
 }
 
 TensorStatistics CheckpointReader::statistics(const std::string& name) {
   const TensorEntry& tensor = impl_->find(name);
   RunningStatistics statistics;
-  for (const Block& block : tensor.blocks) {
-    impl_->stream_checked(tensor, block, 0, bytes_of(tensor, block),
-                          [&](const char* piece, std::int64_t, std::int64_t bytes) {
-                            statistics.add(tensor.dtype, piece, bytes);
-                          });
-  }
+  std::vector<Impl::Wanted> parts;
+  for (const Block& block : tensor.blocks)
+    parts.push_back({&tensor, &block, 0, bytes_of(tensor, block)});
+  impl_->stream_checked(parts,
+                        [&](std::size_t, const char* piece, std::int64_t, std::int64_t bytes) {
+                          statistics.add(tensor.dtype, piece, bytes);
+                        });
   return statistics.result();
 }
 

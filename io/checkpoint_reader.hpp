@@ -60,6 +60,9 @@ class CheckpointReader {
   /// more than it needs, and nothing unchecked. Throws Error: usage if the tensor is missing or
   /// shaped otherwise (says both shapes), damaged naming shard, tensor, expected and found hash.
   void read(const ShardedArray& array);
+  /// The same for many, which is faster: while one is checked the next ones are on their way. What
+  /// they are filled with is unspecified if it throws.
+  void read(const std::vector<ShardedArray>& arrays);
   /// Bytes of blocks that read() has read from shards so far.
   std::int64_t bytes_read() const;
   /// Every shard's existence, size, identity and every block's hash. Empty = all good. `progress`

@@ -144,8 +144,8 @@ void require_same_tensors(const std::vector<ShardedArray>& arrays, const Communi
   });
 }
 
-/// HDF5 lays the shard out, then the bytes go past it: no lock during the bulk, and hash and disk
-/// see the same buffer.
+/// HDF5 lays the shard out, then the bytes go past it: no lock during the bulk. Pieces are on their
+/// way to the disk while the next ones are hashed.
 ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>& arrays,
                         const CheckpointFacts& facts, int rank, int world_size) {
   if (!is_directory(parent_path(path)))
@@ -169,14 +169,8 @@ ShardRecord write_shard(const std::string& path, const std::vector<ShardedArray>
   for (std::size_t i = 0; i < written.size(); ++i) {
     const ShardedArray& array = *written[i];
     BlockRecord& block = record.blocks[i];
-    const auto* bytes = static_cast<const char*>(array.data);
     ChunkedChecksum hash(kChunkBytes);
-    // The piece before is on its way to the disk while this one is hashed.
-    for (std::int64_t done = 0; done < array.bytes(); done += DirectWriter::kPiece) {
-      const std::int64_t count = std::min(DirectWriter::kPiece, array.bytes() - done);
-      hash.update(bytes + done, count);
-      file.write(bytes + done, count, static_cast<std::int64_t>(block.file_offset) + done);
-    }
+    file.write(array.data, array.bytes(), static_cast<std::int64_t>(block.file_offset), &hash);
     block.xxh3 = hash.digest();
     block.chunk_xxh3 = hash.chunks();
   }

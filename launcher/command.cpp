@@ -19,6 +19,7 @@ const std::vector<Command>& commands() {
       {"doctor", "say what this machine and allocation offer, and what is wrong", doctor_command},
       {"plan", "say what a run will need and take, and the best way to run it", plan_command},
       {"scale", "measure how a configuration scales over ranks, meshes and lengths", scale_command},
+      {"report", "write a page about runs: curves, memory, events, settings", report_command},
       {"config", "list every setting, or show the effective configuration", config_command},
   };
   return all;

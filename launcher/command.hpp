@@ -1,6 +1,6 @@
 /// The table of subcommands, one file each: train.cpp, launch.cpp, submit.cpp, status.cpp,
 /// stop.cpp, prepare.cpp, convert.cpp, verify.cpp, inspect.cpp, generate.cpp, doctor.cpp,
-/// plan_command.cpp, scale.cpp, config_command.cpp.
+/// plan_command.cpp, scale.cpp, report.cpp, config_command.cpp.
 #pragma once
 
 #include <string>
@@ -37,6 +37,7 @@ ExitStatus generate_command(const std::vector<std::string>& arguments);
 ExitStatus doctor_command(const std::vector<std::string>& arguments);
 ExitStatus plan_command(const std::vector<std::string>& arguments);
 ExitStatus scale_command(const std::vector<std::string>& arguments);
+ExitStatus report_command(const std::vector<std::string>& arguments);
 ExitStatus config_command(const std::vector<std::string>& arguments);
 
 }  // namespace longspan::launcher

@@ -17,7 +17,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <memory>
+#include <optional>
 #include <sstream>
 #include <thread>
 
@@ -31,28 +31,16 @@
 #include "parallel/agree.hpp"
 #include "parallel/version.hpp"
 #include "slurm/environment.hpp"
+#include "slurm/process.hpp"
 
 namespace longspan::launcher {
 namespace {
 
-/// What a command prints; empty if it is not there or fails.
-std::string output_of(const std::string& command) {
-  const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen((command + " 2>&1").c_str(), "r"),
-                                                   ::pclose);
-  if (!pipe) return "";
-  std::string text;
-  std::array<char, 4096> piece;
-  while (const std::size_t count = std::fread(piece.data(), 1, piece.size(), pipe.get()))
-    text.append(piece.data(), count);
-  return text;
-}
-
-bool in_path(const std::string& program) {
-  const char* path = std::getenv("PATH");
-  std::istringstream folders(path ? path : "");
-  for (std::string folder; std::getline(folders, folder, ':');)
-    if (::access((folder + "/" + program).c_str(), X_OK) == 0) return true;
-  return false;
+/// What a command says, where it is installed; nothing where it is not.
+std::optional<std::string> said_by(const std::vector<std::string>& command) {
+  const slurm::ProcessOutcome outcome = slurm::run_process(command, "", std::chrono::seconds(10));
+  if (!outcome.found) return std::nullopt;
+  return outcome.out + outcome.err;
 }
 
 std::string first_line(const std::string& path) {
@@ -181,31 +169,31 @@ Findings check_slurm(int ranks) {
                        std::string remedy = "") {
     findings.push_back({topic, subject, health, std::move(found), std::move(remedy)});
   };
-  if (in_path("ompi_info")) {
-    const std::string parts = output_of("ompi_info --parsable");
-    const bool ucx = parts.find("mca:pml:ucx:") != std::string::npos;
-    const bool pmix = parts.find("mca:pmix:ext") != std::string::npos ||
-                      parts.find("mca:pmix:pmix") != std::string::npos;
-    const bool slurm = parts.find("mca:plm:slurm") != std::string::npos;
+  if (const auto parts = said_by({"ompi_info", "--parsable"})) {
+    const bool ucx = parts->find("mca:pml:ucx:") != std::string::npos;
+    const bool pmix = parts->find("mca:pmix:ext") != std::string::npos ||
+                      parts->find("mca:pmix:pmix") != std::string::npos;
+    const bool slurm = parts->find("mca:plm:slurm") != std::string::npos;
     add("MPI", "components", Health::kInfo,
         fmt::format("UCX: {}, PMIx: {}, starts ranks through Slurm: {}", ucx ? "yes" : "no",
                     pmix ? "yes" : "no", slurm ? "yes" : "no"));
   }
   const auto job = slurm::current_job();
-  if (!in_path("sbatch")) {
+  if (const auto said = said_by({"sbatch", "--version"}); !said) {
     add("Slurm", "commands", Health::kInfo, "none: longspan launch starts ranks here");
   } else {
-    // Without a cluster the commands complain before they answer.
-    const std::string said = output_of("sbatch --version");
-    const auto version = said.find("slurm ");
-    const std::string kinds = output_of("srun --mpi=list");
+    // "slurm 23.11.4", or "slurm-wlm 22.05.8" of Debian. Without a cluster the commands complain
+    // before they answer.
+    std::string version = "there";
+    std::istringstream lines(*said);
+    for (std::string line; std::getline(lines, line);)
+      if (line.starts_with("slurm")) version = line;
+    const std::string kinds = said_by({"srun", "--mpi=list"}).value_or("");
     if (kinds.find("MPI plugin types") == std::string::npos) {
       add("Slurm", "commands", Health::kInfo,
           "installed, but no cluster answers: longspan launch starts ranks here");
     } else {
-      add("Slurm", "commands", Health::kGood,
-          version == std::string::npos ? "there"
-                                       : said.substr(version, said.find('\n', version) - version));
+      add("Slurm", "commands", Health::kGood, version);
       if (kinds.find("pmix") != std::string::npos)
         add("Slurm", "srun", Health::kGood, "starts MPI ranks: --mpi=pmix is offered");
       else

@@ -41,7 +41,7 @@ Loaded load(const std::string& path) {
       shard_sequence(config.data.sequence_length, SequenceLayout::kContiguous, nullptr),
       model::cpu_backend());
   const auto& store = loaded.transformer->parameters();
-  for (const ShardedArray& array : store.arrays("model/", store.weights())) reader.read(array);
+  reader.read(store.arrays("model/", store.weights()));
   return loaded;
 }
 

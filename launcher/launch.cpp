@@ -52,16 +52,16 @@ class Launch {
       ::setenv(kRestartVariable, restarts.c_str(), 1);
       ::setenv(kLaunchVariable, fmt::format("{}:{}", this_host_and_process(), restarts).c_str(), 1);
       const int status = run_and_watch(command(), signals, output);
-      const Attempt attempt = look(status, output, signals);
-      const Verdict verdict = supervisor_.judge(attempt);
-      if (status != 0) complete_history(attempt, events_before, output);
-      if (verdict.kind == Verdict::Kind::kGiveUp) give_up(verdict, attempt, output);
+      const Ending ending = look(status, output, signals);
+      const Verdict verdict = supervisor_.judge(ending);
+      if (status != 0) complete_history(ending, events_before, output);
+      if (verdict.kind == Verdict::Kind::kGiveUp) give_up(verdict, ending, output);
       if (verdict.kind != Verdict::Kind::kRestart) {
         // Under what others have said since, nobody would find it.
-        if (verdict.why.empty() && failed(attempt) && output.buried()) repeat(output);
+        if (verdict.why.empty() && failed(ending) && output.buried()) repeat(output);
         return status;
       }
-      announce(verdict, attempt, output);
+      announce(verdict, ending, output);
       if (!pause(verdict.pause_seconds, signals)) {
         output.say(fmt::format("launch: the ranks are not started again: {}",
                                stop_requested(directory_) ? "longspan stop was asked for"
@@ -81,40 +81,39 @@ class Launch {
   }
 
  private:
-  static bool failed(const Attempt& attempt) {
-    return attempt.status != 0 && attempt.status != static_cast<int>(ExitStatus::kRequeue);
+  static bool failed(const Ending& ending) {
+    return ending.status != 0 && ending.status != static_cast<int>(ExitStatus::kRequeue);
   }
-  Attempt look(int status, const RankOutput& output, const StopSignals& signals) const {
-    Attempt attempt;
-    attempt.status = status;
-    attempt.began = output.began();
+  Ending look(int status, const RankOutput& output, const StopSignals& signals) const {
+    Ending ending;
+    ending.status = status;
+    ending.began = output.began();
     if (const auto tail = read_metrics_tail(directory_ + "/metrics.jsonl"))
-      attempt.step = tail->step;
-    attempt.checkpoint = newest_checkpoint_seen(directory_).step;
-    attempt.stop_wished = signals.stop_wished() || stop_requested(directory_);
-    return attempt;
+      ending.step = tail->step;
+    ending.checkpoint = newest_checkpoint_seen(directory_).step;
+    ending.stop_wished = signals.stop_wished() || stop_requested(directory_);
+    return ending;
   }
-  RunEvent event(const std::string& name, const Attempt& attempt, std::string note) const {
+  RunEvent event(const std::string& name, const Ending& ending, std::string note) const {
     const auto job = slurm::current_job();
     return {.event = name,
             .job = job ? job->id : "",
             .restart = supervisor_.restarts() + (job ? job->restart_count : 0),
-            .step = attempt.step,
+            .step = ending.step,
             .ranks = ranks_,
-            .status = attempt.status,
+            .status = ending.status,
             .where = this_host_and_process(),
             .note = std::move(note)};
   }
   /// Ranks that were killed could not write that they ended.
-  void complete_history(const Attempt& attempt, std::size_t before,
-                        const RankOutput& output) const {
+  void complete_history(const Ending& ending, std::size_t before, const RankOutput& output) const {
     bool started = false, ended = false;
     const auto history = read_history(directory_);
     for (std::size_t i = before; i < history.size(); ++i) {
       started = started || history[i].event == "started";
       ended = ended || history[i].event == "ended";
     }
-    if (started && !ended) try_append_event(directory_, event("ended", attempt, cause(output)));
+    if (started && !ended) try_append_event(directory_, event("ended", ending, cause(output)));
   }
   static std::string cause(const RankOutput& output) {
     const std::string message = output.first_failure();
@@ -125,7 +124,7 @@ class Launch {
     if (const std::string message = cause(output); !message.empty())
       output.say("launch: what failed first: " + message);
   }
-  void announce(const Verdict& verdict, const Attempt& attempt, RankOutput& output) const {
+  void announce(const Verdict& verdict, const Ending& ending, RankOutput& output) const {
     const CheckpointSeen from = newest_checkpoint_seen(directory_);
     const std::string message = cause(output);
     output.say(fmt::format("launch: {}; restart {} of at most {} in {:.0f} s, from {}", message,
@@ -133,9 +132,9 @@ class Launch {
                            verdict.pause_seconds, from.step < 0 ? "the beginning" : from.path));
     // A run that was never set up has no history.
     if (io::is_directory(directory_))
-      try_append_event(directory_, event("restarted", attempt, message));
+      try_append_event(directory_, event("restarted", ending, message));
   }
-  void give_up(const Verdict& verdict, const Attempt& attempt, RankOutput& output) const {
+  void give_up(const Verdict& verdict, const Ending& ending, RankOutput& output) const {
     const std::string message = cause(output);
     if (!verdict.why.empty())
       output.say(fmt::format("launch: gave up: {}{}{}", verdict.why, message.empty() ? "" : ": ",
@@ -143,7 +142,7 @@ class Launch {
     if (io::is_directory(directory_))
       try_append_event(
           directory_,
-          event("gave-up", attempt,
+          event("gave-up", ending,
                 verdict.why.empty() ? message
                                     : verdict.why + (message.empty() ? "" : ": ") + message));
   }

@@ -212,6 +212,8 @@ class Registry {
     bind("profile", l.profile, "",
          "at the end a table of the operations of a step: time, FLOPs, share of the peak; also "
          "profile.json");
+    bind("tensorboard", l.tensorboard, "",
+         "the metrics also as TensorBoard event files, in tensorboard/ of the run directory");
   }
   void section(const char* name, slurm::SlurmConfig& s) {
     section_ = name;

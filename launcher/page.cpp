@@ -15,19 +15,22 @@ namespace {
 
 /// The licence of D3 asks to go with every copy.
 constexpr const char* kD3Licence = R"(/*
-D3, Copyright 2010-2022 Mike Bostock. Redistribution and use in source and binary forms, with or without
-modification, are permitted provided that the following conditions are met: 1. Redistributions of source code
-must retain the above copyright notice, this list of conditions and the following disclaimer. 2. Redistributions
-in binary form must reproduce the above copyright notice, this list of conditions and the following disclaimer in
-the documentation and/or other materials provided with the distribution. 3. Neither the name of the author nor
-the names of contributors may be used to endorse or promote products derived from this software without specific
-prior written permission. THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS" AND ANY
-EXPRESS OR IMPLIED WARRANTIES, INCLUDING, BUT NOT LIMITED TO, THE IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS
-FOR A PARTICULAR PURPOSE ARE DISCLAIMED. IN NO EVENT SHALL THE COPYRIGHT OWNER OR CONTRIBUTORS BE LIABLE FOR ANY
-DIRECT, INDIRECT, INCIDENTAL, SPECIAL, EXEMPLARY, OR CONSEQUENTIAL DAMAGES (INCLUDING, BUT NOT LIMITED TO,
-PROCUREMENT OF SUBSTITUTE GOODS OR SERVICES; LOSS OF USE, DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED
-AND ON ANY THEORY OF LIABILITY, WHETHER IN CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE)
-ARISING IN ANY WAY OUT OF THE USE OF THIS SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.
+D3, Copyright Mike Bostock, https://d3js.org. Up to version 6 under the BSD licence: Redistribution and use in source
+and binary forms, with or without modification, are permitted provided that the following conditions are met:
+1. Redistributions of source code must retain the above copyright notice, this list of conditions and the following
+disclaimer. 2. Redistributions in binary form must reproduce the above copyright notice, this list of conditions and the
+following disclaimer in the documentation and/or other materials provided with the distribution. 3. Neither the name of
+the author nor the names of contributors may be used to endorse or promote products derived from this software without
+specific prior written permission. From version 7 on under the ISC licence: Permission to use, copy, modify, and/or
+distribute this software for any purpose with or without fee is hereby granted, provided that the above copyright notice
+and this permission notice appear in all copies.
+THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS" AND ANY EXPRESS OR IMPLIED WARRANTIES,
+INCLUDING, BUT NOT LIMITED TO, THE IMPLIED WARRANTIES OF MERCHANTABILITY AND FITNESS FOR A PARTICULAR PURPOSE ARE
+DISCLAIMED. IN NO EVENT SHALL THE COPYRIGHT OWNER OR CONTRIBUTORS BE LIABLE FOR ANY DIRECT, INDIRECT, INCIDENTAL,
+SPECIAL, EXEMPLARY, OR CONSEQUENTIAL DAMAGES (INCLUDING, BUT NOT LIMITED TO, PROCUREMENT OF SUBSTITUTE GOODS OR SERVICES;
+LOSS OF USE, DATA, OR PROFITS; OR BUSINESS INTERRUPTION) HOWEVER CAUSED AND ON ANY THEORY OF LIABILITY, WHETHER IN
+CONTRACT, STRICT LIABILITY, OR TORT (INCLUDING NEGLIGENCE OR OTHERWISE) ARISING IN ANY WAY OUT OF THE USE OF THIS
+SOFTWARE, EVEN IF ADVISED OF THE POSSIBILITY OF SUCH DAMAGE.
 */
 )";
 
@@ -126,6 +129,11 @@ void Page::facts(const std::string& caption,
 
 void Page::table(const PageTable& table) {
   body_ += table_html(table, true);
+}
+
+void Page::folded_table(const PageTable& table) {
+  body_ += fmt::format("<details><summary>{}</summary>{}</details>\n", html_text(table.caption),
+                       table_html(table, false));
 }
 
 void Page::chart(Chart chart) {

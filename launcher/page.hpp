@@ -66,6 +66,7 @@ class Page {
   void facts(const std::string& caption,
              const std::vector<std::pair<std::string, std::string>>& rows);
   void table(const PageTable& table);
+  void folded_table(const PageTable& table);  ///< only its caption is seen until it is opened
   /// Lines of more than kMostPoints points are thinned out: the mean of every span of x, with a
   /// band from its lowest to its highest value, and the caption says so. Throws
   /// std::invalid_argument if the lengths do not match.

@@ -5,10 +5,7 @@
   "use strict";
 
   function number(v) {
-    const size = Math.abs(v);
-    if (size === 0) return "0";
-    if (size >= 1e4) return d3.format(".4~s")(v);
-    return d3.format(size < 1e-3 ? ".3~e" : ".4~g")(v);
+    return v === 0 ? "0" : d3.format(Math.abs(v) >= 1e4 ? ".4~s" : ".4~g")(v);
   }
   const exists = (v) => v !== null && v !== undefined && isFinite(v);
   // As page.cpp colours the legend: ideal lines do not count.
@@ -59,17 +56,20 @@
     if (data.yLog) y.domain([y.domain()[0] / 1.1, y.domain()[1] * 1.1]);
     else y.nice();
     const yTicks = data.yLog ? logTicks(y, height / 50) : y.ticks(height / 50);
-    const left = 12 + 7 * Math.max(2, d3.max(yTicks, (v) => number(v).length) || 0), right = width - 14;
+    const left = 15 + 7 * Math.max(2, d3.max(yTicks, (v) => number(v).length) || 0), right = width - 14;
     x.range([left, right]);
     // Few points under a logarithm (1, 2, 4 ranks) are named themselves.
     const xTicks = !data.xLog ? x.ticks(width / 90) : places.length <= 10 ? places : logTicks(x, width / 60);
+    const xText = (v) => xTicks === places && Number.isInteger(v) ? String(v) : number(v);
 
     const svg = canvas(box, width, height);
     svg.append("g").attr("transform", `translate(${left},0)`)
-      .call(d3.axisLeft(y).tickValues(yTicks).tickFormat(number).tickSize(left - right))
+      .call(d3.axisLeft(y).tickValues(yTicks).tickFormat(number).tickSize(left - right).tickPadding(7))
       .call((g) => g.select(".domain").remove());
     svg.append("g").attr("transform", `translate(0,${height - 42})`)
-      .call(d3.axisBottom(x).tickValues(xTicks).tickFormat(number).tickSizeOuter(0));
+      .call(d3.axisBottom(x).tickValues(xTicks).tickFormat(xText).tickSizeOuter(0))
+      .call((g) => g.selectAll(".tick text")
+        .attr("text-anchor", (v) => x(v) > right - 5 && xText(v).length > 3 ? "end" : "middle"));
     svg.append("text").attr("x", 0).attr("y", 12).text(data.yTitle);
     svg.append("text").attr("x", right).attr("y", height - 6).attr("text-anchor", "end").text(data.xTitle);
 
@@ -115,25 +115,34 @@
   function readOut(figure, svg, data, chart) {
     const out = figure.querySelector(".readout");
     const rule = svg.append("line").attr("class", "pointer").attr("y1", 26).attr("y2", chart.height - 42);
-    svg.on("pointerleave", () => { out.textContent = ""; rule.style("visibility", "hidden"); });
-    svg.on("pointermove", function () {
-      const event = arguments[0] && arguments[0].clientX !== undefined ? arguments[0] : d3.event;
+    // D3's own on() has changed what it hands over from version 5 to 6.
+    svg.node().addEventListener("pointerleave", () => {
+      out.textContent = "";
+      rule.style("visibility", "hidden");
+    });
+    svg.node().addEventListener("pointermove", (event) => {
       const area = svg.node().getBoundingClientRect();
       const pixel = (event.clientX - area.left) * chart.width / area.width;
-      const nearest = (list) => list.length === 0 ? -1 : d3.scan(list, (a, b) =>
-        Math.abs(chart.x(a) - pixel) - Math.abs(chart.x(b) - pixel));
+      const nearest = (list) => {
+        let best = -1, least = Infinity;
+        list.forEach((v, i) => {
+          const away = exists(v) ? Math.abs(chart.x(v) - pixel) : Infinity;
+          if (away < least) least = away, best = i;
+        });
+        return best;
+      };
       const place = chart.places[nearest(chart.places)];
       if (place === undefined) return;
       const texts = [];
       for (const s of data.series) {
-        const i = nearest(s.x.map((v) => exists(v) ? v : Infinity));
+        const i = nearest(s.x);
         if (i < 0 || !exists(s.y[i]) || Math.abs(chart.x(s.x[i]) - chart.x(place)) > 12) continue;
         let text = (s.name || data.yTitle) + " " + d3.format(".5~g")(s.y[i]);
         if (s.labels) text += " (" + s.labels[i] + ")";
         if (s.low) text += " (" + number(s.low[i]) + " to " + number(s.high[i]) + ")";
         texts.push(text);
       }
-      out.textContent = data.xTitle + " " + d3.format(",.8~g")(place) + ": " + texts.join(" · ");
+      out.textContent = data.xTitle + " " + d3.format(Math.abs(place) < 1000 ? ",.6~g" : ",.0f")(place) + ": " + texts.join(" · ");
       rule.attr("x1", chart.x(place)).attr("x2", chart.x(place)).style("visibility", "visible");
     });
   }
@@ -154,7 +163,7 @@
     data.categories.forEach((category, c) => {
       const top = 8 + c * step;
       svg.append("text").attr("class", "name").attr("x", 0).attr("y", top + 13)
-        .text(category.length * 6.6 > right ? category.slice(0, Math.floor(right / 6.6)) + "…" : category)
+        .text(category.length * 7.6 > right ? category.slice(0, Math.floor(right / 7.6)) + "…" : category)
         .append("title").text(category);
       let from = 0;
       data.series.forEach((s, k) => {

@@ -65,6 +65,33 @@ Json numbers(const std::vector<double>& values) {
   return list;
 }
 
+/// Later lines hide earlier ones that run where they do: that is said, it may be the point.
+std::vector<std::string> hidden_lines(const Chart& chart) {
+  constexpr double kSame = 0.003;  // of the height of the chart: less than a line's width
+  double low = kGap, high = kGap;
+  for (const Series& s : chart.series)
+    for (const double v : s.y)
+      if (std::isfinite(v)) low = std::fmin(low, v), high = std::fmax(high, v);
+  const auto covers = [&](const Series& upper, const Series& lower) {
+    if (!is_line(upper) || !is_line(lower) || lower.x != upper.x || lower.x.empty()) return false;
+    for (std::size_t i = 0; i < lower.y.size(); ++i) {
+      const bool both = std::isfinite(lower.y[i]) && std::isfinite(upper.y[i]);
+      if (both ? std::abs(lower.y[i] - upper.y[i]) > kSame * (high - low)
+               : std::isfinite(lower.y[i]))
+        return false;
+    }
+    return true;
+  };
+  std::vector<std::string> hidden;
+  for (std::size_t i = 0; i < chart.series.size(); ++i)
+    for (std::size_t k = chart.series.size() - 1; k > i; --k)
+      if (covers(chart.series[k], chart.series[i])) {
+        hidden.push_back(chart.series[i].name + " lies under " + chart.series[k].name);
+        break;
+      }
+  return hidden;
+}
+
 const char* style_name(Series::Style style) {
   switch (style) {
     case Series::Style::kPoints:
@@ -187,9 +214,11 @@ void thin_out(Chart& chart) {
   }
   if (most > 0)
     say(fmt::format(
-        "Up to {} points a line are too many to draw: a line shows the means of {} equal "
-        "spans, its band the lowest and the highest value of each.",
-        grouped(static_cast<std::int64_t>(most)), Page::kSpans));
+        "Line: means over {} equal spans (up to {} points a line); band: from the lowest "
+        "to the highest of each.",
+        Page::kSpans, grouped(static_cast<std::int64_t>(most))));
+  if (const auto hidden = hidden_lines(chart); !hidden.empty())
+    say(fmt::format("{}.", fmt::join(hidden, ", ")));
   if (left_out > 0)
     say(fmt::format("{} not above 0 {} no place on a logarithmic axis.",
                     left_out == 1 ? "One point" : fmt::format("{} points", left_out),

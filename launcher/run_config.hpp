@@ -18,8 +18,8 @@ struct RunSettings {
   std::string name = "run";
   std::string directory;  ///< empty = runs/<name>
   std::uint64_t seed = 1;
-  std::string device = "auto";  ///< auto | cpu | cuda
-  int threads = 0;              ///< per rank; 0 = cores of the node / ranks on it
+  std::string device = "auto";        ///< auto | cpu | cuda
+  int threads = 0;                    ///< per rank; 0 = cores of the node / ranks on it
   std::string hang_timeout = "auto";  ///< auto | off | seconds
 };
 
@@ -36,8 +36,9 @@ struct TrainConfig {
 };
 
 struct LogConfig {
-  std::int64_t every = 1;  ///< steps between table lines on the terminal
-  bool profile = false;    ///< at the end, where the time of a step went
+  std::int64_t every = 1;    ///< steps between table lines on the terminal
+  bool profile = false;      ///< at the end, where the time of a step went
+  bool tensorboard = false;  ///< the metrics as TensorBoard event files too
 };
 
 struct RunConfig {

@@ -90,12 +90,12 @@ RunDirectory::RunDirectory(const std::string& path, const io::Attempt& attempt,
                            std::chrono::milliseconds patience)
     : path_(path) {
   constexpr std::string_view kWayOut = "set run.directory to a place you may write to";
-  std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error) fail("cannot make the run directory {}: {}: {}", path, error.message(), kWayOut);
   const std::string name = path + "/.lock";
   int failure = 0;
   do {
+    std::error_code error;
+    made_ = std::filesystem::create_directories(path, error);
+    if (error) fail("cannot make the run directory {}: {}: {}", path, error.message(), kWayOut);
     lock_ = File(::open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
     if (!lock_)
       fail("cannot write into the run directory {}: {}: {}", path, std::strerror(errno), kWayOut);
@@ -117,6 +117,18 @@ RunDirectory::RunDirectory(const std::string& path, const io::Attempt& attempt,
               std::strerror(failure));
   else
     write_holder(lock_.get(), attempt);
+}
+
+RunDirectory::~RunDirectory() {
+  if (!made_ || !is_named(lock_.get(), path_ + "/.lock")) return;
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(path_, error))
+    if (entry.path().filename() != ".lock" && entry.path().filename() != "watch") return;
+  // Who waits for the lock finds that it has no name any more, and makes both anew.
+  fs::remove_all(path_ + "/watch", error);
+  fs::remove(path_ + "/.lock", error);
+  fs::remove(path_, error);
 }
 
 void RunDirectory::replace_lock(const io::Attempt& attempt) {

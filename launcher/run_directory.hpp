@@ -30,6 +30,11 @@ class RunDirectory {
   /// warning when it takes over.
   explicit RunDirectory(const std::string& path, const io::Attempt& attempt = this_attempt(),
                         std::chrono::milliseconds patience = std::chrono::seconds(5));
+  /// A run that was refused before it began leaves no folder behind: goes if it was made here and
+  /// holds nothing but the lock and the watchdog's folder.
+  ~RunDirectory();
+  RunDirectory(const RunDirectory&) = delete;
+  RunDirectory& operator=(const RunDirectory&) = delete;
   /// config.ini: the effective configuration under a comment line. Throws Error.
   void write_config(const RunConfig& config, const std::string& comment) const;
   /// A small file of the folder; the old one stays whole until the new one is written. Throws
@@ -41,6 +46,7 @@ class RunDirectory {
   using File = Handle<int, -1, close_file>;
   void replace_lock(const io::Attempt& attempt);
   std::string path_;
+  bool made_ = false;
   File lock_;
 };
 

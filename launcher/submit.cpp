@@ -19,6 +19,7 @@
 #include "parallel/mesh.hpp"
 #include "slurm/remaining_time.hpp"
 #include "slurm/sbatch.hpp"
+#include "slurm/site.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -80,6 +81,21 @@ void refuse_second_job(const std::string& run_directory) {
     if (state == alive)
       fail("{} has job {} already ({}): wait for its end, or end it with: scancel {}",
            run_directory, job, state, job);
+}
+
+/// Says what Slurm would leave in its queue for ever; refuses what it cannot run. Slurm may be
+/// silent: sbatch has the last word anyway.
+void check_request(const slurm::BatchJob& job) {
+  const auto site = slurm::ask_site(job.slurm);
+  if (!site) return;
+  const int cpus = job.slurm.cpus_per_rank > 0 ? job.slurm.cpus_per_rank : job.threads_per_rank;
+  std::string refused;
+  for (const slurm::RequestProblem& problem : slurm::request_problems(job.slurm, cpus, *site))
+    if (problem.certain)
+      refused += (refused.empty() ? "" : "\n") + problem.text;
+    else
+      log::warn("{}", problem.text);
+  if (!refused.empty()) fail("{}", refused);
 }
 
 }  // namespace
@@ -169,7 +185,7 @@ ExitStatus submit_command(const std::vector<std::string>& arguments) {
       "goes on by itself (slurm.continue) until the run is done; the file `stop` in the run "
       "directory ends that",
       {{"config", "FILE", "settings, an INI file; --section.key VALUE overrides it"},
-       {"dry-run", "", "only print the script; needs no Slurm and writes nothing"},
+       {"dry-run", "", "only print the script; asks no Slurm and writes nothing"},
        {"after", "STATUS",
         "for the script itself, inside the job: the ranks have ended with STATUS; starts the run "
         "again, or says why not"}},
@@ -190,6 +206,7 @@ ExitStatus submit_command(const std::vector<std::string>& arguments) {
     fmt::print("{}", script);
     return ExitStatus::kDone;
   }
+  check_request(job);
   refuse_second_job(job.run_directory);
   io::make_directories(job.run_directory);  // sbatch does not make the folder of the log
   const slurm::Submission submission = slurm::submit_script(script);

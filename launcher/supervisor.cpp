@@ -16,21 +16,21 @@ double pause_before(int restart) {
   return std::min(kLongest, std::ldexp(1.0, std::clamp(restart - 1, 0, kDoublings)));
 }
 
-Verdict Supervisor::judge(const Attempt& attempt) {
+Verdict Supervisor::judge(const Ending& ending) {
   using Kind = Verdict::Kind;
-  const auto is = [&](ExitStatus status) { return attempt.status == static_cast<int>(status); };
+  const auto is = [&](ExitStatus status) { return ending.status == static_cast<int>(status); };
   // 75 without a signal is a limit that the user has set (train.stop-after): it is kept.
-  if (is(ExitStatus::kDone) || is(ExitStatus::kRequeue) || attempt.stop_wished) return {};
+  if (is(ExitStatus::kDone) || is(ExitStatus::kRequeue) || ending.stop_wished) return {};
   if (is(ExitStatus::kUsage) || is(ExitStatus::kDamaged)) return {Kind::kGiveUp};
   // That is no crash, and nothing has been computed that could be lost. Later it may be a node that
   // is not back yet.
-  if (!attempt.began && !failed_) return {Kind::kGiveUp};
+  if (!ending.began && !failed_) return {Kind::kGiveUp};
   if (max_restarts_ == 0) return {Kind::kGiveUp};
-  const auto before = std::exchange(failed_, attempt);
-  if (before && before->step == attempt.step && before->checkpoint == attempt.checkpoint)
+  const auto before = std::exchange(failed_, ending);
+  if (before && before->step == ending.step && before->checkpoint == ending.checkpoint)
     return {Kind::kGiveUp, 0,
             fmt::format("step {} has failed twice: another start would fail there again",
-                        attempt.step + 1)};
+                        ending.step + 1)};
   if (restarts_ >= max_restarts_)
     return {Kind::kGiveUp, 0,
             fmt::format("{} restart{} (--max-restarts) did not help", max_restarts_,

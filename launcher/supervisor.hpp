@@ -9,7 +9,7 @@
 namespace longspan::launcher {
 
 /// How one start of the ranks ended, and where the run stood then.
-struct Attempt {
+struct Ending {
   int status = 0;                ///< exit status; 128 + n = signal n
   std::int64_t step = 0;         ///< the last one that was finished
   std::int64_t checkpoint = -1;  ///< step of the newest one; -1 = there is none
@@ -34,16 +34,16 @@ double pause_before(int restart);
 class Supervisor {
  public:
   explicit Supervisor(int max_restarts) : max_restarts_(max_restarts) {}
-  /// What to do after `attempt`. Ends: status 0, 75, a wish to stop. Gives up: status 2 or 3 (the
+  /// What to do after `ending`. Ends: status 0, 75, a wish to stop. Gives up: status 2 or 3 (the
   /// next start would find the same), a first start that did not even begin, a second failure in a
   /// row with neither a new step nor a new checkpoint, max_restarts. Everything else is a restart.
-  Verdict judge(const Attempt& attempt);
+  Verdict judge(const Ending& ending);
   int restarts() const { return restarts_; }  ///< that judge() has ordered so far
   int max_restarts() const { return max_restarts_; }
 
  private:
   int max_restarts_, restarts_ = 0;
-  std::optional<Attempt> failed_;  ///< the last failure
+  std::optional<Ending> failed_;  ///< the last failure
 };
 
 }  // namespace longspan::launcher

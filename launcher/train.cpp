@@ -25,6 +25,7 @@
 #include "launcher/saver.hpp"
 #include "launcher/stopping.hpp"
 #include "launcher/stragglers.hpp"
+#include "launcher/tensorboard.hpp"
 #include "launcher/training_run.hpp"
 #include "launcher/world_check.hpp"
 #include "model/lr_schedule.hpp"
@@ -130,18 +131,21 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   // A file that is longer than `ulimit -f` allows is an error of write(), as on a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
   log::set_rank(world.rank());
+  const io::Attempt attempt = this_attempt();
+  agree(world, [&] {
+    if (world.rank() == 0) directory.emplace(requested.directory(), attempt);
+  });
+  // Its folder is in the run's, which is ours now. Whatever may hang comes after it.
+  parallel::Watchdog watchdog(*parallel::parse_hang_timeout(requested.run.hang_timeout),
+                              requested.directory(), world);
   TrainingRun run(requested, world);
   const RunConfig& config = run.config();
   agree(world, [&] {
     if (world.rank() != 0) return;
-    const io::Attempt attempt = this_attempt();
-    directory.emplace(config.directory(), attempt);
     if (!started_by_supervisor(config.directory())) withdraw_stop(config.directory());
     run.take_over(attempt);
     log::open_file(config.directory() + "/log.txt");
   });
-  parallel::Watchdog watchdog(*parallel::parse_hang_timeout(config.run.hang_timeout),
-                              config.directory(), world);
   const std::string resumed = run.restore();
   // Not before: a run that is refused leaves the old run's configuration alone.
   agree(world, [&] {
@@ -157,9 +161,12 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
               io::format_bytes(run.restored().checkpoint));
 
   std::optional<MetricsWriter> metrics;
+  std::optional<EventFile> events;
   agree(world, [&] {
-    if (world.rank() == 0)
-      metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
+    if (world.rank() != 0) return;
+    metrics.emplace(config.directory() + "/metrics.jsonl", run.progress().step);
+    if (config.log.tensorboard)
+      events.emplace(config.directory() + "/tensorboard", run.progress().step);
   });
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
@@ -231,6 +238,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
       if (given_up) stop_reason = patience.reason();
     }
     if (metrics) write_line(*metrics, line, metrics_wait);
+    if (events) events->add(line);
     record.reached(line.step);
     if (step % config.log.every == 0 || finished || step == first_step + 1)
       log::line(table.row(line));

@@ -157,9 +157,7 @@ std::string TrainingRun::restore() {
     // Not a damage: an older one would not fit either.
     agree(world, [&] { check_fits(reader->facts(), choice.path()); });
     try {
-      agree(world, [&] {
-        for (const ShardedArray& array : arrays()) reader->read(array);
-      });
+      agree(world, [&] { reader->read(arrays()); });
     } catch (const AgreedError& e) {
       if (e.status() != ExitStatus::kDamaged) throw;
       choice.reject(e.what());

@@ -119,11 +119,13 @@ void Recorder::end(int group, std::uint64_t ticket) {
 }
 
 void Recorder::begin_wait(int group, std::int64_t sequence) {
+  if (paused_) return;
   const std::lock_guard lock(mutex_);
   wait_ = Wait{group, sequence, Clock::now()};
 }
 
 void Recorder::end_wait() {
+  if (paused_) return;
   const std::lock_guard lock(mutex_);
   if (wait_) waited_seconds_ += seconds(Clock::now() - wait_->begin);
   wait_.reset();

@@ -5,6 +5,7 @@
 /// call on every rank. Nothing here communicates. Read next: hang.hpp, watchdog.hpp.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <mutex>
@@ -112,6 +113,11 @@ class Recorder {
   /// Seconds that the training thread has waited for other ranks since the process began.
   double waited_seconds() const;
 
+  /// Nothing is recorded meanwhile. Only to measure what recording costs, between operations and
+  /// without a watchdog: the numbers of what was missed are not given.
+  void pause(bool paused) { paused_ = paused; }
+  bool paused() const { return paused_; }
+
   void enter(Phase phase, std::int64_t step);
   /// `with_records`: the ring too, and the groups that exist no more but may be named in it.
   Snapshot snapshot(bool with_records) const;
@@ -122,6 +128,7 @@ class Recorder {
     std::uint64_t ticket = 0;
     bool used = false;
   };
+  std::atomic<bool> paused_ = false;
   mutable std::mutex mutex_;
   std::vector<Group>
       groups_;  ///< by id; those that have ended stay, their records may still be there
@@ -140,8 +147,8 @@ Recorder& recorder();
 class Scope {
  public:
   Scope(int group, Operation operation, Element element, std::int64_t bytes)
-      : group_(group),
-        ticket_(group < 0 ? 0 : recorder().begin(group, operation, element, bytes)) {}
+      : group_(recorder().paused() ? -1 : group),
+        ticket_(group_ < 0 ? 0 : recorder().begin(group, operation, element, bytes)) {}
   ~Scope() {
     if (group_ >= 0) recorder().end(group_, ticket_);
   }

@@ -119,7 +119,8 @@ Watchdog::Watchdog(const HangTimeout& timeout, const std::string& run_directory,
       node_(node_name()),
       rank_(world.rank()),
       ranks_(world.size()) {
-  if (!timeout.enabled || ranks_ == 1) return;
+  // The ranks' settings have not been compared yet.
+  if (ranks_ == 1 || world.all_reduce_min(std::int64_t{timeout.enabled}) == 0) return;
   // What an earlier run has left goes first. The number tells this run from any other.
   std::int64_t token = std::chrono::system_clock::now().time_since_epoch().count();
   bool made = true;

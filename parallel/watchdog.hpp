@@ -42,8 +42,8 @@ double patient_limit(double limit);
 
 class Watchdog {
  public:
-  /// Starts watching, if there are peers and `timeout` is enabled; warns and does not if the ranks
-  /// do not see the same `run_directory`. Call it after signals are set up. Collective over
+  /// Starts watching, if there are peers and `timeout` is enabled on all; warns and does not if the
+  /// ranks do not see the same `run_directory`. Call it after signals are set up. Collective over
   /// `world`, which must be the world.
   Watchdog(const HangTimeout& timeout, const std::string& run_directory, const Communicator& world);
   /// Tells the others that nobody has to wait for this rank any more. Does not communicate.

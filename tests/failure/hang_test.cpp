@@ -196,6 +196,32 @@ TEST_F(Hang, OneOfFourIsNamedThoughMostWaitForOthers) {
   stop_and_expect_named(4, 3, {"--mesh.context", "2", "--mesh.tensor", "2"});
 }
 
+TEST_F(Hang, ARankThatStopsWhileTheRunIsSetUpIsNamed) {
+  // So large that its weights take a while: nothing but the watchdog has written by then.
+  start(2, {"--mesh.context", "2", "--model.layers", "8", "--model.width", "768", "--model.heads",
+            "8"});
+  const std::string account = run_ + "/watch/rank-00001";
+  const auto limit = Clock::now() + kLongest;
+  while (!fs::exists(account) && Clock::now() < limit) std::this_thread::sleep_for(1ms);
+  ASSERT_TRUE(fs::exists(account)) << err();
+  ranks_.push_back(json::parse(read(account))["process"]);
+  ASSERT_EQ(::kill(ranks_[0], SIGSTOP), 0);
+  const auto begin = Clock::now();
+  ASSERT_FALSE(fs::exists(run_ + "/log.txt")) << "too late for this test";
+  const auto status = wait();
+  ASSERT_TRUE(status.has_value()) << "the job goes on";
+  EXPECT_LE(std::chrono::duration<double>(Clock::now() - begin).count(), kTimeout + kSlack);
+  EXPECT_EQ(*status, 1);
+  EXPECT_FALSE(fs::exists(run_ + "/log.txt")) << "it got further than it was meant to";
+  EXPECT_EQ(
+      count(err(), "rank 1 (" + launcher::node_name() + ", process " + std::to_string(ranks_[0]) +
+                       ") is stopped (SIGSTOP, or a debugger) (last heard of "),
+      1)
+      << err();
+  EXPECT_NE(err().find(" in step 0, start)"), std::string::npos) << err();
+  expect_no_rank_left();
+}
+
 TEST_F(Hang, ThousandsOfHealthyStepsNameNobody) {
   // As many steps as an hour has seconds, and a timeout that each of them could exceed only by
   // standing still.

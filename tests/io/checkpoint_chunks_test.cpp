@@ -2,6 +2,7 @@
 /// table of chunks, and checkpoints from before there was one.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -126,6 +127,53 @@ TEST_F(Chunks, ADamagedChunkIsFoundByWhoeverReadsIt) {
   ASSERT_EQ(problems.size(), 1U);
   EXPECT_EQ(problems[0].shard, kShard);
   EXPECT_EQ(problems[0].tensor, kName);
+}
+
+TEST_F(Chunks, ManyTensorsAtOnceAndEachIsNamedWhenDamaged) {
+  std::vector<TestTensor> tensors;
+  std::vector<ShardedArray> arrays;
+  for (int i = 0; i < 12; ++i)  // small ones between large ones, some across pieces
+    tensors.emplace_back(fmt::format("model/tensor.{}", i), i % 2 == 0 ? DType::kF32 : DType::kU8,
+                         Shape{i % 3 == 0 ? 500'003 : 301 + i}, i);
+  for (const auto& tensor : tensors) arrays.push_back(tensor.array);
+  const std::string path =
+      write_checkpoint(own_.path(), arrays, test_facts(5), Communicator::self());
+  std::vector<std::vector<char>> found;
+  for (const auto& tensor : tensors) found.emplace_back(tensor.global.size());
+  for (std::size_t i = 0; i < arrays.size(); ++i) arrays[i].data = found[i].data();
+  {
+    CheckpointReader reader(path);
+    std::reverse(arrays.begin(), arrays.end());  // not the order of the file
+    reader.read(arrays);
+    std::int64_t bytes = 0;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      EXPECT_EQ(found[i], tensors[i].global) << i;
+      bytes += tensors[i].array.bytes();
+    }
+    EXPECT_EQ(reader.bytes_read(), bytes);
+  }
+  const std::string shard = path + "/" + kShard;
+  const std::vector<TensorEntry> entries = CheckpointReader(path).tensors();
+  for (const TensorEntry& entry : entries) {
+    const auto at = entry.blocks[0].file_offset + element_count(entry.global_shape) / 2;
+    flip_byte(shard, at);
+    const std::string text =
+        error_of([&] { CheckpointReader(path).read(arrays); }, ExitStatus::kDamaged);
+    EXPECT_TRUE(contains(text, std::string(kShard) + ": tensor '" + entry.name + "' is damaged"))
+        << text;
+    flip_byte(shard, at);
+  }
+  CheckpointReader reader(path);
+  reader.read(arrays);
+  // Between two reads, so that its size was right.
+  const auto& last = *std::max_element(entries.begin(), entries.end(),
+                                       [](const TensorEntry& a, const TensorEntry& b) {
+                                         return a.blocks[0].file_offset < b.blocks[0].file_offset;
+                                       });
+  std::filesystem::resize_file(shard, last.blocks[0].file_offset + 1);
+  const std::string text = error_of([&] { reader.read(arrays); }, ExitStatus::kDamaged);
+  EXPECT_TRUE(contains(text, std::string(kShard) + ": ends at byte")) << text;
+  EXPECT_TRUE(contains(text, "in tensor '" + last.name + "'")) << text;
 }
 
 TEST_F(Chunks, EveryFlippedBitIsFoundByEveryReaderOfItsBytes) {

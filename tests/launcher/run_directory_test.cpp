@@ -129,6 +129,32 @@ TEST_F(RunDirectoryTest, ARunThatIsJustEndingIsWaitedFor) {
   ending.join();
 }
 
+TEST_F(RunDirectoryTest, OnlyAFolderThatItMadeAndNobodyFilledGoesWithIt) {
+  { const RunDirectory refused(path_); }
+  EXPECT_FALSE(fs::exists(path_));
+  {
+    const RunDirectory refused(path_);
+    fs::create_directory(path_ + "/watch");
+    std::ofstream(path_ + "/watch/rank-00000").put('x');
+  }
+  EXPECT_FALSE(fs::exists(path_));
+
+  fs::create_directories(path_);
+  { const RunDirectory theirs(path_); }
+  EXPECT_TRUE(fs::exists(path_ + "/.lock"));
+  fs::remove_all(path_);
+  {
+    const RunDirectory begun(path_);
+    std::ofstream(path_ + "/log.txt").put('x');
+  }
+  EXPECT_TRUE(fs::exists(path_ + "/log.txt"));
+  fs::remove_all(path_);
+  std::optional<RunDirectory> cut(std::in_place, path_, restart(0));
+  const RunDirectory next(path_, restart(1), 0ms);
+  cut.reset();
+  EXPECT_TRUE(fs::exists(path_ + "/.lock")) << "its successor's";
+}
+
 TEST_F(RunDirectoryTest, TheConfigurationReadsBackAndSurvivesAFailedWrite) {
   const RunDirectory directory(path_);
   RunConfig config;

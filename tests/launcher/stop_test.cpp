@@ -98,6 +98,20 @@ TEST_F(Stop, WhatScancelSaysIsPassedOn) {
   EXPECT_NE(result.err.find("permission denied"), std::string::npos) << result.err;
 }
 
+TEST_F(Stop, ATrainThatTheUserStartsAgainGoesOn) {
+  const auto prepared = longspan({"prepare", "--kind", "text", "--output", folder_.file("d.h5"),
+                                  LONGSPAN_SOURCE_DIR "/slurm"});
+  ASSERT_EQ(prepared.status, 0) << prepared.err;
+  fs::create_directories(run_);
+  request_stop(run_);
+  const auto result =
+      longspan({"train", "--config", LONGSPAN_SOURCE_DIR "/configs/tiny.ini", "--data.path",
+                folder_.file("d.h5"), "--run.directory", run_, "--data.sequence-length", "32",
+                "--train.steps", "2", "--train.validate-every", "0", "--run.threads", "1"});
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_FALSE(stop_requested(run_));
+}
+
 TEST_F(Stop, ItWantsAName) {
   EXPECT_EQ(longspan({"stop"}).status, 2);
   EXPECT_EQ(longspan({"stop", folder_.file("nothing")}).status, 2);

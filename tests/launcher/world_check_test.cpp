@@ -135,6 +135,12 @@ TEST_F(World, ADifferentSettingIsNamedWithBothValues) {
       << r.err;
   EXPECT_NE(r.err.find("optimizer.clip=0.25 (rank 0: 1)"), std::string::npos) << r.err;
   EXPECT_EQ(lines_of_ours(r.err), 1) << r.err;
+
+  // The watchdog begins before settings are compared.
+  const auto off = two("set -- \"$@\" --run.hang-timeout off", data);
+  EXPECT_EQ(off.status, 2) << off.err;
+  EXPECT_NE(off.err.find("differs from rank 0: run.hang-timeout=off"), std::string::npos)
+      << off.err;
 }
 
 TEST_F(World, ADifferentDatasetAtTheSamePathIsNamed) {

@@ -172,6 +172,23 @@ TEST_F(RunBatchScript, HostileNamesAreOnlyNames) {
             std::string::npos);
 }
 
+TEST_F(RunBatchScript, ModulesAreLoadedBeforeTheRanksOrNothingStarts) {
+  command("module", "echo \"module $*\" >>\"$HOME/modules\"\n[[ $* != *nosuch* ]]\n");
+  job_.slurm.modules = "gcc/12 'a b;c'";
+  job_.slurm.environment = "OMP_PROC_BIND=true GREETING='two words'";
+  ranks_do("cp \"$HOME/modules\" \"$HOME/loaded\"");
+  EXPECT_EQ(run().status, 0);
+  EXPECT_EQ(read(folder_.file("loaded")), "module load gcc/12 a b;c\n");
+  const std::string environment = read(folder_.file("environment"));
+  EXPECT_NE(environment.find("\nOMP_PROC_BIND=true\n"), std::string::npos) << environment;
+  EXPECT_NE(environment.find("\nGREETING=two words\n"), std::string::npos) << environment;
+
+  fs::remove(folder_.file("said.train"));
+  job_.slurm.modules = "nosuch";
+  EXPECT_EQ(run().status, 2);
+  EXPECT_TRUE(said("train").empty());
+}
+
 TEST_F(RunBatchScript, FolderItIsSubmittedFromMayHaveAnyName) {
   job_.submitted_from = folder_.file("-a b\n$(exit 1)'");
   fs::create_directories(job_.submitted_from);

@@ -6,6 +6,7 @@
 /// disturbed, bit for bit.
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
@@ -67,13 +68,15 @@ class SubmitCluster : public testing_support::ClusterTest {
     }
     return rows;
   }
-  /// The same run, undisturbed, without Slurm.
+  /// The same run, undisturbed, without Slurm; made once.
   std::vector<std::string> undisturbed(int steps) {
+    static std::map<int, std::vector<std::string>> known;
+    if (const auto at = known.find(steps); at != known.end()) return at->second;
     const auto r = testing_support::run_process(
         {"env", "-C", folder_.path(), longspan_path(), "launch", "--ranks", "2", "--config",
          "run.ini", "--run.directory", "alone", "--train.steps", std::to_string(steps)});
     EXPECT_EQ(r.status, 0) << r.err;
-    return numbers(file("alone/metrics.jsonl"));
+    return known[steps] = numbers(file("alone/metrics.jsonl"));
   }
   /// "submitted requeued job-ended"
   std::string events() {
@@ -109,22 +112,36 @@ TEST_P(SubmitStarters, WarnedRunSavesIsRequeuedAndEndsWithTheSameBits) {
 INSTANTIATE_TEST_SUITE_P(Both, SubmitStarters, testing::Values("auto", "mpirun"),
                          [](const auto& p) { return p.param; });
 
-TEST_F(SubmitCluster, JobLimitFarShorterThanTheTraining) {
+TEST_F(SubmitCluster, JobLimitsFarShorterThanTheTraining) {
   // Each job has a minute, its warning comes before; the run needs longer. The ranks learn of the
   // end from Slurm's signal or from squeue: whichever is first.
+  // Beside it, so that minutes are not waited for twice, a script of the user's own without
+  // --signal: it learns of its end from squeue alone.
+  const std::string own = ClusterTest::submit(
+      "#!/bin/bash\n#SBATCH --nodes=1 --ntasks-per-node=2 --time=1 --output=own.log\n"
+      "srun --mpi=pmix -K1 " +
+      longspan_path() + " train --config run.ini --run.directory own --train.steps 100000000\n");
   const std::string job = submitted({"--train.steps", "100000000", "--slurm.time", "1",
                                      "--slurm.max-restarts", "1", "--slurm.signal-margin", "5"});
   ASSERT_TRUE(says(log_, "the job begins again", std::chrono::seconds(100))) << log();
+  std::int64_t boundary = 0;
+  for (const auto& event : launcher::read_history(file("run")))
+    if (event.event == "requeued") boundary = event.step;
+  ASSERT_GT(boundary, 10);
+  // The second job's limit need not be waited for.
+  ASSERT_TRUE(computed(static_cast<int>(boundary) + 11)) << log();
+  ASSERT_EQ(head({"scancel", "--batch", "--signal=USR1", job}).status, 0);
   ASSERT_TRUE(says(log_, "1 restarts are slurm.max-restarts", std::chrono::seconds(120))) << log();
   EXPECT_EQ(log().find("TIME LIMIT"), std::string::npos) << log();
   EXPECT_EQ(events(), "submitted requeued gave-up");
   ASSERT_TRUE(reached(job, {"FAILED"}));
   EXPECT_EQ(this->job(job)["ExitCode"], "75:0");
+  ASSERT_TRUE(says(file("own.log"), "the job ends at")) << read(file("own.log"));
+  ASSERT_TRUE(reached(own, {"FAILED"}));
+  EXPECT_EQ(this->job(own)["ExitCode"], "75:0");
+  EXPECT_TRUE(fs::exists(file("own/checkpoints/latest")));
+
   auto here = numbers(file("run/metrics.jsonl"));
-  std::int64_t boundary = 0;
-  for (const auto& event : launcher::read_history(file("run")))
-    if (event.event == "requeued") boundary = event.step;
-  ASSERT_GT(boundary, 10);
   const auto compared = static_cast<std::size_t>(boundary) + 10;
   ASSERT_GT(here.size(), compared);
   here.resize(compared);
@@ -137,19 +154,6 @@ TEST_F(SubmitCluster, JobLimitFarShorterThanTheTraining) {
   EXPECT_EQ(here, numbers(file("alone/metrics.jsonl")));
 }
 
-TEST_F(SubmitCluster, TimeThatIsNearlyUpIsReadFromSlurmWithoutAnySignal) {
-  // A script of the user's own, without --signal.
-  const std::string id = ClusterTest::submit(
-      "#!/bin/bash\n#SBATCH --nodes=2 --ntasks-per-node=1 --time=1 --output=own.log\n"
-      "srun --mpi=pmix -K1 " +
-      longspan_path() + " train --config run.ini --train.steps 100000000\n");
-  ASSERT_TRUE(says(file("own.log"), "the job ends at", std::chrono::seconds(100)))
-      << read(file("own.log"));
-  ASSERT_TRUE(reached(id, {"FAILED"}));
-  EXPECT_EQ(job(id)["ExitCode"], "75:0");
-  EXPECT_TRUE(fs::exists(file("run/checkpoints/latest")));
-}
-
 TEST_F(SubmitCluster, PreemptedByAMoreImportantJob) {
   const std::string job = submitted({"--slurm.partition", "low", "--train.steps", "400"});
   ASSERT_TRUE(computed(5)) << log();
@@ -159,6 +163,21 @@ TEST_F(SubmitCluster, PreemptedByAMoreImportantJob) {
   ASSERT_TRUE(says(log_, "DUE TO PREEMPTION")) << log();
   ASSERT_TRUE(reached(job, {"COMPLETED"}, std::chrono::seconds(200))) << log();
   EXPECT_EQ(this->job(job)["Restarts"], "1");
+  EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(400));
+}
+
+TEST_F(SubmitCluster, PreemptedWithGraceSavesAndGoesOn) {
+  // The batch shell is warned at once and has the partition's GraceTime.
+  const std::string job = submitted({"--slurm.partition", "grace", "--train.steps", "400"});
+  ASSERT_TRUE(computed(5)) << log();
+  const ProcessResult other = head({"sbatch", "--parsable", "-p", "high", "-N4", "--exclusive",
+                                    "-t", "1", "--output=/dev/null", "--wrap", "sleep 1"});
+  ASSERT_EQ(other.status, 0) << other.err;
+  ASSERT_TRUE(says(log_, "the job begins again")) << log();
+  EXPECT_NE(log().find("SIGUSR1 was received"), std::string::npos) << log();
+  ASSERT_TRUE(reached(job, {"COMPLETED"}, std::chrono::seconds(200))) << log();
+  EXPECT_EQ(this->job(job)["Restarts"], "1");
+  EXPECT_EQ(events(), "submitted requeued job-ended");
   EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(400));
 }
 
@@ -232,10 +251,13 @@ TEST_F(SubmitCluster, RefusalsAreOneLineWithTheRemedy) {
   struct {
     std::vector<std::string> settings;
     const char* says;
-  } const cases[] = {{{"--slurm.partition", "nosuch"}, "set slurm.partition"},
-                     {{"--slurm.gpus-per-rank", "8"}, "slurm.gpus-per-rank"},
-                     {{"--slurm.constraint", "nosuch"}, "slurm.constraint"},
-                     {{"--slurm.dependency", "nosuch"}, "slurm.dependency"}};
+  } const cases[] = {
+      {{"--slurm.partition", "nosuch"}, "set slurm.partition"},
+      {{"--slurm.nodes", "6", "--mesh.context", "6"}, "slurm.nodes=6 but partition main has 4"},
+      {{"--slurm.cpus-per-rank", "100"}, "no node of partition main has more than"},
+      {{"--slurm.gpus-per-rank", "8"}, "slurm.gpus-per-rank"},
+      {{"--slurm.constraint", "nosuch"}, "slurm.constraint"},
+      {{"--slurm.dependency", "nosuch"}, "slurm.dependency"}};
   for (const auto& c : cases) {
     const ProcessResult r = submit(c.settings);
     EXPECT_EQ(r.status, 1) << r.out;
@@ -243,6 +265,17 @@ TEST_F(SubmitCluster, RefusalsAreOneLineWithTheRemedy) {
     EXPECT_EQ(testing_support::count_lines(r.err), 1) << r.err;
   }
   EXPECT_EQ(events(), "");
+
+  // What may become possible is submitted, and indeed waits.
+  const ProcessResult r = submit({"--slurm.partition", "short", "--slurm.time", "3:00:00"});
+  EXPECT_EQ(r.status, 0) << r.err;
+  EXPECT_NE((r.out + r.err).find("slurm.time=3:00:00 is above the 0-02:00:00 of partition short"),
+            std::string::npos)
+      << r.out << r.err;
+  const std::size_t id = r.out.find("submitted job ") + 14;
+  const auto facts = job(r.out.substr(id, r.out.find(':', id) - id));
+  EXPECT_EQ(facts.at("JobState"), "PENDING");
+  EXPECT_EQ(facts.at("Reason"), "PartitionTimeLimit");
 }
 
 TEST_F(SubmitCluster, HostileNamesReachSlurmAndComeBack) {
