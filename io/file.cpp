@@ -123,10 +123,6 @@ void RawFile::read(void* data, std::int64_t bytes, std::int64_t offset) const {
   }
 }
 
-void RawFile::will_read(std::int64_t offset, std::int64_t bytes) const {
-  ::posix_fadvise(descriptor_.get(), offset, bytes, POSIX_FADV_WILLNEED);
-}
-
 void RawFile::write(const void* data, std::int64_t bytes, std::int64_t offset) {
   const auto* in = static_cast<const char*>(data);
   for (std::int64_t done = 0; done < bytes;) {

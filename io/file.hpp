@@ -28,8 +28,6 @@ class RawFile {
   std::int64_t size() const;
   /// All of [offset, offset + bytes) into `data`. Throws Error (damaged) if the file ends before.
   void read(void* data, std::int64_t bytes, std::int64_t offset) const;
-  /// Asks the system to begin reading this range, so that read() has less to wait for. A hint.
-  void will_read(std::int64_t offset, std::int64_t bytes) const;
   void write(const void* data, std::int64_t bytes, std::int64_t offset);
   /// Allocates the first `bytes` where the file system can, so that a full disk is found before the
   /// first write.

@@ -1,9 +1,9 @@
 // label: slow
 // timeout: 600
-// lock: network-namespaces
+// lock: machine
 /// The simulation against real runs over links that tc limits to two rates: it is calibrated at the
 /// first one and told what the second is. Needs root and network namespaces; else it is skipped.
-/// Measured on two cores that others used as well: ratios of step times within 1 to 15 %. The
+/// Measured on two cores that others used as well: ratios of step times within 1 to 17 %. The
 /// tolerance is 20 %: compute that is slower in one run than in the other spoils a ratio.
 #include <gtest/gtest.h>
 
