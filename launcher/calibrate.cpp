@@ -15,6 +15,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "launcher/launch.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/memory_plan.hpp"
 #include "model/kernels/kernels.hpp"
@@ -274,6 +275,8 @@ MachineDescription measure_machine(const Communicator& world, const std::string&
   m.name = "local";
   m.shares_cores = true;
   m.ranks_per_node = static_cast<int>(world.all_reduce_max(std::int64_t{meter.node().size()}));
+  const Cores cores = usable_cores();
+  m.cores = cores.all ? cores.count : cores.count * m.ranks_per_node;
   for (const bool bf16 : {false, true}) {
     MachineRates& rates = bf16 ? m.bf16 : m.fp32;
     for (const std::int64_t width : {64, 256, 512, 1024, 2048})
@@ -309,6 +312,7 @@ std::string machine_ini(const MachineDescription& m, const std::string& how) {
   };
   return fmt::format("# {}\n\n[machine]\nname = {}\nranks-per-node = {}\nshares-cores = {}\n", how,
                      m.name, m.ranks_per_node, m.shares_cores ? "on" : "off") +
+         (m.cores > 0 ? fmt::format("cores = {}\n", m.cores) : "") +
          (m.fp32.given() ? rates("fp32", m.fp32) : "") +
          (m.bf16.given() ? rates("bf16", m.bf16) : "") +
          fmt::format(

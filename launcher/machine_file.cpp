@@ -40,10 +40,12 @@ constexpr double kSlowBytes = 1e4, kFastBytes = 1e14;
 
 class Reader {
  public:
-  Reader(MachineDescription& machine, double& ranks, double& shares, double& adapters)
+  Reader(MachineDescription& machine, double& ranks, double& shares, double& cores,
+         double& adapters)
       : m_(machine) {
     number("machine.ranks-per-node", ranks, 1, 1024, true);
     number("machine.shares-cores", shares, 0, 1, true);
+    number("machine.cores", cores, 1, 65536, false);
     number("memory.bytes", m_.memory_bytes, 1e6, 1e15, true);
     number("memory.pointwise-bandwidth", m_.pointwise_bandwidth, kSlowBytes, kFastBytes, true);
     number("memory.program-bytes", m_.program_bytes, 0, 1e12, true);
@@ -132,7 +134,8 @@ class Reader {
     } else if (!parse_number(text, value) || value < key.least || value > key.most) {
       problems.push_back(
           fmt::format("{}: it must be a number from {:g} to {:g}", where, key.least, key.most));
-    } else if ((key.name == "machine.ranks-per-node" || key.name == "links.adapters-per-node") &&
+    } else if ((key.name == "machine.ranks-per-node" || key.name == "machine.cores" ||
+                key.name == "links.adapters-per-node") &&
                value != std::floor(value)) {
       problems.push_back(where + ": it must be a whole number");
     } else {
@@ -188,16 +191,18 @@ double MachineRates::linear_at(double width) const {
   return below->second + share * (above->second - below->second);
 }
 
-MachineDescription MachineDescription::for_rank(int ranks) const {
+MachineDescription MachineDescription::for_rank(int ranks, int threads) const {
   MachineDescription rank = *this;
   if (!shares_cores) return rank;
+  rank.memory_bytes /= ranks;
+  // So many ranks like this one the node has cores for.
+  if (threads > 0 && cores > 0) ranks = std::max(ranks, cores / threads);
   for (MachineRates* rates : {&rank.fp32, &rank.bf16}) {
     for (auto& [width, rate] : rates->linear_flops) rate /= ranks;
     rates->attention_forward_flops /= ranks;
     rates->attention_backward_flops /= ranks;
     rates->peak_flops /= ranks;
   }
-  rank.memory_bytes /= ranks;
   rank.pointwise_bandwidth /= ranks;
   return rank;
 }
@@ -206,14 +211,15 @@ MachineDescription parse_machine(const std::string& text, const std::string& sou
   MachineDescription machine;
   machine.path = source;
   std::vector<std::string> problems;
-  double ranks = 1, shares = 0, adapters = 0;
-  Reader(machine, ranks, shares, adapters)
+  double ranks = 1, shares = 0, cores = 0, adapters = 0;
+  Reader(machine, ranks, shares, cores, adapters)
       .read(parse_ini_lines(text, source, problems), source, problems);
   if (machine.name.empty()) problems.push_back(source + ": machine.name is missing");
   if (!problems.empty())
     throw Error(fmt::format("{}", fmt::join(problems, "\n")), ExitStatus::kUsage);
   machine.ranks_per_node = static_cast<int>(ranks);
   machine.shares_cores = shares > 0;
+  machine.cores = static_cast<int>(cores);
   machine.adapters_per_node = static_cast<int>(adapters);
   return machine;
 }

@@ -35,6 +35,7 @@ struct MachineDescription {
   /// Rates, memory and bandwidth of memory are those of a node, which its ranks share (CPU); else
   /// of one rank (GPU).
   bool shares_cores = false;
+  int cores = 0;  ///< of a node whose ranks share them; 0 = not told
   MachineRates fp32, bf16;
   double memory_bytes = 0, pointwise_bandwidth = 0;
   double program_bytes = 0;     ///< of a rank, beside its arrays: program, libraries, their buffers
@@ -49,8 +50,10 @@ struct MachineDescription {
     return precision == model::Precision::kBf16 ? bf16 : fp32;
   }
   int adapters() const { return adapters_per_node > 0 ? adapters_per_node : ranks_per_node; }
-  /// Of one of `ranks` ranks of a node: what they share is divided.
-  MachineDescription for_rank(int ranks) const;
+  /// Of one of `ranks` ranks of a node: what they share is divided. `threads` of each (run.threads;
+  /// 0 = all cores of the node are used): fewer than there are leave cores idle, where `cores` is
+  /// told.
+  MachineDescription for_rank(int ranks, int threads) const;
 };
 
 /// INI text to a description. Throws Error (usage) with every problem at once, one a line.

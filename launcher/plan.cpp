@@ -71,11 +71,13 @@ void fill_costs(Plan& plan, const MachineDescription& m) {
   const double step = plan.step_seconds(), ranks = plan.placement.ranks;
   const double tokens = static_cast<double>(c.train.global_batch * c.data.sequence_length);
   plan.tokens_per_second = tokens / step;
-  plan.mfu =
-      model::model_flops(c.model, c.attention, c.train.global_batch, c.data.sequence_length)
-          .total() /
-      step /
-      (m.for_rank(plan.placement.ranks_on_node()).rates(c.model.precision).peak_flops * ranks);
+  plan.mfu = model::model_flops(c.model, c.attention, c.train.global_batch, c.data.sequence_length)
+                 .total() /
+             step /
+             (m.for_rank(plan.placement.ranks_on_node(), c.run.threads)
+                  .rates(c.model.precision)
+                  .peak_flops *
+              ranks);
   plan.run_seconds = step * static_cast<double>(c.train.steps);
   if (m.watts_per_rank > 0 || m.watts_per_node > 0)
     plan.watts = m.pue * (m.watts_per_rank * ranks + m.watts_per_node * plan.placement.nodes());
@@ -117,7 +119,7 @@ Plan planned(const RunConfig& config, const MachineDescription& machine, const P
   plan.memory = split_memory(config, plan.share, estimate);
   plan.memory.program = static_cast<std::int64_t>(machine.program_bytes);
   const auto room =
-      static_cast<std::int64_t>(machine.for_rank(placement.ranks_on_node()).memory_bytes);
+      static_cast<std::int64_t>(machine.for_rank(placement.ranks_on_node(), 0).memory_bytes);
   if (must_fit && plan.memory.total() > room) {
     // As plan_memory() says it when a budget is set.
     const std::int64_t arrays =
@@ -140,8 +142,8 @@ Plan planned(const RunConfig& config, const MachineDescription& machine, const P
   const ContextTraffic traffic =
       context_traffic(config, mesh, plan.scheme.scheme, plan.scheme.inner);
   const StepEstimate step =
-      estimate_step(config, machine.for_rank(placement.ranks_on_node()), placement, mesh,
-                    plan.share, count_keeps(plan.keep), traffic);
+      estimate_step(config, machine.for_rank(placement.ranks_on_node(), config.run.threads),
+                    placement, mesh, plan.share, count_keeps(plan.keep), traffic);
   plan.seconds = step.seconds;
   plan.bytes = step.bytes;
   fill_costs(plan, machine);
@@ -153,7 +155,7 @@ Plan planned(const RunConfig& config, const MachineDescription& machine, const P
 MemoryLimit planned_limit(const RunConfig& config, const MachineDescription& machine,
                           const Placement& placement) {
   if (config.memory.budget > 0) return {config.memory.budget, "memory.budget"};
-  const double bytes = machine.for_rank(placement.ranks_on_node()).memory_bytes;
+  const double bytes = machine.for_rank(placement.ranks_on_node(), 0).memory_bytes;
   return {static_cast<std::int64_t>(kUsable * bytes),
           fmt::format("80 % of what {} gives a rank", machine.name)};
 }
@@ -254,9 +256,10 @@ std::vector<Advice> advise(const Plan& plan, const MachineDescription& machine) 
                           const std::function<void(MachineDescription&)>& change) {
     MachineDescription better = machine;
     change(better);
-    const double then = estimate_step(c, better.for_rank(plan.placement.ranks_on_node()),
-                                      plan.placement, mesh, plan.share, keeps, traffic)
-                            .seconds.total();
+    const double then =
+        estimate_step(c, better.for_rank(plan.placement.ranks_on_node(), c.run.threads),
+                      plan.placement, mesh, plan.share, keeps, traffic)
+            .seconds.total();
     all.push_back({what, 1 - then / now, false});
   };
   const bool bf16 = c.model.precision == model::Precision::kBf16;

@@ -94,7 +94,7 @@ class Search {
  public:
   Search(const RunConfig& config, const MachineDescription& machine, const Placement& placement)
       : config_(config),
-        rank_(machine.for_rank(placement.ranks_on_node())),
+        rank_(machine.for_rank(placement.ranks_on_node(), config.run.threads)),
         placement_(placement),
         limit_(planned_limit(config, machine, placement).bytes) {
     result_.smallest.memory_bytes = std::numeric_limits<std::int64_t>::max();

@@ -65,7 +65,8 @@ FailureReport failures_of(const Arguments& args, const Plan& plan,
   if (!(restart >= 0 && restart <= 1e6))
     fail_usage("plan: --restart-seconds {}: it must be from 0 to 1e6", restart);
   const RunConfig& c = plan.config;
-  const MachineDescription rank = machine.for_rank(plan.placement.ranks_on_node());
+  const MachineDescription rank =
+      machine.for_rank(plan.placement.ranks_on_node(), plan.config.run.threads);
   RunConfig saving = c;
   if (saving.checkpoint.every == 0) saving.checkpoint.every = 1;  // what a save in between takes
   const SaveSeconds save = save_seconds(saving, rank, plan.placement);

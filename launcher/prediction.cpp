@@ -28,14 +28,6 @@ nlohmann::ordered_json by_axis(double context, double tensor, double gradients) 
   return {{"context", context}, {"tensor", tensor}, {"gradients", gradients}};
 }
 
-/// Ranks like this one that its node has cores for: with run.threads a run may leave some idle, and
-/// the calibration is of all.
-int ranks_that_fit(int threads, int ranks_on_node) {
-  const Cores cores = usable_cores();
-  const int of_node = cores.all ? cores.count : cores.count * ranks_on_node;
-  return std::max(ranks_on_node, of_node / std::max(1, threads));
-}
-
 /// A step's own: saves are between the steps.
 double step_total(const StepSeconds& seconds) {
   return seconds.total() - seconds.checkpoint;
@@ -113,9 +105,8 @@ Prediction predict_run(const TrainingRun& run, int ranks_per_node) {
       return prediction;
     }
     prediction.seconds =
-        estimate_step(config,
-                      machine.for_rank(ranks_that_fit(run.threads(), placement.ranks_on_node())),
-                      placement, run.mesh().shape(), run.share(), keeps, traffic)
+        estimate_step(config, machine.for_rank(placement.ranks_on_node(), run.threads()), placement,
+                      run.mesh().shape(), run.share(), keeps, traffic)
             .seconds;
     prediction.memory.program = static_cast<std::int64_t>(machine.program_bytes);
   } catch (const Error& e) {

@@ -84,7 +84,8 @@ SimulationResult simulate(const Plan& plan, const MachineDescription& machine,
   check(plan, options);
   const RunConfig& c = plan.config;
   const MeshShape mesh{c.mesh.data, c.mesh.context, c.mesh.tensor};
-  MachineDescription rank = machine.for_rank(plan.placement.ranks_on_node());
+  MachineDescription rank =
+      machine.for_rank(plan.placement.ranks_on_node(), plan.config.run.threads);
   rank.between.bandwidth *= options.network_factor;
   const StepPieces pieces =
       step_pieces(c, rank, plan.placement, mesh, plan.share,

@@ -80,11 +80,22 @@ TEST(MachineFile, EveryRankHasItsAdapterUnlessTheFileSaysOtherwise) {
 TEST(MachineFile, RanksOfANodeShareItsCoresOnlyWhereItSaysSo) {
   const MachineDescription cpu = parse_machine(shipped("cpu-avx512"), "cpu.ini"),
                            gpu = parse_machine(shipped("h100-ndr"), "gpu.ini");
-  EXPECT_EQ(cpu.for_rank(4).fp32.peak_flops, cpu.fp32.peak_flops / 4);
-  EXPECT_EQ(cpu.for_rank(4).memory_bytes, cpu.memory_bytes / 4);
-  EXPECT_EQ(cpu.for_rank(4).inside.bandwidth, cpu.inside.bandwidth);
-  EXPECT_EQ(gpu.for_rank(4).bf16.peak_flops, gpu.bf16.peak_flops);
+  EXPECT_EQ(cpu.for_rank(4, 0).fp32.peak_flops, cpu.fp32.peak_flops / 4);
+  EXPECT_EQ(cpu.for_rank(4, 0).memory_bytes, cpu.memory_bytes / 4);
+  EXPECT_EQ(cpu.for_rank(4, 0).inside.bandwidth, cpu.inside.bandwidth);
+  EXPECT_EQ(gpu.for_rank(4, 0).bf16.peak_flops, gpu.bf16.peak_flops);
   EXPECT_FALSE(gpu.fp32.given());
+}
+
+TEST(MachineFile, CoresThatNoThreadUsesDoNothing) {
+  const MachineDescription cpu = parse_machine(shipped("cpu-avx512"), "cpu.ini");
+  ASSERT_EQ(cpu.cores, 64);
+  EXPECT_EQ(cpu.for_rank(4, 16).fp32.peak_flops, cpu.fp32.peak_flops / 4);
+  EXPECT_EQ(cpu.for_rank(4, 8).fp32.peak_flops, cpu.fp32.peak_flops / 8);
+  EXPECT_EQ(cpu.for_rank(4, 8).pointwise_bandwidth, cpu.pointwise_bandwidth / 8);
+  EXPECT_EQ(cpu.for_rank(4, 8).memory_bytes, cpu.memory_bytes / 4)
+      << "memory is theirs all the same";
+  EXPECT_EQ(cpu.for_rank(4, 64).fp32.peak_flops, cpu.fp32.peak_flops / 4) << "threads in turns";
 }
 
 TEST(MachineFile, AllProblemsAtOnce) {

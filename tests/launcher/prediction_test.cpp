@@ -79,7 +79,7 @@ class Runs : public testing::Test {
 TEST_F(Runs, PlanNamesTheBytesThatTheRunPredicts) {
   calibrated_folder();
   const std::vector<std::vector<std::string>> cases = {
-      {"1", "--run.threads", "0"},  // all cores, as plan has it
+      {"1"},
       {"2", "--mesh.context", "2", "--memory.keep", "attention"},
       {"2", "--mesh.tensor", "2", "--memory.keep", "block"},
       {"2", "--mesh.data", "2", "--optimizer.shard", "parameters", "--model.precision", "bf16"},
@@ -89,9 +89,10 @@ TEST_F(Runs, PlanNamesTheBytesThatTheRunPredicts) {
     const std::vector<std::string> settings(one.begin() + 1, one.end());
     const json run = train(std::stoi(one[0]), settings);
     std::vector<std::string> arguments{
-        "plan",        "--json", "--config",         LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
-        "--machine",   "local",  "--ranks-per-node", one[0],
-        "--data.path", data(),   "--train.steps",    "3"};
+        "plan",          "--json", "--config",         LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
+        "--machine",     "local",  "--ranks-per-node", one[0],
+        "--data.path",   data(),   "--train.steps",    "3",
+        "--run.threads", "1"};
     arguments.insert(arguments.end(), settings.begin(), settings.end());
     const auto result = longspan(arguments);
     ASSERT_EQ(result.status, 0) << result.err;
@@ -159,7 +160,7 @@ TEST(Calibration, UnderMpirunMeasuresLinks) {
   const MachineDescription m = load_machine(folder.file("two.ini"));
   EXPECT_EQ(m.ranks_per_node, 2);
   EXPECT_GT(m.inside.latency, 0);
-  EXPECT_EQ(m.for_rank(2).pointwise_bandwidth, m.pointwise_bandwidth / 2);
+  EXPECT_EQ(m.for_rank(2, 0).pointwise_bandwidth, m.pointwise_bandwidth / 2);
 }
 
 TEST(Calibration, FoldersThatCannotBeWrittenAreNamed) {
