@@ -1,3 +1,4 @@
+// label: slow
 // timeout: 120
 /// One world, one program, one configuration, one dataset: each difference is refused in one line
 /// that names it.

@@ -1,3 +1,4 @@
+// label: slow
 // ranks: 1 2 3 4 5 6 7
 // timeout: 120
 /// Every way to share a sequence against dense attention in double precision, and what it sends

@@ -1,3 +1,4 @@
+// label: slow
 // ranks: 2 4
 // timeout: 120
 /// Sharing the weights must not change the answer: losses, gradients and logits of meshes with a

@@ -1,3 +1,4 @@
+// label: slow
 // ranks: 1 2 3 4
 // timeout: 120
 /// Sharding must not change the answer: 20 optimizer steps on every mesh of these ranks against one
