@@ -15,6 +15,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "launcher/compute.hpp"
 #include "launcher/launch.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/memory_plan.hpp"
@@ -269,7 +270,7 @@ std::pair<double, double> measure_storage(const Communicator& world, const std::
 }  // namespace
 
 MachineDescription measure_machine(const Communicator& world, const std::string& folder) {
-  const model::Backend backend = model::cpu_backend();
+  const model::Backend backend = cpu_compute().backend;
   Meter meter(backend, world);
   MachineDescription m;
   m.name = "local";

@@ -31,6 +31,10 @@ struct AttentionShape {
   const std::int32_t* key_documents = nullptr;    ///< [batch, keys], or null
   AttentionMask mask;
   float scale = 0.0f;  ///< usually 1 / sqrt(head_size)
+  /// q, k, v and dout hold bfloat16 values, or may be rounded to them: products may run on matrix
+  /// units in bfloat16 with fp32 accumulation. false: exact fp32 products. The CPU computes in fp32
+  /// either way.
+  bool bf16_operands = false;
 };
 
 /// o = softmax(scale q k^T) v, lse = log sum exp(scale q k^T) over the visible keys (natural
