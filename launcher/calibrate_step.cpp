@@ -4,6 +4,7 @@
 #include <chrono>
 #include <vector>
 
+#include "launcher/compute.hpp"
 #include "launcher/duration.hpp"
 #include "launcher/options.hpp"
 #include "launcher/plan.hpp"
@@ -35,8 +36,8 @@ class SmallRun {
  public:
   explicit SmallRun(const RunConfig& config)
       : config_(config),
-        kernels_(model::cpu_backend().kernels),
-        backend_{model::cpu_backend().device, kernels_, model::cpu_backend().stream},
+        kernels_(cpu_compute().backend),
+        backend_(cpu_compute().with(kernels_).backend),
         mesh_(Communicator::self(), {1, 1, 1}),
         group_(make_mpi_group(mesh_.replicas())),
         model_(config.model, config.attention, config.memory,
