@@ -68,7 +68,7 @@ RunConfig unusual() {
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear,     11, 0.0, 0.7, 0.1,
                  0.2,       3e-9,   model::OptimizerShard::kGradients};
   c.checkpoint = {6, 0, "never", false};
-  c.log = {10, true, true};
+  c.log = {10, true, true, "a step.json", 5};
   c.slurm = {3,
              4,
              5,
