@@ -241,38 +241,6 @@ std::string_view name_of(SequenceLayout layout) {
   return layout == SequenceLayout::kZigzag ? "zigzag" : "contiguous";
 }
 
-std::string_view name_of(Precision precision) {
-  return precision == Precision::kFp32 ? "fp32" : "bf16";
-}
-
-std::string_view name_of(Keep keep) {
-  switch (keep) {
-    case Keep::kAll:
-      return "all";
-    case Keep::kAttention:
-      return "attention";
-    case Keep::kBlock:
-      return "block";
-    case Keep::kAuto:
-      return "auto";
-  }
-  return "";
-}
-
-std::string_view name_of(OptimizerShard shard) {
-  switch (shard) {
-    case OptimizerShard::kNone:
-      return "none";
-    case OptimizerShard::kStates:
-      return "states";
-    case OptimizerShard::kGradients:
-      return "gradients";
-    case OptimizerShard::kParameters:
-      return "parameters";
-  }
-  return "";
-}
-
 std::string to_string(const TrainingLayout& layout) {
   return fmt::format("{} x {} x {}{}{}", layout.data, layout.context, layout.tensor,
                      layout.scheme.empty() ? "" : " ", layout.scheme);

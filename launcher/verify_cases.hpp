@@ -55,9 +55,6 @@ enum class HeadsCase {
 std::string_view name_of(MaskCase mask);
 std::string_view name_of(HeadsCase heads);
 std::string_view name_of(SequenceLayout layout);
-std::string_view name_of(model::Keep keep);
-std::string_view name_of(model::Precision precision);
-std::string_view name_of(model::OptimizerShard shard);
 
 /// heads, kv_heads, head_size and width of an attention problem of `ranks` ranks.
 model::ModelConfig heads_config(HeadsCase heads, int ranks);
