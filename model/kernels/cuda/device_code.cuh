@@ -5,8 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "model/kernels/cuda/launch_sizes.hpp"
 #include "parallel/cuda/launch.hpp"
-#include "parallel/error.hpp"
 
 namespace longspan::model::cuda {
 
@@ -43,14 +43,6 @@ bool aligned16(const Pointer*... pointers) {
   return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-/// Blocks of `each` that cover `count`, as CUDA wants it. Throws Error beyond 2^31 - 1.
-inline unsigned blocks_for(std::int64_t count, std::int64_t each) {
-  const std::int64_t blocks = (count + each - 1) / each;
-  if (blocks > 0x7FFFFFFF)
-    fail("{} elements in blocks of {} are more than one CUDA launch covers: use smaller chunks",
-         count, each);
-  return static_cast<unsigned>(blocks);
-}
 /// The least power of two that is not below `value`.
 inline std::int64_t power_of_two(std::int64_t value) {
   std::int64_t result = 1;

@@ -116,10 +116,7 @@ void embedding_forward(const EmbeddingForwardArgs& args, Stream& stream) {
 
 void embedding_backward(const EmbeddingBackwardArgs& args, Device& device, Stream& stream) {
   if (args.rows <= 0 || args.width <= 0) return;
-  if (args.rows > 0x7FFFFFFF)
-    fail("the embedding's backward pass takes 2^31 - 1 rows at most, not {}: use smaller "
-         "micro-batches",
-         args.rows);
+  check_sortable(args.rows);
   add_rows(args.rows, args.width, args.ids, 0, args.dy, args.dtable, device, stream);
   if (args.dposition_table != nullptr)
     add_rows(args.rows, args.width, args.positions, args.tokens, args.dy, args.dposition_table,

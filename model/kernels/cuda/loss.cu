@@ -151,7 +151,7 @@ void run(const CrossEntropyArgs& a, Stream& stream) {
   std::int64_t cached = 0, bytes = 0;
   if (kPass == CrossEntropyPass::kWhole && a.backward) {
     constexpr std::int64_t kPackBytes = sizeof(Pack<N>);
-    const std::int64_t room = longspan::cuda::largest_dynamic_shared() - 1024;
+    const std::int64_t room = largest_shared_memory() - 1024;
     cached = std::min((a.vocabulary + N - 1) / N, room / (kPackBytes * block.y));
     bytes = cached * kPackBytes * block.y;
   }
