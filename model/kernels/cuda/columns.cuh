@@ -1,5 +1,6 @@
-/// Sums over the rows of a matrix in two stages, both in an order that its shape alone fixes: blocks
-/// of rows have partial sums of their own, and those are added in ascending order of their groups.
+/// Sums over the rows of a matrix in two stages, both in an order that its shape alone fixes:
+/// blocks of rows have partial sums of their own, and those are added in ascending order of their
+/// groups.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +25,8 @@ constexpr int kColumnsPerThread = 2;
 constexpr int kTileColumns = 32 * kColumnsPerThread;
 constexpr int kTileRows = 8;
 
-/// Rows [blockIdx.y * rows_each, ...): thread row t adds rows t, t + 8, ..., then the eight are added
-/// in order. out: row blockIdx.y of [gridDim.y, cols]; `add`: out += instead of =.
+/// Rows [blockIdx.y * rows_each, ...): thread row t adds rows t, t + 8, ..., then the eight are
+/// added in order. out: row blockIdx.y of [gridDim.y, cols]; `add`: out += instead of =.
 template <class Term>
 __global__ void columns_kernel(Term term, std::int64_t rows, std::int64_t cols,
                                std::int64_t rows_each, float* out, bool add) {

@@ -12,8 +12,8 @@ struct Branches {
   Pack<N> x, r;
 };
 
-/// y = (x or 0) + dropout(r). Four neighbouring columns share one block of random words, so a thread
-/// with four columns makes each once.
+/// y = (x or 0) + dropout(r). Four neighbouring columns share one block of random words, so a
+/// thread with four columns makes each once.
 struct DropoutRows {
   const float *x, *r;
   float* y;
@@ -28,10 +28,11 @@ struct DropoutRows {
     std::uint32_t position;
   };
   __device__ Row row(std::int64_t row) const {
-    return {row * width,
-            static_cast<std::uint64_t>(dropout.sequences[sequence_of_row(row, dropout.tokens)]),
-            // -1 marks padding; widened with its sign it would fill the counter's lower half as well.
-            static_cast<std::uint32_t>(dropout.positions[row_in_sequence(row, dropout.tokens)])};
+    return {
+        row * width,
+        static_cast<std::uint64_t>(dropout.sequences[sequence_of_row(row, dropout.tokens)]),
+        // -1 marks padding; widened with its sign it would fill the counter's lower half as well.
+        static_cast<std::uint32_t>(dropout.positions[row_in_sequence(row, dropout.tokens)])};
   }
   template <int N>
   __device__ Branches<N> load(const Row& row, std::int64_t col) const {
@@ -90,8 +91,8 @@ void residual_forward(const ResidualForwardArgs& args, Stream& stream) {
     return;
   }
   if (args.x == nullptr && args.y == args.r) return;
-  run_flat(args.rows * args.width, Residual{args.x, args.r, args.y}, stream, {args.x, args.r,
-           args.y});
+  run_flat(args.rows * args.width, Residual{args.x, args.r, args.y}, stream,
+           {args.x, args.r, args.y});
 }
 
 void residual_backward(const ResidualBackwardArgs& args, Stream& stream) {

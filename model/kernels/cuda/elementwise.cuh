@@ -12,8 +12,9 @@
 namespace longspan::model::cuda {
 
 constexpr int kThreads = 256;
-/// With fewer than 32 KiB of loads under way per multiprocessor an H200 does not reach its bandwidth
-/// (4.8 TB/s times about 700 ns over 132 multiprocessors is 25 KiB): two packs of 16 bytes a thread.
+/// With fewer than 32 KiB of loads under way per multiprocessor an H200 does not reach its
+/// bandwidth (4.8 TB/s times about 700 ns over 132 multiprocessors is 25 KiB): two packs of 16
+/// bytes a thread.
 constexpr int kPacksPerThread = 2;
 
 /// at = the index of the first of N elements. Elements [0, head) and those behind the last pack are
@@ -42,8 +43,8 @@ __global__ void flat_kernel(Operation operation, std::int64_t head, std::int64_t
       operation.template finish<N>(head + (first + k * kThreads) * N, loaded[k]);
 }
 
-/// Runs the operation on [0, count); `vector`: from element `head` < 4 on, its arrays may be moved in
-/// packs of four.
+/// Runs the operation on [0, count); `vector`: from element `head` < 4 on, its arrays may be moved
+/// in packs of four.
 template <class Operation>
 void run_flat(std::int64_t count, bool vector, std::int64_t head, const Operation& operation,
               Stream& stream) {
@@ -74,9 +75,9 @@ void run_flat(std::int64_t count, const Operation& operation, Stream& stream,
   run_flat(count, equal, static_cast<std::int64_t>((16 - offset) % 16 / 4), operation, stream);
 }
 
-/// As above for [rows, width]: operation.row(row) gives what is the same for the whole row (pointers,
-/// positions), and load and finish get it with the column. A row has blockDim.x threads, so there is
-/// nothing to divide.
+/// As above for [rows, width]: operation.row(row) gives what is the same for the whole row
+/// (pointers, positions), and load and finish get it with the column. A row has blockDim.x threads,
+/// so there is nothing to divide.
 template <int N, class Operation>
 __global__ void rows_kernel(Operation operation, std::int64_t rows, std::int64_t width) {
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -102,7 +103,8 @@ void run_rows(std::int64_t rows, std::int64_t width, bool vector, const Operatio
               Stream& stream) {
   if (rows <= 0 || width <= 0) return;
   const std::int64_t packs = vector ? width / 4 : width;
-  const auto across = static_cast<unsigned>(std::min<std::int64_t>(kThreads, power_of_two((packs + 1) / kPacksPerThread)));
+  const auto across = static_cast<unsigned>(
+      std::min<std::int64_t>(kThreads, power_of_two((packs + 1) / kPacksPerThread)));
   const dim3 block(across, kThreads / across);
   if (vector)
     launch(rows_kernel<4, Operation>, blocks_for(rows, block.y), block, 0, stream, operation, rows,

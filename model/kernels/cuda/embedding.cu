@@ -47,9 +47,9 @@ __global__ void number_rows_kernel(std::int64_t rows, const std::int32_t* ids, s
   numbers[row] = static_cast<std::int32_t>(row);
 }
 
-/// Rows sorted by key, those of one key in ascending order. A warp whose place begins a run of equal
-/// keys adds its rows to the table one after the other, for 32 * N columns; all other warps leave.
-/// Loads run kAhead rows ahead of the additions: a token may fill a quarter of the rows.
+/// Rows sorted by key, those of one key in ascending order. A warp whose place begins a run of
+/// equal keys adds its rows to the table one after the other, for 32 * N columns; all other warps
+/// leave. Loads run kAhead rows ahead of the additions: a token may fill a quarter of the rows.
 template <int N>
 __global__ void add_runs_kernel(std::int64_t rows, std::int64_t width, const std::int32_t* keys,
                                 const std::int32_t* numbers, const float* dy, float* table) {
@@ -88,8 +88,8 @@ __global__ void add_runs_kernel(std::int64_t rows, std::int64_t width, const std
 }
 
 /// table[id of row] += dy[row], ids as in number_rows_kernel.
-void add_rows(std::int64_t rows, std::int64_t width, const std::int32_t* ids, std::int64_t tokens,
-              const float* dy, float* table, Device& device, Stream& stream) {
+void add_by_id(std::int64_t rows, std::int64_t width, const std::int32_t* ids, std::int64_t tokens,
+               const float* dy, float* table, Device& device, Stream& stream) {
   const Buffer<std::int32_t> keys(device, rows), numbers(device, rows), sorted_keys(device, rows),
       sorted_numbers(device, rows);
   launch(number_rows_kernel, blocks_for(rows, kThreads), kThreads, 0, stream, rows, ids, tokens,
@@ -117,10 +117,10 @@ void embedding_forward(const EmbeddingForwardArgs& args, Stream& stream) {
 void embedding_backward(const EmbeddingBackwardArgs& args, Device& device, Stream& stream) {
   if (args.rows <= 0 || args.width <= 0) return;
   check_sortable(args.rows);
-  add_rows(args.rows, args.width, args.ids, 0, args.dy, args.dtable, device, stream);
+  add_by_id(args.rows, args.width, args.ids, 0, args.dy, args.dtable, device, stream);
   if (args.dposition_table != nullptr)
-    add_rows(args.rows, args.width, args.positions, args.tokens, args.dy, args.dposition_table,
-             device, stream);
+    add_by_id(args.rows, args.width, args.positions, args.tokens, args.dy, args.dposition_table,
+              device, stream);
 }
 
 }  // namespace longspan::model::cuda

@@ -1,4 +1,5 @@
-// Matrix products through cuBLASLt. In the emulator tests/support/cuda_emulator/gemm.cpp stands here.
+// Matrix products through cuBLASLt. In the emulator tests/support/cuda_emulator/gemm.cpp stands
+// here.
 #if !defined(LONGSPAN_CUDA_EMULATED)
 #include <cublasLt.h>
 
@@ -48,8 +49,7 @@ Layout layout(cudaDataType type, std::int64_t stored_rows, std::int64_t stored_c
 
 template <class Value>
 void set(const Operation& operation, cublasLtMatmulDescAttributes_t attribute, const Value& value) {
-  LONGSPAN_BLAS(
-      cublasLtMatmulDescSetAttribute(operation.get(), attribute, &value, sizeof(value)));
+  LONGSPAN_BLAS(cublasLtMatmulDescSetAttribute(operation.get(), attribute, &value, sizeof(value)));
 }
 template <class Value>
 void set(const Preference& preference, cublasLtMatmulPreferenceAttributes_t attribute,
@@ -58,8 +58,8 @@ void set(const Preference& preference, cublasLtMatmulPreferenceAttributes_t attr
       cublasLtMatmulPreferenceSetAttribute(preference.get(), attribute, &value, sizeof(value)));
 }
 
-/// c^T = op(b)^T op(a)^T: cuBLASLt's first operand is b, its second a, and its D has n rows, so that
-/// its bias, one number a row, is ours, one a column.
+/// c^T = op(b)^T op(a)^T: cuBLASLt's first operand is b, its second a, and its D has n rows, so
+/// that its bias, one number a row, is ours, one a column.
 struct Descriptors {
   Operation operation;
   Layout a, b, c;
@@ -152,10 +152,9 @@ struct CudaGemmState {
     set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
         static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE |
                                    CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE));
-    for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
       set(preference, attribute, static_cast<std::uint32_t>(s.alignment));
     cublasLtMatmulHeuristicResult_t results[kCandidates];
     int found = 0;
@@ -208,9 +207,10 @@ struct CudaGemmState {
         plans.push_back({Descriptors(s, fused), algorithm, fused});
     }
     if (plans.empty())
-      fail("cuBLASLt has no algorithm for [{}, {}] x [{}, {}] (rows {}, {}, {} apart, {}, aligned "
-           "to {} bytes)",
-           s.m, s.k, s.k, s.n, s.lda, s.ldb, s.ldc, s.bf16 ? "bfloat16" : "fp32", s.alignment);
+      fail(
+          "cuBLASLt has no algorithm for [{}, {}] x [{}, {}] (rows {}, {}, {} apart, {}, aligned "
+          "to {} bytes)",
+          s.m, s.k, s.k, s.n, s.lda, s.ldb, s.ldc, s.bf16 ? "bfloat16" : "fp32", s.alignment);
     if (deterministic || plans.size() == 1 || capturing(stream)) return std::move(plans.front());
     // The trials of a product that accumulates write elsewhere.
     Buffer<float> elsewhere;
@@ -315,9 +315,17 @@ void product(const GemmArgs& args, CudaGemmState& state, Stream& stream) {
     product(first, state, stream);
     return product(second, state, stream);
   }
-  GemmShape shape{args.m,       args.n,       args.k,          args.lda,
-                  args.ldb,     args.ldc,     args.trans_a,    args.trans_b,
-                  args.accumulate, args.bias != nullptr, args.bf16_operands};
+  GemmShape shape{args.m,
+                  args.n,
+                  args.k,
+                  args.lda,
+                  args.ldb,
+                  args.ldc,
+                  args.trans_a,
+                  args.trans_b,
+                  args.accumulate,
+                  args.bias != nullptr,
+                  args.bf16_operands};
   Operands operands{args.a, args.b, args.c, args.bias};
   std::optional<Rounded> a, b;
   if (args.bf16_operands) {
@@ -328,9 +336,12 @@ void product(const GemmArgs& args, CudaGemmState& state, Stream& stream) {
     operands.a = a->data, shape.lda = a->stride;
     operands.b = b->data, shape.ldb = b->stride;
   }
-  shape.alignment =
-      std::min({alignment(operands.a), alignment(operands.b), alignment(operands.c)});
+  // A fused bias is read like the other operands.
+  const bool apart = args.bias != nullptr && alignment(args.bias) < 16;
+  if (apart) shape.bias = false;
+  shape.alignment = std::min({alignment(operands.a), alignment(operands.b), alignment(operands.c)});
   state.run(shape, operands, stream);
+  if (apart) cuda::start_from_bias(args.m, args.n, args.bias, true, args.c, args.ldc, stream);
 }
 
 }  // namespace

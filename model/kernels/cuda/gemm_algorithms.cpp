@@ -59,10 +59,10 @@ std::string environment(const char* name) {
 
 std::string to_line(const TunedGemm& t) {
   const GemmShape& s = t.shape;
-  std::string line = fmt::format("{}\t{}\t{}\t{} {} {} {} {} {} {:d} {:d} {:d} {:d} {:d} {}\t{:d}",
-                                 kKind, one_field(t.gpu), t.library, s.m, s.n, s.k, s.lda, s.ldb,
-                                 s.ldc, s.trans_a, s.trans_b, s.accumulate, s.bias, s.bf16,
-                                 s.alignment, t.algorithm.bias_fused);
+  std::string line =
+      fmt::format("{}\t{}\t{}\t{} {} {} {} {} {} {:d} {:d} {:d} {:d} {:d} {}\t{:d}", kKind,
+                  one_field(t.gpu), t.library, s.m, s.n, s.k, s.lda, s.ldb, s.ldc, s.trans_a,
+                  s.trans_b, s.accumulate, s.bias, s.bf16, s.alignment, t.algorithm.bias_fused);
   for (const std::uint64_t word : t.algorithm.bytes) line += fmt::format(" {:016x}", word);
   return fmt::format("{}\t{:016x}", line, hash_name(line));
 }
@@ -115,9 +115,10 @@ GemmAlgorithms::GemmAlgorithms(std::string path, std::string gpu, std::uint64_t 
       known_.emplace(tuned->shape, tuned->algorithm);
   }
   if (wrong > 0)
-    log::warn("{} of {} lines of {} are not tuned matrix products: they are ignored (delete the "
-              "file to tune afresh, or set LONGSPAN_GEMM_CACHE)",
-              wrong, lines, printable(path_));
+    log::warn(
+        "{} of {} lines of {} are not tuned matrix products: they are ignored (delete the "
+        "file to tune afresh, or set LONGSPAN_GEMM_CACHE)",
+        wrong, lines, printable(path_));
 }
 
 std::optional<GemmAlgorithm> GemmAlgorithms::find(const GemmShape& shape) const {
@@ -139,9 +140,10 @@ void GemmAlgorithms::add(const GemmShape& shape, const GemmAlgorithm& algorithm)
   if (file >= 0) ::close(file);
   if (written == static_cast<::ssize_t>(line.size())) return;
   writable_ = false;
-  log::warn("tuned matrix products cannot be kept in {}: {} (every run tunes them again; "
-            "LONGSPAN_GEMM_CACHE names another file, or `off`)",
-            printable(path_), written < 0 ? std::strerror(error) : "the disk is full");
+  log::warn(
+      "tuned matrix products cannot be kept in {}: {} (every run tunes them again; "
+      "LONGSPAN_GEMM_CACHE names another file, or `off`)",
+      printable(path_), written < 0 ? std::strerror(error) : "the disk is full");
 }
 
 }  // namespace longspan::model

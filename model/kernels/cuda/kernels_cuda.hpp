@@ -1,9 +1,9 @@
 /// A CUDA device's operations other than attention and matrix products, as free functions that
-/// submit to the stream and return. Contracts are in model/kernels/*.hpp: every pointer is memory of
-/// `device`; only what CUDA promises beyond them stands here. None communicates. No atomics: sums
-/// are taken in an order that the shapes fix, and a different GPU gives the same bits. Scratch comes
-/// from `device` and goes back before the kernels that use it have run, which is safe because blocks
-/// are handed out again in stream order. Read next: elementwise.cuh, rows.cuh, columns.cuh.
+/// submit to the stream and return. Contracts are in model/kernels/*.hpp: every pointer is memory
+/// of `device`; only what CUDA promises beyond them stands here. None communicates. No atomics:
+/// sums are taken in an order that the shapes fix, and a different GPU gives the same bits. Scratch
+/// comes from `device` and goes back before the kernels that use it have run, which is safe because
+/// blocks are handed out again in stream order. Read next: elementwise.cuh, rows.cuh, columns.cuh.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,8 @@ void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream);
 void rotary(const RotaryArgs& args, Stream& stream);
 
 void embedding_forward(const EmbeddingForwardArgs& args, Stream& stream);
-/// Sorts the rows by id, then one warp adds those of one id: the CPU's additions in the CPU's order.
+/// Sorts the rows by id, then one warp adds those of one id: the CPU's additions in the CPU's
+/// order.
 void embedding_backward(const EmbeddingBackwardArgs& args, Device& device, Stream& stream);
 
 /// Masks are the CPU's, bit for bit. A dropped element is an exact zero, also where the input is

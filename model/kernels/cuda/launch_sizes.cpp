@@ -17,8 +17,7 @@ std::int64_t largest_shared_memory() {
   static const int bytes = [] {
     int device = 0, found = 0;
     LONGSPAN_CUDA(cudaGetDevice(&device));
-    LONGSPAN_CUDA(
-        cudaDeviceGetAttribute(&found, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    LONGSPAN_CUDA(cudaDeviceGetAttribute(&found, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     return found;
   }();
   return bytes;
@@ -26,9 +25,10 @@ std::int64_t largest_shared_memory() {
 
 void check_sortable(std::int64_t rows) {
   if (rows > 0x7FFFFFFF)
-    fail("the embedding's backward pass takes 2147483647 rows at most, not {}: use smaller "
-         "micro-batches",
-         rows);
+    fail(
+        "the embedding's backward pass takes 2147483647 rows at most, not {}: use smaller "
+        "micro-batches",
+        rows);
 }
 
 }  // namespace longspan::model::cuda

@@ -68,8 +68,8 @@ __global__ void cross_entropy_kernel(CrossEntropyArgs a, std::int64_t cached) {
   if (row >= a.rows) return;  // whole warps: larger teams have a block of their own
   float* const x = a.logits + row * a.row_stride;
   const std::int64_t target = a.targets[row];
-  const bool backward = kPass == CrossEntropyPass::kGradient ||
-                        (kPass == CrossEntropyPass::kWhole && a.backward);
+  const bool backward =
+      kPass == CrossEntropyPass::kGradient || (kPass == CrossEntropyPass::kWhole && a.backward);
   const std::int64_t all = a.row_stride / N;  // packs of the whole row
   const std::int64_t packs = (a.vocabulary + N - 1) / N;
   if (target < 0) {

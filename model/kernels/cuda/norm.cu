@@ -8,8 +8,8 @@ namespace longspan::model::cuda {
 namespace {
 
 /// A row belongs to a team: a warp of a block with several rows, or a whole block. A thread of it
-/// has packs threadIdx.x, threadIdx.x + blockDim.x, ... and keeps K of them in registers; K = 0: any
-/// number, read anew by every pass.
+/// has packs threadIdx.x, threadIdx.x + blockDim.x, ... and keeps K of them in registers; K = 0:
+/// any number, read anew by every pass.
 template <int N, int K>
 struct RowPacks {
   const float* row;

@@ -42,12 +42,11 @@ struct Adamw {
 }  // namespace
 
 void adamw(const AdamwArgs& args, Stream& stream) {
-  const Adamw operation{
-      args, 1.0f - args.beta1, 1.0f - args.beta2,
-      static_cast<float>(1.0 / static_cast<double>(args.correction1)),
-      static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.correction2)))};
-  run_flat(args.count, operation, stream, {args.weight, args.gradient, args.exp_avg,
-           args.exp_avg_sq});
+  const Adamw operation{args, 1.0f - args.beta1, 1.0f - args.beta2,
+                        static_cast<float>(1.0 / static_cast<double>(args.correction1)),
+                        static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.correction2)))};
+  run_flat(args.count, operation, stream,
+           {args.weight, args.gradient, args.exp_avg, args.exp_avg_sq});
 }
 
 }  // namespace longspan::model::cuda

@@ -216,8 +216,8 @@ void rotary(const RotaryArgs& args, Stream& stream) {
   const bool vector =
       args.head_size % 8 == 0 && args.row_stride % 4 == 0 && aligned16(args.x, args.cos_sin);
   const std::int64_t half = args.head_size / 2;
-  const auto across = static_cast<unsigned>(
-      std::min<std::int64_t>(32, power_of_two(vector ? half / 4 : half)));
+  const auto across =
+      static_cast<unsigned>(std::min<std::int64_t>(32, power_of_two(vector ? half / 4 : half)));
   // At least two heads a thread, if there are as many: they share its cosines and sines.
   const auto heads = static_cast<unsigned>(
       std::min<std::int64_t>(kThreads / across, power_of_two((args.heads + 1) / 2)));
