@@ -1,5 +1,5 @@
-/// The GPU's operations; every method is defined in the .cu file of its subject (gemm.cu, norm.cu,
-/// pointwise.cu, loss.cu, optimizer.cu, attention*.cu). All pointers are device memory. One thread
+/// The GPU's operations; gemm.cpp and attention*.cu define their own, cuda_kernels.cpp
+/// hands the rest on to kernels_cuda.hpp. All pointers are device memory. One thread
 /// at a time.
 #pragma once
 
@@ -12,12 +12,13 @@ namespace longspan::model {
 /// What operations keep between calls; each is made at its first use, by the file that needs it.
 struct CudaGemmState;
 struct CudaAttentionState;
-struct CudaReductionState;
 
 class CudaKernels final : public Kernels {
  public:
-  /// `device` is a cuda::CudaDevice and outlives this.
-  explicit CudaKernels(Device& device) : device_(device) {}
+  /// `device` is a cuda::CudaDevice and outlives this. `deterministic`: the same bits in every run,
+  /// also where that costs speed: no matrix product's algorithm is chosen by the clock.
+  explicit CudaKernels(Device& device, bool deterministic = false)
+      : device_(device), deterministic_(deterministic) {}
 
   void gemm(const GemmArgs& args, Stream& stream) override;
   void norm_forward(const NormForwardArgs& args, Stream& stream) override;
@@ -47,9 +48,9 @@ class CudaKernels final : public Kernels {
 
  private:
   Device& device_;
+  bool deterministic_;
   std::shared_ptr<CudaGemmState> gemm_;
   std::shared_ptr<CudaAttentionState> attention_;
-  std::shared_ptr<CudaReductionState> reduction_;
 };
 
 }  // namespace longspan::model
