@@ -167,7 +167,7 @@ TileSizes fp32_backward_tiles(int head_size) {
   return {tile, tile};
 }
 
-void launch_fp32_key_gradients(const BackwardParams& params, longspan::cuda::StreamHandle stream) {
+void launch_fp32_key_gradients(const BackwardParams& params, Stream& stream) {
   with_sizes(params.sizes.head_size, [&](auto micro, auto groups) {
     longspan::cuda::launch(
         fp32_key_gradients<micro(), groups()>,
@@ -177,7 +177,7 @@ void launch_fp32_key_gradients(const BackwardParams& params, longspan::cuda::Str
 }
 
 void launch_fp32_query_gradients(const BackwardParams& params,
-                                 longspan::cuda::StreamHandle stream) {
+                                 Stream& stream) {
   with_sizes(params.sizes.head_size, [&](auto micro, auto groups) {
     longspan::cuda::launch(
         fp32_query_gradients<micro(), groups()>,

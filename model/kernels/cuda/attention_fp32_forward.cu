@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kFp32Threads) fp32_forward(ForwardParams p) {
 }
 
 template <int kMicro, int kGroups>
-void launch(const ForwardParams& p, longspan::cuda::StreamHandle stream) {
+void launch(const ForwardParams& p, Stream& stream) {
   constexpr int kTile = kSide * kMicro;
   const std::size_t shared =
       (2 * kTile * tile_row(p.sizes.head_size) + kTile * (kTile + 4)) * sizeof(float);
@@ -144,7 +144,7 @@ TileSizes fp32_forward_tiles(int head_size) {
   return {tile, tile};
 }
 
-void launch_fp32_forward(const ForwardParams& params, longspan::cuda::StreamHandle stream) {
+void launch_fp32_forward(const ForwardParams& params, Stream& stream) {
   const int size = params.sizes.head_size;
   if (size <= 64)
     launch<4, 1>(params, stream);

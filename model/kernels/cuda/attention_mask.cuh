@@ -7,6 +7,7 @@
 
 #include "model/kernels/attention.hpp"
 #include "parallel/cuda/launch.hpp"
+#include "parallel/device.hpp"
 
 namespace longspan::model::cuda {
 

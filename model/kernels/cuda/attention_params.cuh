@@ -69,11 +69,11 @@ inline constexpr TileSizes kBf16QueryGradientTiles{128, 32};
 /// The head sizes the bf16 kernels are built for.
 inline bool bf16_serves(std::int64_t head_size) { return head_size == 64 || head_size == 128; }
 
-void launch_fp32_forward(const ForwardParams& params, longspan::cuda::StreamHandle stream);
-void launch_fp32_key_gradients(const BackwardParams& params, longspan::cuda::StreamHandle stream);
-void launch_fp32_query_gradients(const BackwardParams& params, longspan::cuda::StreamHandle stream);
-void launch_bf16_forward(const ForwardParams& params, longspan::cuda::StreamHandle stream);
-void launch_bf16_key_gradients(const BackwardParams& params, longspan::cuda::StreamHandle stream);
-void launch_bf16_query_gradients(const BackwardParams& params, longspan::cuda::StreamHandle stream);
+void launch_fp32_forward(const ForwardParams& params, Stream& stream);
+void launch_fp32_key_gradients(const BackwardParams& params, Stream& stream);
+void launch_fp32_query_gradients(const BackwardParams& params, Stream& stream);
+void launch_bf16_forward(const ForwardParams& params, Stream& stream);
+void launch_bf16_key_gradients(const BackwardParams& params, Stream& stream);
+void launch_bf16_query_gradients(const BackwardParams& params, Stream& stream);
 
 }  // namespace longspan::model::cuda

@@ -23,7 +23,6 @@
 
 namespace longspan::model::cuda {
 
-inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 #if !defined(LONGSPAN_CUDA_EMULATED)
 
