@@ -45,7 +45,7 @@ struct AttentionShape {
   /// q, k, v and dout hold bf16 values, or may be rounded to them: products may run on matrix units
   /// in bf16, with fp32 sums. False: exact products in fp32. The CPU's are always exact.
   bool bf16_operands = false;
-  PositionRuns query_runs, key_runs;  ///< hints, see above
+  PositionRuns query_runs = {}, key_runs = {};  ///< hints, see above
 };
 
 /// o = softmax(scale q k^T) v, lse = log sum exp(scale q k^T) over the visible keys (natural

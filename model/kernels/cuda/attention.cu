@@ -135,15 +135,16 @@ void Attention::forward(const AttentionForwardArgs& args, Stream& stream) {
   check_alignment("o", args.o, args.o_row, args.o_batch);
   if (cudnn_ && cudnn_->forward(args, stream)) return;
   const std::int64_t statistics = shape.heads * shape.queries;
-  ForwardParams params{.sizes = sizes_of(shape),
-                       .q = {args.q, args.q_row, args.q_batch},
-                       .k = {args.k, args.kv_row, args.kv_batch},
-                       .v = {args.v, args.kv_row, args.kv_batch},
-                       .o = {args.o, args.o_row, args.o_batch},
-                       .lse = {args.lse, statistics},
-                       .sum = {args.sum, statistics},
-                       .merge = args.merge,
-                       .more = args.more};
+  ForwardParams params;
+  params.sizes = sizes_of(shape);
+  params.q = {args.q, args.q_row, args.q_batch};
+  params.k = {args.k, args.kv_row, args.kv_batch};
+  params.v = {args.v, args.kv_row, args.kv_batch};
+  params.o = {args.o, args.o_row, args.o_batch};
+  params.lse = {args.lse, statistics};
+  params.sum = {args.sum, statistics};
+  params.merge = args.merge;
+  params.more = args.more;
   MaskMemory mask(shape, device_, stream);
   if (on_matrix_units(shape)) {
     params.mask = mask.in_tiles(kBf16ForwardTiles);
@@ -171,16 +172,17 @@ void Attention::backward(const AttentionBackwardArgs& args, Stream& stream) {
   check_alignment("dv", args.dv, args.dkv_row, args.dkv_batch);
   if (cudnn_ && cudnn_->backward(args, stream)) return;
   const std::int64_t statistics = shape.heads * shape.queries;
-  BackwardParams params{.sizes = sizes_of(shape),
-                        .q = {args.q, args.q_row, args.q_batch},
-                        .k = {args.k, args.kv_row, args.kv_batch},
-                        .v = {args.v, args.kv_row, args.kv_batch},
-                        .dout = {args.dout, args.dout_row, args.dout_batch},
-                        .lse = {args.lse, statistics},
-                        .delta = {args.delta, statistics},
-                        .dq = {args.dq, args.dq_row, args.dq_batch},
-                        .dk = {args.dk, args.dkv_row, args.dkv_batch},
-                        .dv = {args.dv, args.dkv_row, args.dkv_batch}};
+  BackwardParams params;
+  params.sizes = sizes_of(shape);
+  params.q = {args.q, args.q_row, args.q_batch};
+  params.k = {args.k, args.kv_row, args.kv_batch};
+  params.v = {args.v, args.kv_row, args.kv_batch};
+  params.dout = {args.dout, args.dout_row, args.dout_batch};
+  params.lse = {args.lse, statistics};
+  params.delta = {args.delta, statistics};
+  params.dq = {args.dq, args.dq_row, args.dq_batch};
+  params.dk = {args.dk, args.dkv_row, args.dkv_batch};
+  params.dv = {args.dv, args.dkv_row, args.dkv_batch};
   MaskMemory mask(shape, device_, stream);
   if (on_matrix_units(shape)) {
     backward_in_bf16(shape, params, mask, options_.workspace_bytes, device_, stream);

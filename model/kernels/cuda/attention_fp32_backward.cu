@@ -49,7 +49,7 @@ __device__ inline void load_queries(const BackwardParams& p, int batch, int head
             q);
   load_tile(p.dout.of(batch, head, size), p.dout.row, first, queries, rows, size, 1.0f, sees_any,
             dout);
-  if (threadIdx.x < rows) {
+  if (static_cast<int>(threadIdx.x) < rows) {
     const int query = first + static_cast<int>(threadIdx.x);
     const bool any = query < queries && sees_any(query);
     lse[threadIdx.x] = any ? all_lse[query] : INFINITY;

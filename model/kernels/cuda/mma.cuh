@@ -116,60 +116,68 @@ inline float fast_exp2(float x) {
   return y < 1.17549435e-38f ? 0.0f : y;
 }
 
-inline int emulated_thread() {
-  return static_cast<int>(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z));
+inline float half_of(std::uint32_t pair, int which) {
+  return bf16_value(pair >> 16 * which & 0xffff);
 }
-
-/// What every lane of a warp shows the others. Blocks run one after the other.
-template <class T>
-class WarpBoard {
- public:
-  explicit WarpBoard(const T& mine) : lanes_(board() + emulated_thread() / 32 * 32) {
-    lanes_[emulated_thread() % 32] = mine;
-    __syncwarp();
-  }
-  ~WarpBoard() { __syncwarp(); }  // nobody writes again before everybody has read
-  const T& operator[](int lane) const { return lanes_[lane]; }
-
- private:
-  static T* board() {
-    static T all[1024];
-    return all;
-  }
-  T* lanes_;
-};
 
 inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                      std::uint32_t b1) {
-  struct Operands {
-    std::uint32_t a[4], b[2];
-  };
-  const WarpBoard<Operands> warp({{a[0], a[1], a[2], a[3]}, {b0, b1}});
-  const int g = emulated_thread() % 32 / 4, t = emulated_thread() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int row_half = i / 2, column = 2 * t + i % 2;
-    // The hardware's order of summation is not specified: any will do.
-    float sum = 0.0f;
-    for (int k = 0; k < 16; ++k) {
-      const int lane = k % 8 / 2, half = k / 8, shift = k % 2 * 16;
-      sum += bf16_value(warp[4 * g + lane].a[2 * half + row_half] >> shift & 0xffff) *
-             bf16_value(warp[4 * column + lane].b[half] >> shift & 0xffff);
+  struct Lane {
+    const std::uint32_t* a;
+    std::uint32_t b[2];
+    float* d;
+  } mine{a, {b0, b1}, d};
+  cuda_emulator::warp<Lane>(0xffffffffu, "mma_bf16", mine, [](Lane** lanes, unsigned) {
+    float left[16][16], right[8][16];  // [row][k], [column][k]
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 4; ++i)
+        for (int which = 0; which < 2; ++which)
+          left[g + i % 2 * 8][2 * t + i / 2 * 8 + which] = half_of(lanes[lane]->a[i], which);
+      for (int i = 0; i < 2; ++i)
+        for (int which = 0; which < 2; ++which)
+          right[g][2 * t + i * 8 + which] = half_of(lanes[lane]->b[i], which);
     }
-    d[i] += sum;
-  }
+    for (int lane = 0; lane < 32; ++lane) {
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 4; ++i) {
+        // The hardware's order of summation is not specified: any will do.
+        float sum = 0.0f;
+        for (int k = 0; k < 16; ++k)
+          sum += left[g + i / 2 * 8][k] * right[2 * t + i % 2][k];
+        lanes[lane]->d[i] += sum;
+      }
+    }
+  });
 }
 
+struct MatrixRows {
+  const std::uint16_t* row;
+  std::uint32_t* result;
+};
 inline void load_matrices(std::uint32_t (&r)[4], const void* row) {
-  const WarpBoard<const std::uint16_t*> rows(static_cast<const std::uint16_t*>(row));
-  const int g = emulated_thread() % 32 / 4, t = emulated_thread() % 4;
-  for (int i = 0; i < 4; ++i)
-    r[i] = rows[8 * i + g][2 * t] | static_cast<std::uint32_t>(rows[8 * i + g][2 * t + 1]) << 16;
+  MatrixRows mine{static_cast<const std::uint16_t*>(row), r};
+  cuda_emulator::warp<MatrixRows>(
+      0xffffffffu, "ldmatrix", mine, [](MatrixRows** lanes, unsigned) {
+        for (int lane = 0; lane < 32; ++lane)
+          for (int i = 0; i < 4; ++i) {
+            const std::uint16_t* const from = lanes[8 * i + lane / 4]->row + 2 * (lane % 4);
+            lanes[lane]->result[i] = from[0] | static_cast<std::uint32_t>(from[1]) << 16;
+          }
+      });
 }
 inline void load_matrices_transposed(std::uint32_t (&r)[4], const void* row) {
-  const WarpBoard<const std::uint16_t*> rows(static_cast<const std::uint16_t*>(row));
-  const int g = emulated_thread() % 32 / 4, t = emulated_thread() % 4;
-  for (int i = 0; i < 4; ++i)
-    r[i] = rows[8 * i + 2 * t][g] | static_cast<std::uint32_t>(rows[8 * i + 2 * t + 1][g]) << 16;
+  MatrixRows mine{static_cast<const std::uint16_t*>(row), r};
+  cuda_emulator::warp<MatrixRows>(
+      0xffffffffu, "ldmatrix.trans", mine, [](MatrixRows** lanes, unsigned) {
+        for (int lane = 0; lane < 32; ++lane)
+          for (int i = 0; i < 4; ++i) {
+            const int first = 8 * i + 2 * (lane % 4);
+            lanes[lane]->result[i] =
+                lanes[first]->row[lane / 4] |
+                static_cast<std::uint32_t>(lanes[first + 1]->row[lane / 4]) << 16;
+          }
+      });
 }
 
 /// The copies of one thread that are under way. They are done as late as is allowed, so that a
@@ -185,7 +193,7 @@ struct EmulatedCopies {
   std::deque<std::vector<Copy>> groups;
   static EmulatedCopies& own() {
     static EmulatedCopies all[1024];
-    return all[emulated_thread()];
+    return all[threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)];
   }
 };
 inline void copy_16_async(void* to, const void* from, bool present) {
