@@ -16,6 +16,7 @@
 #include <tuple>
 
 #include "launcher/calibrate_step.hpp"
+#include "launcher/compute.hpp"
 #include "launcher/duration.hpp"
 #include "launcher/launch.hpp"
 #include "launcher/machine.hpp"
@@ -272,7 +273,7 @@ std::pair<double, double> measure_storage(const Communicator& world, const std::
 }  // namespace
 
 MachineDescription measure_machine(const Communicator& world, const std::string& folder) {
-  const model::Backend backend = model::cpu_backend();
+  const model::Backend backend = cpu_compute().backend;
   Meter meter(backend, world);
   MachineDescription m;
   m.name = "local";

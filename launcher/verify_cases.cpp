@@ -196,9 +196,10 @@ ModelConfig heads_config(HeadsCase heads, int ranks) {
 }
 
 SequenceShards split_for(const VerifiedScheme& scheme, const ModelConfig& config,
-                         SequenceShards shards, const Communicator& context) {
+                         SequenceShards shards, const Communicator& context,
+                         const MakeGroup& make_group) {
   const int inner = shards.ranks() == 1 ? 1 : scheme.inner(config, shards.ranks());
-  if (inner > 1 && inner < shards.ranks()) split_context(shards, context, inner);
+  if (inner > 1 && inner < shards.ranks()) split_context(shards, context, inner, make_group);
   return shards;
 }
 

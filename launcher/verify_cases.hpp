@@ -125,7 +125,8 @@ const VerifiedModel& verified_model(std::string_view name);
 /// `config`, those of one tensor rank: all of `context`, the communicator behind shards.group.
 /// Collective over it.
 SequenceShards split_for(const VerifiedScheme& scheme, const model::ModelConfig& config,
-                         SequenceShards shards, const Communicator& context);
+                         SequenceShards shards, const Communicator& context,
+                         const MakeGroup& make_group = make_mpi_group);
 
 /// The rows of one rank count, in the order of the tables. Pure.
 std::vector<AttentionCase> attention_cases(int ranks, const VerifyScope& scope);

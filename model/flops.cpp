@@ -176,10 +176,12 @@ std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, const
   const std::int64_t vocabulary = m.vocabulary / share.tensor;
   const std::int64_t chunk = std::min(
       share.rows(), memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(vocabulary));
-  // With tensor ranks the gathered rows of a chunk, and its statistics, of this rank and of all.
-  const std::int64_t gathered = share.tensor == 1 ? 1 : m.width + 3 * (1 + share.tensor);
+  // One rank: the losses of all rows. With tensor ranks the gathered rows of a chunk, and its
+  // statistics, of this rank and of all.
+  const std::int64_t beside =
+      share.tensor == 1 ? share.rows() : chunk * (m.width + 3 * (1 + share.tensor));
   // The last layer's output, its norm and the norm's gradient.
-  return 4 * (share.own_rows() * 3 * m.width + chunk * (vocabulary + gathered)) +
+  return 4 * (share.own_rows() * 3 * m.width + chunk * vocabulary + beside) +
          (m.precision == Precision::kBf16 ? rounded_bytes(chunk, vocabulary, m.width) : 0);
 }
 
