@@ -19,12 +19,9 @@ void copy(View<const float> from, View<float> to) {
     std::memcpy(to.data(), from.data(), static_cast<std::size_t>(from.size()) * sizeof(float));
 }
 
-/// Part r of `data` as part_begin() splits it.
+/// part(r): part r of `data`.
 auto parts_of(View<float> data, int ranks) {
-  return [data, ranks](int r) {
-    const std::int64_t begin = part_begin(data.size(), r, ranks);
-    return data.slice(begin, part_begin(data.size(), r + 1, ranks) - begin);
-  };
+  return [data, ranks](int r) { return part_of(data, r, ranks); };
 }
 
 class MpiGroup : public ProcessGroup {

@@ -77,7 +77,8 @@ class Staging {
   void fetch(std::int64_t i, const Round& round) {
     Slot& slot = slots_[static_cast<std::size_t>(i % 2)];
     check(cudaStreamWaitEvent(out_.get(), slot.left.get(), 0), "cudaStreamWaitEvent");
-    for (const Round::Piece& p : round.out) copy(slot.memory.data() + p.at, p.device, p.count, out_);
+    for (const Round::Piece& p : round.out)
+      copy(slot.memory.data() + p.at, p.device, p.count, out_);
     check(cudaEventRecord(slot.arrived.get(), out_.get()), "cudaEventRecord");
   }
   static void copy(float* to, const float* from, std::int64_t count, const OwnedStream& stream) {
@@ -111,6 +112,11 @@ Round::Piece piece(View<T> device, std::int64_t at) {
   return {const_cast<float*>(device.data()), at, device.size()};
 }
 
+/// part(r): part r of `data`.
+auto parts_of(View<float> data, int ranks) {
+  return [data, ranks](int r) { return part_of(data, r, ranks); };
+}
+
 class StagedGroup : public ProcessGroup {
  public:
   StagedGroup(const Communicator& comm, int device, cudaStream_t compute)
@@ -129,11 +135,7 @@ class StagedGroup : public ProcessGroup {
                    const View<float> mine = window(data, at, kChunkFloats);
                    return Round{{piece(mine, 0)}, {piece(mine, 0)}, [&e, mine](float* buffer) {
                                   const View<float> host(buffer, mine.size());
-                                  const auto part = [&](int r) {
-                                    const std::int64_t begin = part_begin(host.size(), r, e.size());
-                                    return host.slice(
-                                        begin, part_begin(host.size(), r + 1, e.size()) - begin);
-                                  };
+                                  const auto part = parts_of(host, e.size());
                                   parallel::reduce_scatter(e, part, part(e.rank()));
                                   parallel::all_gather(e, part);
                                 }};
@@ -143,25 +145,23 @@ class StagedGroup : public ProcessGroup {
   PendingPtr all_gather(View<const float> mine, View<float> gathered) override {
     if (mine.data() != gathered.data() + rank() * mine.size())
       copy_here(mine, gathered.slice(rank() * mine.size(), mine.size()));
-    return gather(mine.size(), mine.size(), [gathered, n = mine.size()](int r) {
-      return gathered.slice(r * n, n);
-    });
+    return gather(mine.size(), mine.size(),
+                  [gathered, n = mine.size()](int r) { return gathered.slice(r * n, n); });
   }
 
   PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) override {
     if (size() == 1) copy_here(parts, mine);
-    return scatter(parts.size(), mine.size(), mine, [parts, n = mine.size()](int r) {
-      return parts.slice(r * n, n);
-    });
+    return scatter(parts.size(), mine.size(), mine,
+                   [parts, n = mine.size()](int r) { return parts.slice(r * n, n); });
   }
 
   PendingPtr reduce_scatter_parts(View<float> data) override {
-    const auto part = parts_of(data);
+    const auto part = parts_of(data, size());
     return scatter(data.size(), longest_part(data), part(rank()), part);
   }
 
   PendingPtr all_gather_parts(View<float> data) override {
-    return gather(data.size(), longest_part(data), parts_of(data));
+    return gather(data.size(), longest_part(data), parts_of(data, size()));
   }
 
   PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming,
@@ -239,12 +239,6 @@ class StagedGroup : public ProcessGroup {
     return std::max<std::int64_t>(1, kChunkFloats / parts);
   }
   std::int64_t longest_part(View<float> data) const { return (data.size() + size() - 1) / size(); }
-  auto parts_of(View<float> data) const {
-    return [data, ranks = size()](int r) {
-      const std::int64_t begin = part_begin(data.size(), r, ranks);
-      return data.slice(begin, part_begin(data.size(), r + 1, ranks) - begin);
-    };
-  }
 
   /// A round at a time of what part(r) is of every rank: the views, one behind the other in the
   /// buffer.

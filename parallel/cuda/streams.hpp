@@ -45,8 +45,9 @@ class PinnedBuffer {
     void* raw = nullptr;
     const cudaError_t code = cudaHostAlloc(&raw, count * sizeof(T), cudaHostAllocDefault);
     if (code != cudaSuccess)
-      fail("no page-locked host memory for {} bytes: {}: raise the limit (ulimit -l) or free memory",
-           count * sizeof(T), cudaGetErrorString(code));
+      fail(
+          "no page-locked host memory for {} bytes: {}: raise the limit (ulimit -l) or free memory",
+          count * sizeof(T), cudaGetErrorString(code));
     memory_ = Memory(raw);
   }
   T* data() const { return static_cast<T*>(memory_.get()); }
