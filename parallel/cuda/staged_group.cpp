@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <thread>
 #include <utility>
 #include <vector>
 
-#include "parallel/cuda/streams.hpp"
+#include "parallel/cuda/pinned.hpp"
+#include "parallel/cuda/stream.hpp"
 #include "parallel/mpi_engine.hpp"
 
 namespace longspan::cuda {
@@ -30,69 +33,66 @@ struct Round {
 /// The two buffers and the copies through them. Used by the transfer thread alone.
 class Staging {
  public:
-  Staging(int device, cudaStream_t compute)
-      : device_(device), compute_(compute), out_(make_stream()), in_(make_stream()) {
-    for (Slot& slot : slots_) {
-      slot.memory = PinnedBuffer<float>(static_cast<std::size_t>(kChunkFloats));
-      slot.arrived = make_event();
-      slot.left = make_event();
-    }
+  Staging(int device, cudaStream_t compute) : device_(device), compute_(compute) {
+    for (Slot& slot : slots_) slot.memory = PinnedMemory(kChunkFloats * sizeof(float));
   }
 
   /// What the compute stream has to do before an operation may start. Of the caller's thread.
-  OwnedEvent mark() {
-    OwnedEvent ready = ready_.take();
-    check(cudaEventRecord(ready.get(), compute_), "cudaEventRecord");
+  Event mark() {
+    Event ready;
+    ready.record(compute_);
     return ready;
   }
 
   /// make(i) gives round i; when this returns the results are on the device.
   template <class Make>
-  void run(OwnedEvent ready, std::int64_t rounds, const Make& make) {
-    check(cudaSetDevice(device_), "cudaSetDevice");
+  void run(const Event& ready, std::int64_t rounds, const Make& make) {
+    LONGSPAN_CUDA(cudaSetDevice(device_));
     // The results may replace what the compute stream still reads.
-    for (const cudaStream_t stream : {out_.get(), in_.get()})
-      check(cudaStreamWaitEvent(stream, ready.get(), 0), "cudaStreamWaitEvent");
-    ready_.give(std::move(ready));
+    ready.make_wait(out_.native());
+    ready.make_wait(in_.native());
     Round next;
     if (rounds > 0) fetch(0, next = make(std::int64_t{0}));
     for (std::int64_t i = 0; i < rounds; ++i) {
       const Round now = std::exchange(next, Round{});
       if (i + 1 < rounds) fetch(i + 1, next = make(i + 1));
       Slot& slot = slots_[static_cast<std::size_t>(i % 2)];
-      check(cudaEventSynchronize(slot.arrived.get()), "copy from the device");
-      now.exchange(slot.memory.data());
-      for (const Round::Piece& p : now.in) copy(p.device, slot.memory.data() + p.at, p.count, in_);
-      check(cudaEventRecord(slot.left.get(), in_.get()), "cudaEventRecord");
+      wait_for(slot.arrived);
+      now.exchange(slot.floats());
+      for (const Round::Piece& p : now.in) copy(p.device, slot.floats() + p.at, p.count, in_);
+      slot.left.record(in_.native());
     }
-    check(cudaStreamSynchronize(in_.get()), "copy to the device");
+    if (rounds > 0) wait_for(slots_[static_cast<std::size_t>((rounds - 1) % 2)].left);
   }
 
  private:
   struct Slot {
-    PinnedBuffer<float> memory;
-    OwnedEvent arrived, left;  ///< its content came from the device; went back to it
+    PinnedMemory memory;
+    Event arrived, left;  ///< its content came from the device; went back to it
+    float* floats() const { return static_cast<float*>(memory.data()); }
   };
 
   void fetch(std::int64_t i, const Round& round) {
     Slot& slot = slots_[static_cast<std::size_t>(i % 2)];
-    check(cudaStreamWaitEvent(out_.get(), slot.left.get(), 0), "cudaStreamWaitEvent");
-    for (const Round::Piece& p : round.out)
-      copy(slot.memory.data() + p.at, p.device, p.count, out_);
-    check(cudaEventRecord(slot.arrived.get(), out_.get()), "cudaEventRecord");
+    slot.left.make_wait(out_.native());
+    for (const Round::Piece& p : round.out) copy(slot.floats() + p.at, p.device, p.count, out_);
+    slot.arrived.record(out_.native());
   }
-  static void copy(float* to, const float* from, std::int64_t count, const OwnedStream& stream) {
+  static void copy(float* to, const float* from, std::int64_t count, const CudaStream& stream) {
     if (count > 0)
-      check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(float),
-                            cudaMemcpyDefault, stream.get()),
-            "cudaMemcpyAsync");
+      LONGSPAN_CUDA(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(float),
+                                    cudaMemcpyDefault, stream.native()));
+  }
+  /// Naps: waiting inside of CUDA would take a core, and the kernels before it may take seconds.
+  static void wait_for(const Event& event) {
+    for (int spin = 0; !event.reached(); ++spin)
+      if (spin > 20) std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
 
   int device_;
   cudaStream_t compute_;
-  OwnedStream out_, in_;
+  CudaStream out_, in_;
   std::array<Slot, 2> slots_;
-  EventPool ready_;
 };
 
 /// Elements [at, at + most) of `all`, as far as there are any.
@@ -293,10 +293,10 @@ class StagedGroup : public ProcessGroup {
                    std::int64_t chunk, Make make) {
     if (size() == 1) return engine_.start(operation, floats, [](Engine&) {});
     // std::function wants what can be copied.
-    const auto ready = std::make_shared<OwnedEvent>(staging_->mark());
+    const auto ready = std::make_shared<Event>(staging_->mark());
     return engine_.start(operation, floats,
                          [staging = staging_, ready, longest, chunk, make](Engine& e) {
-                           staging->run(std::move(*ready), rounds_for(longest, chunk),
+                           staging->run(*ready, rounds_for(longest, chunk),
                                         [&](std::int64_t i) { return make(e, i * chunk); });
                          });
   }
@@ -304,10 +304,9 @@ class StagedGroup : public ProcessGroup {
   /// On the compute stream: whatever comes later sees it.
   void copy_here(View<const float> from, View<float> to) {
     if (!from.empty())
-      check(cudaMemcpyAsync(to.data(), from.data(),
-                            static_cast<std::size_t>(from.size()) * sizeof(float),
-                            cudaMemcpyDeviceToDevice, compute_),
-            "cudaMemcpyAsync");
+      LONGSPAN_CUDA(cudaMemcpyAsync(to.data(), from.data(),
+                                    static_cast<std::size_t>(from.size()) * sizeof(float),
+                                    cudaMemcpyDeviceToDevice, compute_));
   }
 
   cudaStream_t compute_;

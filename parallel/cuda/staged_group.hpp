@@ -4,7 +4,7 @@
 /// taken on the host, in rank order: the same bits as make_mpi_group() gives.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <memory>
 
