@@ -70,10 +70,13 @@ VerifyScope scope_of(const Arguments& args) {
 
 /// One of the processes that verify starts: measures, and rank 0 writes the rows.
 ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
-  const Arguments args(
-      {arguments.begin() + 1, arguments.end()}, "verify", "",
-      {{"rows", "FILE", ""}, {"tokens", "N", ""}, {"quick", "", ""}, {"full", "", ""},
-       {"device", "NAME", ""}}, "");
+  const Arguments args({arguments.begin() + 1, arguments.end()}, "verify", "",
+                       {{"rows", "FILE", ""},
+                        {"tokens", "N", ""},
+                        {"quick", "", ""},
+                        {"full", "", ""},
+                        {"device", "NAME", ""}},
+                       "");
   // The wish to stop, as launch passes it on: there is nothing to save.
   std::signal(SIGUSR1, [](int) { ::_exit(static_cast<int>(ExitStatus::kRequeue)); });
   const MpiRuntime mpi;
@@ -82,14 +85,11 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
   set_threads(0, world);
   const VerifyScope scope = scope_of(args);
   VerifyReport report;
-  std::optional<Compute> compute;
-  agree(world, [&] {
-    RunSettings run;
-    run.device = args.text("device");
-    compute.emplace(open_compute(run));
-  });
-  report.attention = measure_attention(world, scope, *compute);
-  report.training = measure_training(world, scope, *compute);
+  RunSettings run;
+  run.device = args.text("device");
+  const Compute compute = open_compute(run, world);
+  report.attention = measure_attention(world, scope, compute);
+  report.training = measure_training(world, scope, compute);
   if (world.rank() == 0) {
     std::ofstream file(args.text("rows"));
     file << rows_to_text(report) << std::flush;
@@ -100,9 +100,9 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
 
 VerifyReport start_on(int ranks, const VerifyScope& scope, const std::string& device,
                       const std::string& rows_file) {
-  std::vector<std::string> words = {
-      "verify", kOnRanks, "--rows", rows_file, "--tokens", std::to_string(scope.tokens), "--device",
-      device};
+  std::vector<std::string> words = {"verify",   kOnRanks,   "--rows",
+                                    rows_file,  "--tokens", std::to_string(scope.tokens),
+                                    "--device", device};
   if (scope.extent != Extent::kUsual) words.push_back(fmt::format("--{}", name_of(scope.extent)));
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const Places here = {.cores = usable_cores(), .root = ::geteuid() == 0};

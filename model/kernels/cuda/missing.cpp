@@ -13,5 +13,8 @@ __attribute__((weak)) void CudaKernels::attention_delta(const AttentionDeltaArgs
 __attribute__((weak)) void CudaKernels::attention_backward(const AttentionBackwardArgs&, Stream&) {
   fail("the GPU has no attention_backward yet");
 }
+__attribute__((weak)) std::string CudaKernels::description() {
+  return "own kernels";
+}
 
 }  // namespace longspan::model
