@@ -8,6 +8,7 @@
 
 #include "io/file.hpp"
 #include "parallel/agree.hpp"
+#include "parallel/host_copy.hpp"
 
 namespace longspan::io {
 namespace {
@@ -67,12 +68,17 @@ void CheckpointSaver::start(const std::vector<ShardedArray>& arrays, CheckpointF
   changed_.notify_all();
 }
 
-void CheckpointSaver::copy_blocks() {
+void CheckpointSaver::copy_blocks(std::vector<ShardedArray>& arrays) {
   char* next = staging_.data();
-  for (ShardedArray& array : arrays_) {
+  for (ShardedArray& array : arrays) {
     if (array.bytes() > 0 && array.data != nullptr) {
-      std::memcpy(next, array.data, static_cast<std::size_t>(array.bytes()));
+      const auto bytes = static_cast<std::size_t>(array.bytes());
+      if (on_host(array))
+        std::memcpy(next, array.data, bytes);
+      else
+        array.device->copy(next, array.data, bytes, array.device->stream());
       array.data = next;
+      array.device = nullptr;
     }
     next += staged_bytes(array);
   }
@@ -101,7 +107,13 @@ std::optional<CheckpointSaver::Outcome> CheckpointSaver::take() {
 std::string CheckpointSaver::save(const std::vector<ShardedArray>& arrays,
                                   const CheckpointFacts& facts) {
   wait();
-  return write(arrays, facts);
+  if (std::all_of(arrays.begin(), arrays.end(), on_host)) return write(arrays, facts);
+  std::vector<ShardedArray> staged = arrays;
+  agree(comm_, [&] {
+    reserve(arrays);
+    copy_blocks(staged);
+  });
+  return write(staged, facts);
 }
 
 std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
@@ -131,20 +143,28 @@ void CheckpointSaver::work() {
     Outcome outcome;
     outcome.step = facts_.step;
     std::exception_ptr broken;
-    copy_blocks();
+    const auto attempt = [&](auto&& work) {
+      if (broken) return;
+      try {
+        work();
+      } catch (...) {
+        broken = std::current_exception();
+      }
+    };
+    attempt([&] { copy_blocks(arrays_); });
     lock.lock();
     copying_ = false;
     lock.unlock();
     changed_.notify_all();
-    try {
-      outcome.path = write(arrays_, facts_);
-    } catch (const AgreedError& e) {
-      outcome.failure = e.what();
-      // Every rank is here.
-      outcome.fenced = comm_.broadcast(std::int64_t{fence_ != nullptr && fence_->lost()}, 0) != 0;
-    } catch (...) {
-      broken = std::current_exception();
-    }
+    attempt([&] {
+      try {
+        outcome.path = write(arrays_, facts_);
+      } catch (const AgreedError& e) {
+        outcome.failure = e.what();
+        // Every rank is here.
+        outcome.fenced = comm_.broadcast(std::int64_t{fence_ != nullptr && fence_->lost()}, 0) != 0;
+      }
+    });
     outcome.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     lock.lock();
     busy_ = false;

@@ -23,6 +23,7 @@
 
 #include "io/file.hpp"
 #include "io/hdf5.hpp"
+#include "launcher/compute.hpp"
 #include "launcher/doctor.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/memory_plan.hpp"
@@ -271,7 +272,7 @@ Findings check_run_directory(const std::string& wanted, const Communicator& worl
 Findings check_ranks(const Communicator& world, const std::vector<std::string>& nodes) {
   world.barrier();
   // Each rank by itself, all at the same time: as in a step.
-  const double mine = measure_peak_flops(model::cpu_backend(), false, Communicator::self());
+  const double mine = measure_peak_flops(cpu_compute().backend, false, Communicator::self());
   const std::vector<double> flops = world.all_gather(mine);
   const auto links = parallel::probe_links(world);
   const auto ahead = parallel::probe_clocks(world);

@@ -266,9 +266,8 @@ std::vector<Advice> advise(const Plan& plan, const MachineDescription& machine) 
   const auto rates = [bf16](MachineDescription& m) -> MachineRates& {
     return bf16 ? m.bf16 : m.fp32;
   };
-  faster("matrix products twice as fast", [&](MachineDescription& m) {
-    for (auto& [width, rate] : rates(m).linear_flops) rate *= 2;
-  });
+  faster("matrix products twice as fast",
+         [&](MachineDescription& m) { rates(m).linear_flops *= 2; });
   faster("attention twice as fast", [&](MachineDescription& m) {
     rates(m).attention_forward_flops *= 2, rates(m).attention_backward_flops *= 2;
   });
@@ -292,18 +291,16 @@ std::vector<Advice> advise(const Plan& plan, const MachineDescription& machine) 
       // It does not fit: no advice.
     }
   };
-  for (const auto& [name, keep] :
-       {std::pair{"all", Keep::kAll}, std::pair{"attention", Keep::kAttention}})
+  for (const Keep keep : {Keep::kAll, Keep::kAttention})
     if (c.memory.keep != keep)
-      setting(fmt::format("memory.keep={}", name), [k = keep](RunConfig& o) { o.memory.keep = k; });
+      setting(fmt::format("memory.keep={}", name_of(keep)),
+              [keep](RunConfig& o) { o.memory.keep = keep; });
   if (mesh.context > 1)
-    for (const auto& [name, scheme] : {std::pair{"ring", AttentionSchemeKind::kRing},
-                                       std::pair{"allgather", AttentionSchemeKind::kAllgather},
-                                       std::pair{"ulysses", AttentionSchemeKind::kUlysses},
-                                       std::pair{"hybrid", AttentionSchemeKind::kHybrid}})
+    for (const auto scheme : {AttentionSchemeKind::kRing, AttentionSchemeKind::kAllgather,
+                              AttentionSchemeKind::kUlysses, AttentionSchemeKind::kHybrid})
       if (plan.scheme.scheme != scheme)
-        setting(fmt::format("attention.scheme={}", name),
-                [s = scheme](RunConfig& o) { o.attention.scheme = s; });
+        setting(fmt::format("attention.scheme={}", name_of(scheme)),
+                [scheme](RunConfig& o) { o.attention.scheme = scheme; });
   if (c.train.global_batch % (2 * c.train.micro_batch * mesh.data) == 0)
     setting(fmt::format("train.micro-batch={}", 2 * c.train.micro_batch),
             [](RunConfig& o) { o.train.micro_batch *= 2; });

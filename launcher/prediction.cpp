@@ -68,7 +68,7 @@ Outcome measured_outcome(std::vector<double> step_seconds, const StepTraffic& tr
                         world.all_reduce_max(sent.gradients)};
   outcome.exposed_seconds = traffic.exposed_seconds();
   outcome.threads = run.threads();
-  outcome.allocated_bytes = world.all_reduce_max(cpu_device().peak_bytes());
+  outcome.allocated_bytes = world.all_reduce_max(run.compute().backend.device.peak_bytes());
   outcome.resident_bytes = world.all_reduce_max(peak_resident_bytes());
   outcome.ranks_per_node =
       static_cast<int>(world.all_reduce_max(std::int64_t{world.split_by_node().size()}));

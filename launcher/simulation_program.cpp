@@ -291,7 +291,7 @@ class Builder {
     final_gradients(0);
   }
   void recompute(Keep keep) {
-    if (keep == Keep::kAll) return;
+    if (keep == Keep::kAll) return compute(p_.activation);
     compute(p_.pointwise_forward / 2);
     tensor(1);
     compute(p_.products.qkv);

@@ -180,8 +180,8 @@ StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
   s.linear = times * layers * 3 * p.products.all();
   s.attention = times * layers * (p.attention_forward + p.attention_backward);
   s.pointwise = times * (layers * (p.pointwise_forward + p.pointwise_backward) + p.embedding);
-  s.recompute =
-      times * (again * (p.products.again() + p.pointwise_forward) + block * p.attention_forward);
+  s.recompute = times * (again * (p.products.again() + p.pointwise_forward) +
+                         block * p.attention_forward + as_double(keeps.all) * p.activation);
   s.loss = times * p.loss();
 
   s.context_exposed =

@@ -138,7 +138,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   // Its folder is in the run's, which is ours now. Whatever may hang comes after it.
   parallel::Watchdog watchdog(*parallel::parse_hang_timeout(requested.run.hang_timeout),
                               requested.directory(), world);
-  TrainingRun run(requested, world);
+  std::optional<Compute> compute;
+  agree(world, [&] { compute.emplace(open_compute(requested.run)); });
+  TrainingRun run(requested, world, *compute);
   const RunConfig& config = run.config();
   agree(world, [&] {
     if (world.rank() != 0) return;
@@ -152,7 +154,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     if (directory) directory->write_config(config, "effective configuration; " + version_line());
   });
   const double peak_flops = measure_peak_flops(
-      model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
+      compute->backend, config.model.precision == model::Precision::kBf16, world);
   print_header(run, peak_flops);
   if (directory) record.started(config.directory(), world.size(), run.progress().step);
   if (!resumed.empty())

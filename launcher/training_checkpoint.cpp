@@ -64,7 +64,8 @@ void TrainingRun::open_offload() {
     }
     offload_ = std::make_unique<SpillFile>(
         directory,
-        model::offloaded_bytes(config_.model, config_.memory, share_, memory_plan_.plan));
+        model::offloaded_bytes(config_.model, config_.memory, share_, memory_plan_.plan),
+        backend_.device);
     model_->offload_to(*offload_);
   });
 }

@@ -101,8 +101,8 @@ class HeadExchange {
   std::vector<HeadShare> shares_;  ///< of every rank
   HeadShare mine_;
   std::vector<HeadRun> runs_;
-  std::vector<std::int32_t> positions_;  ///< [P * T]
-  std::vector<std::int32_t> documents_;  ///< [B, P * T]; empty: one a sequence
+  const std::int32_t* positions_;  ///< [P * T], where kernels read them
+  const std::int32_t* documents_;  ///< [B, P * T]; null: one a sequence
 };
 
 }  // namespace longspan::model

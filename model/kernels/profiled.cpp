@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <utility>
+
+#include "parallel/host_copy.hpp"
 
 namespace longspan::model {
 namespace {
@@ -25,10 +28,22 @@ double gemm_bytes(const GemmArgs& a) {
 struct AttentionSize {
   double queries, keys, flops_forward;
 };
-AttentionSize size_of(const AttentionShape& s) {
+AttentionSize size_of(const AttentionShape& s, Device& device, Stream& stream) {
+  // The pairs are counted on the host.
+  const auto on_host = [&](const std::int32_t*& numbers, std::int64_t count) {
+    auto copy = std::make_unique<OnHost<std::int32_t>>(
+        device, stream, View<const std::int32_t>(numbers, numbers == nullptr ? 0 : count));
+    numbers = copy->view().data();
+    return copy;
+  };
+  AttentionShape shape = s;
+  const auto query_positions = on_host(shape.query_positions, s.queries),
+             key_positions = on_host(shape.key_positions, s.keys),
+             query_documents = on_host(shape.query_documents, s.queries),
+             key_documents = on_host(shape.key_documents, s.keys);
   const double channels = product(s.batch, s.head_size);
   return {channels * product(s.queries, s.heads), channels * product(s.keys, s.kv_heads),
-          4.0 * channels * product(visible_pairs(s), s.heads)};
+          4.0 * channels * product(visible_pairs(shape), s.heads)};
 }
 
 }  // namespace
@@ -121,7 +136,7 @@ void ProfiledKernels::embedding_backward(const EmbeddingBackwardArgs& args, Stre
 }
 
 void ProfiledKernels::attention_forward(const AttentionForwardArgs& args, Stream& stream) {
-  const AttentionSize size = size_of(args.shape);
+  const AttentionSize size = size_of(args.shape, device_, stream);
   measure("attention forward", size.flops_forward,
           kFp32 * ((args.merge ? 3 : 2) * size.queries + 2 * size.keys), stream,
           [&] { kernels_.attention_forward(args, stream); });
@@ -134,7 +149,7 @@ void ProfiledKernels::attention_delta(const AttentionDeltaArgs& args, Stream& st
 }
 
 void ProfiledKernels::attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
-  const AttentionSize size = size_of(args.shape);
+  const AttentionSize size = size_of(args.shape, device_, stream);
   measure("attention backward", 2 * size.flops_forward, kFp32 * (4 * size.queries + 6 * size.keys),
           stream, [&] { kernels_.attention_backward(args, stream); });
 }
@@ -152,6 +167,12 @@ void ProfiledKernels::adamw(const AdamwArgs& args, Stream& stream) {
 void ProfiledKernels::add(std::int64_t count, const float* x, float* y, Stream& stream) {
   measure("add", 0, 3 * kFp32 * product(count, 1), stream,
           [&] { kernels_.add(count, x, y, stream); });
+}
+
+void ProfiledKernels::add_rows(std::int64_t rows, std::int64_t cols, const float* x,
+                               std::int64_t x_row, float* y, std::int64_t y_row, Stream& stream) {
+  measure("add", 0, 3 * kFp32 * product(rows, cols), stream,
+          [&] { kernels_.add_rows(rows, cols, x, x_row, y, y_row, stream); });
 }
 
 void ProfiledKernels::add_column_sums(std::int64_t rows, std::int64_t cols, const float* x,

@@ -27,8 +27,8 @@ struct OperationTotals {
 /// time.
 class ProfiledKernels final : public Kernels {
  public:
-  /// `kernels` must outlive it.
-  explicit ProfiledKernels(Kernels& kernels) : kernels_(kernels) {}
+  /// The backend must outlive it.
+  explicit ProfiledKernels(Backend backend) : kernels_(backend.kernels), device_(backend.device) {}
   void clear() { totals_.clear(); }
   /// Most time first.
   std::vector<OperationTotals> totals() const;
@@ -51,6 +51,8 @@ class ProfiledKernels final : public Kernels {
   void cross_entropy(const CrossEntropyArgs& args, Stream& stream) override;
   void adamw(const AdamwArgs& args, Stream& stream) override;
   void add(std::int64_t count, const float* x, float* y, Stream& stream) override;
+  void add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row, float* y,
+                std::int64_t y_row, Stream& stream) override;
   void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y,
                        Stream& stream) override;
   double sum_of_squares(std::int64_t count, const float* x, Stream& stream) override;
@@ -64,6 +66,7 @@ class ProfiledKernels final : public Kernels {
   void measure(const std::string& name, double flops, double bytes, Stream& stream, Call&& call);
 
   Kernels& kernels_;
+  Device& device_;
   std::map<std::string, OperationTotals> totals_;
 };
 

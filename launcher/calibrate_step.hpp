@@ -1,0 +1,22 @@
+/// What operations take inside a training step, against alone: between other operations the caches
+/// are cold, arrays are new, and there are copies and sums beside the operations. Read next:
+/// calibrate.hpp, which corrects its rates by it.
+#pragma once
+
+#include "launcher/machine_file.hpp"
+#include "parallel/communicator.hpp"
+
+namespace longspan::launcher {
+
+/// Seconds in a step / seconds by the rates.
+struct InStep {
+  double products = 1, attention = 1, pointwise = 1;
+};
+
+/// Trains a small model, the whole of it on every rank and on all ranks at the same time, and
+/// compares its steps with what `alone` says; of the slowest rank. About two seconds. Collective;
+/// the same on every rank.
+InStep measure_in_step(const MachineDescription& alone, model::Precision precision,
+                       const Communicator& world);
+
+}  // namespace longspan::launcher
