@@ -266,3 +266,29 @@ void HostKernels::from_bf16(std::int64_t count, const std::uint16_t* x, float* y
 }
 
 }  // namespace longspan::testing_support
+
+namespace longspan::testing_support {
+
+std::vector<std::string> kernel_backends() {
+  std::vector<std::string> names = cpu::instruction_sets();
+  names.insert(names.end(), {"emulated", "emulated_shifted"});
+  return names;
+}
+
+model::Backend emulated_backend();
+
+bool EveryBackend::on_cpu() const {
+  return &kernels_->backend().device == &cpu_device();
+}
+
+void EveryBackend::SetUp() {
+  const std::string& name = GetParam();
+  if (name.starts_with("emulated")) {
+    kernels_ = std::make_unique<HostKernels>(emulated_backend(), name.ends_with("shifted") ? 1 : 0);
+    return;
+  }
+  cpu::use_instruction_set(name);
+  kernels_ = std::make_unique<HostKernels>(cpu_backend(), 0);
+}
+
+}  // namespace longspan::testing_support
