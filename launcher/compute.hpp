@@ -15,8 +15,9 @@ namespace longspan::launcher {
 struct Compute {
   model::Backend backend;
   MakeGroup make_group;
-  std::string name;             ///< "cpu", or what the device calls itself
-  std::shared_ptr<void> keeps = {};  ///< what the backend's references live in; null: all the program
+  std::string name;  ///< "cpu", or what the device calls itself
+  std::shared_ptr<void> keeps =
+      {};  ///< what the backend's references live in; null: all the program
 
   /// The same with other operations in front, such as ProfiledKernels.
   Compute with(model::Kernels& kernels) const {

@@ -70,10 +70,13 @@ VerifyScope scope_of(const Arguments& args) {
 
 /// One of the processes that verify starts: measures, and rank 0 writes the rows.
 ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
-  const Arguments args(
-      {arguments.begin() + 1, arguments.end()}, "verify", "",
-      {{"rows", "FILE", ""}, {"tokens", "N", ""}, {"quick", "", ""}, {"full", "", ""},
-       {"device", "NAME", ""}}, "");
+  const Arguments args({arguments.begin() + 1, arguments.end()}, "verify", "",
+                       {{"rows", "FILE", ""},
+                        {"tokens", "N", ""},
+                        {"quick", "", ""},
+                        {"full", "", ""},
+                        {"device", "NAME", ""}},
+                       "");
   // The wish to stop, as launch passes it on: there is nothing to save.
   std::signal(SIGUSR1, [](int) { ::_exit(static_cast<int>(ExitStatus::kRequeue)); });
   const MpiRuntime mpi;
@@ -100,9 +103,9 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
 
 VerifyReport start_on(int ranks, const VerifyScope& scope, const std::string& device,
                       const std::string& rows_file) {
-  std::vector<std::string> words = {
-      "verify", kOnRanks, "--rows", rows_file, "--tokens", std::to_string(scope.tokens), "--device",
-      device};
+  std::vector<std::string> words = {"verify",   kOnRanks,   "--rows",
+                                    rows_file,  "--tokens", std::to_string(scope.tokens),
+                                    "--device", device};
   if (scope.extent != Extent::kUsual) words.push_back(fmt::format("--{}", name_of(scope.extent)));
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const Places here = {.cores = usable_cores(), .root = ::geteuid() == 0};
