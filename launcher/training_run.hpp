@@ -40,8 +40,8 @@ struct ByAxis {
 
 class TrainingRun {
  public:
-  /// Opens the dataset, builds the mesh and the model on the device of `compute`, resolves what is 0
-  /// in `config`. Throws the same Error on every rank. Collective.
+  /// Opens the dataset, builds the mesh and the model on the device of `compute`, resolves what is
+  /// 0 in `config`. Throws the same Error on every rank. Collective.
   TrainingRun(RunConfig config, const Communicator& world, Compute compute);
 
   const RunConfig& config() const { return config_; }

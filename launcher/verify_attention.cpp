@@ -293,8 +293,7 @@ std::vector<AttentionRow> measure_attention(const Communicator& world, const Ver
     const AttentionProblem problem = attention_problem(what);
     const SequenceShards shards =
         split_for(verified_scheme(what.scheme), problem.config,
-                  shard_sequence(what.tokens, what.layout, group.get()), world,
-                  compute.make_group);
+                  shard_sequence(what.tokens, what.layout, group.get()), world, compute.make_group);
     const AttentionResult result = run_attention(problem, shards, backend);
     if (world.rank() != 0) continue;
     Reference& reference = references[{what.mask, what.heads, what.tokens, what.precision}];

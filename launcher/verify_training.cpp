@@ -42,7 +42,8 @@ std::vector<float> put_together(const ParameterStore& store, const std::vector<O
   std::vector<float> mine(static_cast<std::size_t>(total), kNan);
   std::deque<OnHost<float>> runs;
   for (const OwnedRange& run : owned)
-    runs.emplace_back(backend.device, backend.stream, View<const float>(run.*values, run.range.count));
+    runs.emplace_back(backend.device, backend.stream,
+                      View<const float>(run.*values, run.range.count));
   std::int64_t begin_of_tensor = 0;
   for (const Parameter& p : store.parameters()) {
     const std::int64_t columns = p.shape.back(), all_columns = p.global_shape.back();
@@ -208,15 +209,14 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
     sum_replicated_gradients(model.parameters(), sharding.owned(), model.tensor(), backend);
     outcome.losses.push_back(mesh.world().all_reduce_sum(sum) / static_cast<double>(batch.valid));
     if (step == 1)
-      outcome.first_gradients =
-          put_together(model.parameters(), sharding.owned(), &OwnedRange::gradient, backend,
-                       mesh.world());
+      outcome.first_gradients = put_together(model.parameters(), sharding.owned(),
+                                             &OwnedRange::gradient, backend, mesh.world());
     outcome.gradient_norms.push_back(gradient_norm());
     optimizer.update(settings.learning_rate, outcome.gradient_norms.back(), step);
   }
   sharding.wait_for_weights();
-  outcome.weights =
-      put_together(model.parameters(), sharding.owned(), &OwnedRange::weight, backend, mesh.world());
+  outcome.weights = put_together(model.parameters(), sharding.owned(), &OwnedRange::weight, backend,
+                                 mesh.world());
   return outcome;
 }
 

@@ -21,13 +21,15 @@ AttentionShape block_shape(const AttentionGeometry& geometry, Backend backend,
   shape.mask = geometry.mask;
   shape.scale = geometry.scale;
   shape.bf16_operands = geometry.bf16;
+  shape.query_runs = pass.runs_of(pass.shards.index), shape.key_runs = keys.runs;
   return shape;
 }
 
 }  // namespace
 
 KeyTokens tokens_of(const PassContext& pass, int source, Backend backend) {
-  return {pass.tokens(), pass.positions_of(source, backend), pass.documents_of(source, backend)};
+  return {pass.tokens(), pass.positions_of(source, backend), pass.documents_of(source, backend),
+          pass.runs_of(source)};
 }
 
 KeyBlock home_block(const AttentionGeometry& geometry, View<const float> qkv) {

@@ -28,6 +28,7 @@ struct KeyTokens {
   std::int64_t count;
   const std::int32_t* positions;
   const std::int32_t* documents;
+  PositionRuns runs = {};
 };
 /// All tokens of rank `source`.
 KeyTokens tokens_of(const PassContext& pass, int source, Backend backend);

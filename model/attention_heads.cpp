@@ -11,6 +11,7 @@ namespace {
 
 /// Of the tokens of rank 0, 1, ... one behind the other.
 struct GroupPositions {
+  PositionRuns runs;
   Uploaded<std::int32_t> all;
 };
 /// Likewise, sequence after sequence.
@@ -18,17 +19,15 @@ struct GroupDocuments {
   Uploaded<std::int32_t> all;
 };
 
-const std::int32_t* group_positions(const PassContext& pass, Backend backend) {
-  return pass.constant
-      ->get<GroupPositions>(0,
-                            [&] {
-                              std::vector<std::int32_t> all;
-                              for (const auto& theirs : pass.shards.positions)
-                                all.insert(all.end(), theirs.begin(), theirs.end());
-                              return std::make_unique<GroupPositions>(GroupPositions{
-                                  {backend.device, backend.stream, std::move(all)}});
-                            })
-      .all.data();
+const GroupPositions& group_positions(const PassContext& pass, Backend backend) {
+  return pass.constant->get<GroupPositions>(0, [&] {
+    std::vector<std::int32_t> all;
+    for (const auto& theirs : pass.shards.positions)
+      all.insert(all.end(), theirs.begin(), theirs.end());
+    const PositionRuns runs = runs_of(all);
+    return std::make_unique<GroupPositions>(
+        GroupPositions{runs, {backend.device, backend.stream, std::move(all)}});
+  });
 }
 
 /// Null: one document per sequence.
@@ -59,8 +58,8 @@ HeadShare head_share(const AttentionGeometry& geometry, int rank, int ranks) {
 
 /// An even share of the heads may begin and end inside a group: at most three runs, the rest of a
 /// group, whole groups, and the beginning of one. No two read the same key/value head.
-std::vector<HeadExchange::HeadRun> HeadExchange::runs_of(const HeadShare& share,
-                                                         std::int64_t group) {
+std::vector<HeadExchange::HeadRun> HeadExchange::head_runs(const HeadShare& share,
+                                                           std::int64_t group) {
   std::vector<HeadRun> runs;
   for (std::int64_t head = 0; head < share.count;) {
     const std::int64_t at = share.first + head, left = share.count - head;
@@ -80,12 +79,13 @@ HeadExchange::HeadExchange(const AttentionGeometry& geometry, Backend backend,
       sequences_(pass.batch.sequences),
       tokens_(pass.tokens()),
       length_(pass.tokens() * pass.shards.ranks()),
-      positions_(group_positions(pass, backend)),
+      positions_(group_positions(pass, backend).all.data()),
       documents_(group_documents(pass, backend)) {
   for (int r = 0; r < pass.shards.ranks(); ++r)
     shares_.push_back(head_share(geometry, r, pass.shards.ranks()));
   mine_ = shares_[static_cast<std::size_t>(pass.shards.index)];
-  runs_ = runs_of(mine_, geometry.heads / geometry.kv_heads);
+  position_runs_ = group_positions(pass, backend).runs;
+  runs_ = head_runs(mine_, geometry.heads / geometry.kv_heads);
 }
 
 HeadExchange::Transfer HeadExchange::gather_qkv(View<const float> qkv) const {
@@ -281,11 +281,11 @@ AttentionShape HeadExchange::shape(const HeadRun& run, std::int64_t b) const {
   shape.heads = run.count, shape.kv_heads = run.kv_count;
   shape.head_size = geometry_.head_size;
   shape.query_positions = shape.key_positions = positions_;
-  if (documents_ != nullptr)
-    shape.query_documents = shape.key_documents = documents_ + b * length_;
+  if (documents_ != nullptr) shape.query_documents = shape.key_documents = documents_ + b * length_;
   shape.mask = geometry_.mask;
   shape.scale = geometry_.scale;
   shape.bf16_operands = geometry_.bf16;
+  shape.query_runs = shape.key_runs = position_runs_;
   return shape;
 }
 

@@ -64,8 +64,8 @@ struct Grid {
 };
 
 const Grid& grid_of(const PassContext& pass) {
-  const auto& shards = pass.constant->get<GridShards>(
-      0, [&] { return std::make_unique<GridShards>(pass.shards); });
+  const auto& shards =
+      pass.constant->get<GridShards>(0, [&] { return std::make_unique<GridShards>(pass.shards); });
   return pass.own->get<Grid>(0, [&] { return std::make_unique<Grid>(shards, pass); });
 }
 

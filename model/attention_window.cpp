@@ -16,7 +16,7 @@ struct Run {
   std::int64_t row, position, count;
 };
 
-std::vector<Run> runs_of(const std::vector<std::int32_t>& positions) {
+std::vector<Run> position_runs(const std::vector<std::int32_t>& positions) {
   std::vector<Run> runs;
   for (std::size_t i = 0; i < positions.size(); ++i) {
     if (positions[i] < 0) continue;
@@ -68,8 +68,9 @@ struct Exchange {
   std::vector<RowRange> outgoing, incoming;  ///< rows here that `to` sees; there, that we see
   std::int64_t sequences, outgoing_rows, incoming_rows;  ///< rows of one sequence
   Uploaded<std::int32_t> positions, documents;           ///< of the incoming rows
+  PositionRuns runs;
 
-  KeyTokens tokens() const { return {incoming_rows, positions.data(), documents.data()}; }
+  KeyTokens tokens() const { return {incoming_rows, positions.data(), documents.data(), runs}; }
 };
 struct Exchanges {
   std::vector<Exchange> all;
@@ -87,7 +88,7 @@ std::vector<Exchange> exchanges(const AttentionMask& mask, const PassContext& pa
     return shards.positions[static_cast<std::size_t>(rank)];
   };
   std::vector<std::vector<Run>> runs;
-  for (int r = 0; r < ranks; ++r) runs.push_back(runs_of(positions(r)));
+  for (int r = 0; r < ranks; ++r) runs.push_back(position_runs(positions(r)));
   const auto seen = [&](int queries, int keys) {
     return keys_seen(mask, runs[static_cast<std::size_t>(queries)],
                      runs[static_cast<std::size_t>(keys)]);
@@ -111,6 +112,7 @@ std::vector<Exchange> exchanges(const AttentionMask& mask, const PassContext& pa
     };
     std::vector<std::int32_t> incoming, documents;
     append(positions(e.from), 0, incoming);
+    e.runs = runs_of(incoming);
     e.positions = {backend.device, backend.stream, std::move(incoming)};
     for (std::int64_t b = 0; !pass.documents.empty() && b < e.sequences; ++b)
       append(pass.documents[static_cast<std::size_t>(e.from)], b * pass.tokens(), documents);
@@ -125,11 +127,9 @@ const std::vector<Exchange>& exchanges_of(const AttentionMask& mask, const PassC
                                           Backend backend) {
   const std::int64_t variant = mask.causal ? mask.window : -mask.window;
   return pass.own
-      ->get<Exchanges>(variant,
-                       [&] {
-                         return std::make_unique<Exchanges>(
-                             Exchanges{exchanges(mask, pass, backend)});
-                       })
+      ->get<Exchanges>(
+          variant,
+          [&] { return std::make_unique<Exchanges>(Exchanges{exchanges(mask, pass, backend)}); })
       .all;
 }
 
@@ -203,12 +203,12 @@ class Window {
   }
   void add_gradients(std::size_t i, Transfer& transfer, View<float> dqkv) const {
     const Buffer<float> arrived = transfer.wait();
-    each_outgoing(
-        exchanges_[i], pass_.tokens(), [&](std::int64_t row, std::int64_t packed, std::int64_t n) {
-          backend_.kernels.add_rows(n, width(), arrived.view().row(packed), width(),
-                                    dqkv.row(row) + geometry_.query_width(), dqkv.cols(),
-                                    backend_.stream);
-        });
+    each_outgoing(exchanges_[i], pass_.tokens(),
+                  [&](std::int64_t row, std::int64_t packed, std::int64_t n) {
+                    backend_.kernels.add_rows(n, width(), arrived.view().row(packed), width(),
+                                              dqkv.row(row) + geometry_.query_width(), dqkv.cols(),
+                                              backend_.stream);
+                  });
   }
   /// [B * rows_a_sequence, 2 * G * K].
   Buffer<float> rows(std::int64_t rows_a_sequence) const {
@@ -228,7 +228,7 @@ class Window {
 std::vector<RowRange> keys_in_window(const AttentionMask& mask,
                                      const std::vector<std::int32_t>& query_positions,
                                      const std::vector<std::int32_t>& key_positions) {
-  return keys_seen(mask, runs_of(query_positions), runs_of(key_positions));
+  return keys_seen(mask, position_runs(query_positions), position_runs(key_positions));
 }
 
 void window_ring_forward(const AttentionGeometry& geometry, Backend backend, View<const float> qkv,

@@ -10,9 +10,7 @@
 namespace longspan::model {
 
 Decoder::Decoder(Transformer& model, const AttentionConfig& attention, std::int64_t capacity)
-    : model_(model),
-      mask_{true, attention.window},
-      capacity_(capacity) {
+    : model_(model), mask_{true, attention.window}, capacity_(capacity) {
   const ModelConfig& config = model.config();
   if (attention.mask != MaskKind::kCausal)
     fail_usage(
@@ -66,6 +64,8 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
     args.shape.head_size = config.head_size;
     args.shape.query_positions = positions_.data() + length_;
     args.shape.key_positions = positions_.data();
+    args.shape.query_runs = {1, {{length_, count}}};
+    args.shape.key_runs = {1, {{0, length_ + count}}};
     args.shape.mask = mask_, args.shape.bf16_operands = config.precision == Precision::kBf16;
     args.shape.scale = 1.0f / std::sqrt(static_cast<float>(config.head_size));
     args.q = qkv.data(), args.q_row = qkv.cols();

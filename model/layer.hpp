@@ -65,8 +65,13 @@ struct PassContext {
   /// per sequence) of all tokens of context rank `rank`.
   const std::int32_t* positions_of(int rank, Backend backend) const;
   const std::int32_t* documents_of(int rank, Backend backend) const;
+  /// What kernels may know beforehand of those positions.
+  PositionRuns runs_of(int rank) const;
   /// Of the own rows; probability 0 outside of training.
   Dropout dropout(float probability, std::uint64_t key, Backend backend) const;
 };
+
+/// The runs of these positions; none if there are more than two, or padding.
+PositionRuns runs_of(const std::vector<std::int32_t>& positions);
 
 }  // namespace longspan::model

@@ -157,8 +157,7 @@ std::vector<ShardedArray> ParameterStore::arrays(const std::string& prefix,
     const std::size_t before = result.size();
     const auto add = [&](std::int64_t row, std::int64_t rows, std::int64_t column,
                          std::int64_t count, float* data) {
-      ShardedArray array{prefix + p.name, DType::kF32,  p.global_shape,
-                         p.block_offset,  {},           data,
+      ShardedArray array{prefix + p.name, DType::kF32, p.global_shape, p.block_offset, {}, data,
                          device_};
       array.offset.front() += row;
       array.offset.back() += column;

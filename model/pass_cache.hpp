@@ -1,5 +1,6 @@
-/// What layers work out from a pass once and all of them use, above all integer arrays where kernels
-/// read them. One object of each type (and variant), made by whoever asks first. Read next: layer.hpp.
+/// What layers work out from a pass once and all of them use, above all integer arrays where
+/// kernels read them. One object of each type (and variant), made by whoever asks first. Read next:
+/// layer.hpp.
 #pragma once
 
 #include <cstdint>

@@ -17,6 +17,10 @@ struct SequenceNumbers {
   Uploaded<std::int64_t> of_batch;
 };
 
+struct RankRuns {
+  std::vector<PositionRuns> of_rank;
+};
+
 /// Of every rank; the numbers stay where they are while the pass lasts.
 Numbers uploaded(const std::vector<std::vector<std::int32_t>>& ranks, Backend backend) {
   Numbers result;
@@ -42,6 +46,33 @@ const std::int32_t* PassContext::documents_of(int rank, Backend backend) const {
     return std::make_unique<RankDocuments>(RankDocuments{uploaded(documents, backend)});
   });
   return all.of_rank[static_cast<std::size_t>(rank)].data();
+}
+
+PositionRuns PassContext::runs_of(int rank) const {
+  const auto& all = constant->get<RankRuns>(0, [&] {
+    auto made = std::make_unique<RankRuns>();
+    for (const auto& positions : shards.positions)
+      made->of_rank.push_back(model::runs_of(positions));
+    return made;
+  });
+  return all.of_rank[static_cast<std::size_t>(rank)];
+}
+
+PositionRuns runs_of(const std::vector<std::int32_t>& positions) {
+  PositionRuns runs;
+  for (const std::int32_t position : positions) {
+    if (position < 0) return {};
+    if (runs.count > 0) {
+      PositionRuns::Run& last = runs.run[runs.count - 1];
+      if (last.first_position + last.tokens == position) {
+        ++last.tokens;
+        continue;
+      }
+    }
+    if (runs.count == 2) return {};
+    runs.run[runs.count++] = {position, 1};
+  }
+  return runs;
 }
 
 Dropout PassContext::dropout(float probability, std::uint64_t key, Backend backend) const {

@@ -21,9 +21,9 @@ class SpillFile {
  public:
   using Group = std::vector<Buffer<float>>;
 
-  /// For buffers of `device`. Opens the file in `directory` and, where the file system can, reserves `bytes` at once, so
-  /// that a disk too small is found before the work begins. Throws Error with the directory and
-  /// what it has.
+  /// For buffers of `device`. Opens the file in `directory` and, where the file system can,
+  /// reserves `bytes` at once, so that a disk too small is found before the work begins. Throws
+  /// Error with the directory and what it has.
   SpillFile(const std::string& directory, std::int64_t bytes, Device& device = cpu_device());
   SpillFile(const SpillFile&) = delete;
   SpillFile& operator=(const SpillFile&) = delete;

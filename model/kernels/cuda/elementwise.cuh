@@ -32,7 +32,7 @@ __global__ void flat_kernel(Operation operation, std::int64_t head, std::int64_t
         operation.template finish<1>(tail + t, operation.template load<1>(tail + t));
     }
   }
-  decltype(operation.template load<N>(first)) loaded[kPacksPerThread];
+  decltype(operation.template load<N>(first)) loaded[kPacksPerThread] = {};
 #pragma unroll
   for (int k = 0; k < kPacksPerThread; ++k)
     if (first + k * kThreads < packs)
@@ -86,7 +86,7 @@ __global__ void rows_kernel(Operation operation, std::int64_t rows, std::int64_t
   const std::int64_t step = static_cast<std::int64_t>(blockDim.x) * N;
   for (std::int64_t col = static_cast<std::int64_t>(threadIdx.x) * N; col < width;
        col += kPacksPerThread * step) {
-    decltype(operation.template load<N>(place, col)) loaded[kPacksPerThread];
+    decltype(operation.template load<N>(place, col)) loaded[kPacksPerThread] = {};
 #pragma unroll
     for (int k = 0; k < kPacksPerThread; ++k)
       if (col + k * step < width) loaded[k] = operation.template load<N>(place, col + k * step);

@@ -69,7 +69,7 @@ __global__ void add_runs_kernel(std::int64_t rows, std::int64_t width, const std
     // Equal keys are neighbours, so these are the first `count` lanes.
     const int count = __popc(__ballot_sync(kAllLanes, mine));
     for (int first = 0; first < count; first += kAhead) {
-      Pack<N> next[kAhead];
+      Pack<N> next[kAhead] = {};
 #pragma unroll
       for (int r = 0; r < kAhead; ++r) {
         const std::int64_t row = __shfl_sync(kAllLanes, number, (first + r) % 32);

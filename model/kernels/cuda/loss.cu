@@ -90,7 +90,7 @@ __global__ void cross_entropy_kernel(CrossEntropyArgs a, std::int64_t cached) {
     // Before it is overwritten: the threads meet in between.
     const float target_logit = threadIdx.x == 0 && target < a.vocabulary ? x[target] : 0.0f;
     for (std::int64_t p = threadIdx.x; p < packs; p += kLoads * blockDim.x) {
-      Pack<N> loaded[kLoads];
+      Pack<N> loaded[kLoads] = {};
 #pragma unroll
       for (int u = 0; u < kLoads; ++u)
         if (p + u * blockDim.x < packs) loaded[u] = load<N>(x + (p + u * blockDim.x) * N);

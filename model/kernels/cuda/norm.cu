@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include "model/kernels/cuda/columns.cuh"
 #include "model/kernels/cuda/device_code.cuh"
@@ -14,7 +15,7 @@ template <int N, int K>
 struct RowPacks {
   const float* row;
   std::int64_t width;
-  Pack<N> kept[K > 0 ? K : 1];
+  Pack<N> kept[K > 0 ? K : 1] = {};
 
   __device__ RowPacks(const float* from, std::int64_t columns) : row(from), width(columns) {
     if constexpr (K > 0) {
@@ -65,7 +66,7 @@ __global__ void norm_forward_kernel(NormForwardArgs a) {
   });
   team_sum(square, sums[1]);
   float rstd = 1.0f / sqrtf(square[0] / width + a.eps);
-  if (!isfinite(square[0])) {
+  if (!(square[0] <= std::numeric_limits<float>::max())) {
     // fp32 squares overflow from 2e19 on; an infinite variance would turn the row into quiet zeros.
     double wide[1] = {0.0};
     packs.each([&](std::int64_t, const Pack<N>& x) {
