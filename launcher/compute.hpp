@@ -15,8 +15,8 @@ namespace longspan::launcher {
 struct Compute {
   model::Backend backend;
   MakeGroup make_group;
-  std::string name;  ///< "cpu", or what the device calls itself
-  std::string line;  ///< for the log: the device, or why it is the CPU
+  std::string name;       ///< "cpu", or what the device calls itself
+  std::string line = {};  ///< for the log: the device, or why it is the CPU
   std::shared_ptr<void> keeps =
       {};  ///< what the backend's references live in; null: all the program
 
