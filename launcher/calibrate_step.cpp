@@ -35,7 +35,7 @@ class SmallRun {
  public:
   explicit SmallRun(const RunConfig& config)
       : config_(config),
-        kernels_(model::cpu_backend().kernels),
+        kernels_(model::cpu_backend()),
         backend_{model::cpu_backend().device, kernels_, model::cpu_backend().stream},
         mesh_(Communicator::self(), {1, 1, 1}),
         group_(make_mpi_group(mesh_.replicas())),

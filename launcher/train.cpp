@@ -138,9 +138,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   // Its folder is in the run's, which is ours now. Whatever may hang comes after it.
   parallel::Watchdog watchdog(*parallel::parse_hang_timeout(requested.run.hang_timeout),
                               requested.directory(), world);
-  std::optional<Compute> compute;
-  agree(world, [&] { compute.emplace(open_compute(requested.run)); });
-  TrainingRun run(requested, world, *compute);
+  const Compute compute = open_compute(requested.run, world);
+  TrainingRun run(requested, world, compute);
   const RunConfig& config = run.config();
   agree(world, [&] {
     if (world.rank() != 0) return;
@@ -153,9 +152,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   agree(world, [&] {
     if (directory) directory->write_config(config, "effective configuration; " + version_line());
   });
-  const double peak_flops = measure_peak_flops(
-      compute->backend, config.model.precision == model::Precision::kBf16, world);
-  print_header(run, peak_flops);
+  const double peak_flops =
+      measure_peak_flops(compute.backend, config.model.precision == model::Precision::kBf16, world);
+  print_header(run, peak_flops, compute.line);
   if (directory) record.started(config.directory(), world.size(), run.progress().step);
   if (!resumed.empty())
     log::info("continuing from {} after step {}; a rank read at most {} of its {}", resumed,

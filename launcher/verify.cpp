@@ -85,14 +85,11 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
   set_threads(0, world);
   const VerifyScope scope = scope_of(args);
   VerifyReport report;
-  std::optional<Compute> compute;
-  agree(world, [&] {
-    RunSettings run;
-    run.device = args.text("device");
-    compute.emplace(open_compute(run));
-  });
-  report.attention = measure_attention(world, scope, *compute);
-  report.training = measure_training(world, scope, *compute);
+  RunSettings run;
+  run.device = args.text("device");
+  const Compute compute = open_compute(run, world);
+  report.attention = measure_attention(world, scope, compute);
+  report.training = measure_training(world, scope, compute);
   if (world.rank() == 0) {
     std::ofstream file(args.text("rows"));
     file << rows_to_text(report) << std::flush;

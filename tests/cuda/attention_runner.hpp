@@ -18,6 +18,7 @@ class CudaAttentionRunner final : public AttentionRunner {
       : device_(device), attention_(device, options) {}
 
   void forward(const model::AttentionForwardArgs& args) override {
+    start();
     model::AttentionForwardArgs on_device = args;
     place(on_device.shape);
     const Extent queries = extent(args.shape.batch, args.shape.queries, args.q_batch, args.q_row,
@@ -38,6 +39,7 @@ class CudaAttentionRunner final : public AttentionRunner {
   }
 
   void delta(const model::AttentionDeltaArgs& args) override {
+    start();
     model::AttentionDeltaArgs on_device = args;
     const std::int64_t width = args.heads * args.head_size;
     on_device.o = place(args.o, extent(args.batch, args.queries, args.o_batch, args.o_row, width));
@@ -49,6 +51,7 @@ class CudaAttentionRunner final : public AttentionRunner {
   }
 
   void backward(const model::AttentionBackwardArgs& args) override {
+    start();
     model::AttentionBackwardArgs on_device = args;
     place(on_device.shape);
     const model::AttentionShape& shape = args.shape;
@@ -101,11 +104,15 @@ class CudaAttentionRunner final : public AttentionRunner {
     shape.query_documents = place(shape.query_documents, shape.batch * shape.queries);
     shape.key_documents = place(shape.key_documents, shape.batch * shape.keys);
   }
+  /// Forgets a call that threw.
+  void start() {
+    results_.clear();
+    buffers_.clear();
+  }
   void fetch() {
     for (const Result& result : results_)
       device_.copy(result.host, result.on_device, result.count * sizeof(float), device_.stream());
-    results_.clear();
-    buffers_.clear();
+    start();
   }
 
   struct Result {

@@ -47,7 +47,10 @@ class OnDevice {
         cudaMemcpyAsync(data_, host_.data(), bytes(), cudaMemcpyDefault, compute.native()));
   }
   OnDevice(OnDevice&&) = delete;
-  ~OnDevice() { (void)cudaFree(data_); }
+  ~OnDevice() {
+    compute_.synchronize();
+    (void)cudaFree(data_);
+  }
   View<float> view() const { return {data_, size_}; }
   /// As the compute stream sees it now.
   std::vector<float> read() const {

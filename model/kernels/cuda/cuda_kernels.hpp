@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "model/kernels/kernels.hpp"
 
@@ -47,6 +48,9 @@ class CudaKernels final : public Kernels {
   void to_bf16(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row,
                std::uint16_t* y, Stream& stream) override;
   void from_bf16(std::int64_t count, const std::uint16_t* x, float* y, Stream& stream) override;
+
+  /// Whose attention this is and why, one line.
+  std::string description();
 
  private:
   Device& device_;

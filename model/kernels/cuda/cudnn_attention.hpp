@@ -11,4 +11,4 @@ class CudnnAttention {
   bool backward(const AttentionBackwardArgs&, Stream&) { return false; }
   std::string description() const { return ""; }
 };
-}
+}  // namespace longspan::model::cuda

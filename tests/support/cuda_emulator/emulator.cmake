@@ -8,11 +8,13 @@ file(GLOB emulated_sources CONFIGURE_DEPENDS
 set(emulated_kernels ${emulated_sources})
 list(FILTER emulated_kernels INCLUDE REGEX "\\.cu$")
 set_source_files_properties(${emulated_kernels} PROPERTIES LANGUAGE CXX)
+set_source_files_properties(${PROJECT_SOURCE_DIR}/model/kernels/cuda/plugin.cpp PROPERTIES
+                            COMPILE_DEFINITIONS ${LONGSPAN_GPU_INTERFACE})
 add_library(longspan_cuda_emulated OBJECT ${emulated_sources})
 set_target_properties(longspan_cuda_emulated PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_include_directories(longspan_cuda_emulated BEFORE PUBLIC ${CMAKE_CURRENT_LIST_DIR})
 target_compile_definitions(longspan_cuda_emulated PUBLIC LONGSPAN_CUDA_EMULATED)
-target_compile_options(longspan_cuda_emulated PUBLIC -Wno-unknown-pragmas)
+target_compile_options(longspan_cuda_emulated PUBLIC -Wno-unknown-pragmas -Wno-restrict)
 target_link_libraries(longspan_cuda_emulated PUBLIC longspan_model Boost::context)
 
 add_library(longspan_cuda_emulated_plugin MODULE $<TARGET_OBJECTS:longspan_cuda_emulated>)
