@@ -40,8 +40,9 @@ TEST_P(LossKernel, EqualsReference) {
     std::int64_t rows, vocabulary, row_stride;
     float scale;
   };
-  for (const Case& c : {Case{4, 1, 1, 1.0f}, Case{5, 13, 16, 1.0f}, Case{7, 2049, 2055, 3.0f},
-                        Case{3, 50257, 50304, 2.0f}, Case{4, 5000, 5000, 60.0f}}) {
+  for (const Case& c :
+       {Case{4, 1, 1, 1.0f}, Case{5, 13, 16, 1.0f}, Case{7, 2049, 2055, 3.0f},
+        Case{3, 50257, 50304, 2.0f}, Case{4, 5000, 5000, 60.0f}, Case{3, 70001, 70004, 2.0f}}) {
     SCOPED_TRACE(testing::Message() << c.rows << " x " << c.vocabulary << " scale " << c.scale);
     Data data(c.rows, c.vocabulary, c.row_stride, c.scale);
     // A padded column must not count, whatever stands in it.

@@ -23,7 +23,8 @@ struct Case {
 };
 const Case kCases[] = {{1, 1, false, true},    {3, 7, false, true},    {5, 16, true, false},
                        {33, 65, false, false}, {40, 200, false, true}, {17, 1027, true, false},
-                       {70, 768, true, true}};
+                       {70, 768, true, true},  {5, 2052, false, true}, {3, 6000, true, false},
+                       {4, 8188, false, true}, {3, 8200, false, true}, {2, 33000, true, true}};
 
 struct Data {
   explicit Data(const Case& c, float shift = 0.3f)

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -43,7 +45,7 @@ TEST_P(OptimizerKernel, AdamwEqualsReferenceOverSeveralSteps) {
 TEST_P(OptimizerKernel, AZeroGradientOnlyDecays) {
   std::vector<float> w = {2.0f, -4.0f, 8.0f}, g(3), m(3), v(3);
   kernels().adamw({3, w.data(), g.data(), m.data(), v.data(), 0.5f, 0.9f, 0.99f, 1e-8f, 0.5f, 0.1f,
-              0.01f, 1.0f});
+                   0.01f, 1.0f});
   EXPECT_EQ(w, (std::vector<float>{1.5f, -3.0f, 6.0f}));
 }
 
@@ -54,7 +56,7 @@ TEST_P(OptimizerKernel, ThreadsDoNotMatter) {
     std::vector<float> w = random_floats(50007, 1), g = random_floats(50007, 2), m(w.size()),
                        v(w.size());
     kernels().adamw({50007, w.data(), g.data(), m.data(), v.data(), 1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f,
-                0.1f, 0.05f, 1.0f});
+                     0.1f, 0.05f, 1.0f});
     results.push_back(w);
   }
   omp_set_num_threads(1);
@@ -101,9 +103,29 @@ TEST_P(ReductionKernel, Add) {
   }
 }
 
+TEST_P(ReductionKernel, AddRowsLeavesGapsAlone) {
+  for (const auto& [cols, x_row, y_row] :
+       {std::array<std::int64_t, 3>{5, 7, 9}, {64, 64, 68}, {36, 40, 36}}) {
+    const std::int64_t rows = 13;
+    const std::vector<float> x = random_floats(rows * x_row, 5),
+                             before = random_floats(rows * y_row, 6);
+    std::vector<float> y = before;
+    kernels().add_rows(rows, cols, x.data(), x_row, y.data(), y_row);
+    for (std::int64_t i = 0; i < rows * y_row; ++i) {
+      const std::int64_t row = i / y_row, col = i % y_row;
+      const float added = col < cols ? x[static_cast<std::size_t>(row * x_row + col)] : 0.0f;
+      ASSERT_EQ(y[static_cast<std::size_t>(i)], before[static_cast<std::size_t>(i)] + added) << i;
+    }
+  }
+}
+
 TEST_P(ReductionKernel, ColumnSums) {
-  for (const auto& [rows, cols] :
-       {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 5}, {16, 17}, {37, 129}, {3000, 33}}) {
+  for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{1, 1},
+                                   {3, 5},
+                                   {16, 17},
+                                   {37, 129},
+                                   {3000, 33},
+                                   {700, 1025}}) {
     const std::vector<float> x = random_floats(rows * cols, 7);
     const std::vector<float> before = random_floats(cols, 8);
     Doubles expected = testing_support::column_sums(rows, cols, x.data());
@@ -158,6 +180,31 @@ TEST_P(ReductionKernel, RoundToBf16) {
   for (std::size_t i = 0; i < many.size(); ++i) {
     ASSERT_LE(std::abs(many[i] - before[i]), std::abs(before[i]) / 256);
     ASSERT_EQ(std::bit_cast<std::uint32_t>(many[i]) & 0xFFFFu, 0u);
+  }
+}
+
+TEST_P(ReductionKernel, Bf16BitsAreTheUpperHalfOfTheRoundedNumber) {
+  for (const auto& [rows, cols, x_row] : {std::array<std::int64_t, 3>{1, 4099, 4099},
+                                          {7, 5, 5},
+                                          {9, 33, 40},
+                                          {6, 64, 72},
+                                          {0, 4, 4}}) {
+    std::vector<float> x = random_floats(std::max<std::int64_t>(1, rows * x_row), 11);
+    x[0] = std::bit_cast<float>(0x7F800001u);  // a NaN whose upper half is an infinity's
+    std::vector<float> rounded = x;
+    kernels().round_to_bf16(static_cast<std::int64_t>(rounded.size()), rounded.data());
+    std::vector<std::uint16_t> bits(static_cast<std::size_t>(rows * cols), 0x1234u);
+    kernels().to_bf16(rows, cols, x.data(), x_row, bits.data());
+    for (std::int64_t i = 0; i < rows * cols; ++i) {
+      const auto at = static_cast<std::size_t>(i / cols * x_row + i % cols);
+      ASSERT_EQ(std::uint32_t{bits[static_cast<std::size_t>(i)]} << 16,
+                std::bit_cast<std::uint32_t>(rounded[at]))
+          << i;
+    }
+    std::vector<float> back(bits.size(), kNaN);
+    kernels().from_bf16(rows * cols, bits.data(), back.data());
+    for (std::size_t i = 0; i < back.size(); ++i)
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(back[i]), std::uint32_t{bits[i]} << 16) << i;
   }
 }
 

@@ -149,6 +149,13 @@ TEST_P(PointwiseKernel, Embedding) {
         for (double& sum : expected.dposition_table) sum += 0.25;
         kernels().embedding_backward(args);
         EXPECT_LT(largest_error(dtable, expected.dtable), 2e-6);
+        // The order is part of the contract: the sums of a plain loop in fp32, bit for bit.
+        std::vector<float> plain(dtable.size(), 0.5f);
+        for (std::int64_t i = 0; i < rows * width; ++i)
+          if (const std::int64_t id = ids[static_cast<std::size_t>(i / width)]; id >= 0)
+            plain[static_cast<std::size_t>(id * width + i % width)] +=
+                dy[static_cast<std::size_t>(i)];
+        EXPECT_EQ(dtable, plain);
         if (positional) {
           EXPECT_LT(largest_error(dpositions, expected.dposition_table), 2e-6);
         }
@@ -201,10 +208,10 @@ TEST_P(DropoutKernel, IsUnbiased) {
   for (const float probability : {0.1f, 0.5f}) {
     std::vector<float> y(ones.size());
     kernels().residual_backward({rows,
-                            width,
-                            ones.data(),
-                            y.data(),
-                            {probability, 99, sequences.data(), positions.data(), rows}});
+                                 width,
+                                 ones.data(),
+                                 y.data(),
+                                 {probability, 99, sequences.data(), positions.data(), rows}});
     double mean = 0;
     for (const float v : y) mean += v / static_cast<double>(y.size());
     const double deviation =

@@ -20,7 +20,8 @@ std::int64_t extent(std::int64_t rows, std::int64_t cols, std::int64_t row) {
 }
 
 std::int64_t rows_named(const std::int32_t* numbers, std::int64_t count) {
-  return count == 0 ? 0 : std::max<std::int64_t>(0, *std::max_element(numbers, numbers + count) + 1);
+  return count == 0 ? 0
+                    : std::max<std::int64_t>(0, *std::max_element(numbers, numbers + count) + 1);
 }
 
 Dropout placed(const Dropout& dropout, std::int64_t rows, HostCall& call) {
@@ -35,7 +36,7 @@ Dropout placed(const Dropout& dropout, std::int64_t rows, HostCall& call) {
 }  // namespace
 
 void* HostCall::place(void* host, std::int64_t count, std::size_t size, bool written) {
-  if (host == nullptr || &backend_.device == &cpu_device()) return host;
+  if (host == nullptr || backend_.device.host_accessible()) return host;
   const std::size_t bytes = static_cast<std::size_t>(count) * size;
   for (Array& array : arrays_) {
     if (array.host != host) continue;
@@ -231,6 +232,14 @@ void HostKernels::add(std::int64_t count, const float* x, float* y) {
   call.finish();
 }
 
+void HostKernels::add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row,
+                           float* y, std::int64_t y_row) {
+  HostCall call(backend_, shift_);
+  backend_.kernels.add_rows(rows, cols, call.in(x, extent(rows, cols, x_row)), x_row,
+                            call.inout(y, extent(rows, cols, y_row)), y_row, backend_.stream);
+  call.finish();
+}
+
 void HostKernels::add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y) {
   HostCall call(backend_, shift_);
   backend_.kernels.add_column_sums(rows, cols, call.in(x, rows * cols), call.inout(y, cols),
@@ -269,17 +278,14 @@ void HostKernels::from_bf16(std::int64_t count, const std::uint16_t* x, float* y
 
 namespace longspan::testing_support {
 
-std::vector<std::string> kernel_backends() {
+std::vector<std::string> kernel_backends(bool every_set) {
   std::vector<std::string> names = cpu::instruction_sets();
+  if (!every_set) names.erase(names.begin() + 1, names.end());
   names.insert(names.end(), {"emulated", "emulated_shifted"});
   return names;
 }
 
 model::Backend emulated_backend();
-
-bool EveryBackend::on_cpu() const {
-  return &kernels_->backend().device == &cpu_device();
-}
 
 void EveryBackend::SetUp() {
   const std::string& name = GetParam();

@@ -17,11 +17,11 @@
 
 namespace longspan::testing_support {
 
-/// One call of a kernel with arrays of the host: in() and inout() give the device's copy of an array
-/// (of the host's pointer itself where the device can read it), finish() brings back what inout()
-/// announced. The same host pointer gives the same copy, so operations in place stay in place. On a
-/// device every array lies between zones of NaN bytes, and finish() fails the test if one was
-/// written to. Null stays null.
+/// One call of a kernel with arrays of the host: in() and inout() give the device's copy of an
+/// array (of the host's pointer itself where the device can read it), finish() brings back what
+/// inout() announced. The same host pointer gives the same copy, so operations in place stay in
+/// place. On a device every array lies between zones of NaN bytes, and finish() fails the test if
+/// one was written to. Null stays null.
 class HostCall {
  public:
   /// `shift`: arrays begin so many elements behind a multiple of 256 bytes.
@@ -71,6 +71,8 @@ class HostKernels {
   void cross_entropy(const model::CrossEntropyArgs& args);
   void adamw(const model::AdamwArgs& args);
   void add(std::int64_t count, const float* x, float* y);
+  void add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row, float* y,
+                std::int64_t y_row);
   void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y);
   double sum_of_squares(std::int64_t count, const float* x);
   void round_to_bf16(std::int64_t count, float* x);
@@ -87,15 +89,16 @@ class HostKernels {
   std::int64_t shift_;
 };
 
-/// "AVX2", ... (the CPU's instruction sets), "emulated", "emulated_shifted", "cuda", "cuda_shifted":
-/// shifted arrays are not aligned to more than their elements.
-std::vector<std::string> kernel_backends();
+/// "AVX2", ... (the CPU's instruction sets), "emulated", "emulated_shifted", "cuda",
+/// "cuda_shifted": shifted arrays are not aligned to more than their elements. every_set = false:
+/// the CPU once.
+std::vector<std::string> kernel_backends(bool every_set = true);
 
 class EveryBackend : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override;  ///< skips where there is no GPU for "cuda"
   HostKernels& kernels() { return *kernels_; }
-  bool on_cpu() const;
+  bool on_host() const { return kernels_->backend().device.host_accessible(); }
 
  private:
   std::unique_ptr<HostKernels> kernels_;

@@ -47,6 +47,10 @@ void CudaKernels::adamw(const AdamwArgs& args, Stream& stream) {
 void CudaKernels::add(std::int64_t count, const float* x, float* y, Stream& stream) {
   cuda::add(count, x, y, stream);
 }
+void CudaKernels::add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row,
+                           float* y, std::int64_t y_row, Stream& stream) {
+  cuda::add_rows(rows, cols, x, x_row, y, y_row, stream);
+}
 void CudaKernels::add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y,
                                   Stream& stream) {
   cuda::add_column_sums(rows, cols, x, y, device_, stream);

@@ -39,6 +39,8 @@ class CudaKernels final : public Kernels {
   void cross_entropy(const CrossEntropyArgs& args, Stream& stream) override;
   void adamw(const AdamwArgs& args, Stream& stream) override;
   void add(std::int64_t count, const float* x, float* y, Stream& stream) override;
+  void add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row, float* y,
+                std::int64_t y_row, Stream& stream) override;
   void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y,
                        Stream& stream) override;
   double sum_of_squares(std::int64_t count, const float* x, Stream& stream) override;

@@ -46,6 +46,8 @@ void cross_entropy(const CrossEntropyArgs& args, Stream& stream);
 void adamw(const AdamwArgs& args, Stream& stream);
 
 void add(std::int64_t count, const float* x, float* y, Stream& stream);
+void add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row, float* y,
+              std::int64_t y_row, Stream& stream);
 void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y, Device& device,
                      Stream& stream);
 double sum_of_squares(std::int64_t count, const float* x, Device& device, Stream& stream);

@@ -134,6 +134,22 @@ struct Add {
   }
 };
 
+struct AddRows {
+  const float* x;
+  std::int64_t x_row;
+  float* y;
+  std::int64_t y_row;
+  __device__ Add row(std::int64_t row) const { return {x + row * x_row, y + row * y_row}; }
+  template <int N>
+  __device__ Two<N> load(const Add& row, std::int64_t col) const {
+    return row.load<N>(col);
+  }
+  template <int N>
+  __device__ void finish(const Add& row, std::int64_t col, const Two<N>& in) const {
+    row.finish<N>(col, in);
+  }
+};
+
 struct StartFromBias {
   const float* bias;
   bool accumulate;
@@ -203,6 +219,12 @@ void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream) {
 
 void add(std::int64_t count, const float* x, float* y, Stream& stream) {
   run_flat(count, Add{x, y}, stream, {x, y});
+}
+
+void add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row, float* y,
+              std::int64_t y_row, Stream& stream) {
+  const bool vector = cols % 4 == 0 && x_row % 4 == 0 && y_row % 4 == 0 && aligned16(x, y);
+  run_rows(rows, cols, vector, AddRows{x, x_row, y, y_row}, stream);
 }
 
 void start_from_bias(std::int64_t rows, std::int64_t cols, const float* bias, bool accumulate,
