@@ -4,6 +4,7 @@
 #include <chrono>
 #include <vector>
 
+#include "launcher/compute.hpp"
 #include "launcher/duration.hpp"
 #include "launcher/options.hpp"
 #include "launcher/plan.hpp"
@@ -42,8 +43,8 @@ class SmallRun {
  public:
   SmallRun(const RunConfig& config, const Communicator& ranks)
       : config_(config),
-        kernels_(model::cpu_backend()),
-        backend_{model::cpu_backend().device, kernels_, model::cpu_backend().stream},
+        kernels_(cpu_compute().backend),
+        backend_(cpu_compute().with(kernels_).backend),
         mesh_(ranks, {1, ranks.size(), 1}),
         context_(ranks.size() > 1 ? make_mpi_group(mesh_.context()) : nullptr),
         group_(make_mpi_group(mesh_.replicas())),

@@ -23,6 +23,7 @@
 #include "launcher/run_header.hpp"
 #include "launcher/run_record.hpp"
 #include "launcher/saver.hpp"
+#include "launcher/step_trace.hpp"
 #include "launcher/stopping.hpp"
 #include "launcher/stragglers.hpp"
 #include "launcher/tensorboard.hpp"
@@ -183,6 +184,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
 
   StepProfiler profiler(run.profile());
   StepTraffic traffic(run);
+  StepTrace trace(config.log, world, compute->name);
   std::vector<double> step_seconds;
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
@@ -204,7 +206,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     const double waited_before = flight::recorder().waited_seconds();
     profiler.begin_step();
     traffic.begin_step();
+    trace.begin_step(run.progress().step + 1);
     const StepResult result = train_step(run);
+    compute->backend.stream.synchronize();  // a device may still be at the update
     traffic.end_step();
     const double waited = flight::recorder().waited_seconds() - waited_before;
     const double worked = seconds_since(step_begin) - waited;
@@ -224,7 +228,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     line.mfu = run.step_flops() / line.step_seconds / peak_flops;
     line.comm_seconds = world.all_reduce_max(run.communication_seconds() - communication_before);
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
-    line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
+    const Device& device = compute->backend.device;
+    line.peak_memory_bytes = world.all_reduce_max(device.host_accessible() ? peak_resident_bytes()
+                                                                           : device.peak_bytes());
 
     step_seconds.push_back(line.step_seconds);
     watchdog.step_done(line.step_seconds);
@@ -260,7 +266,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
       saver.save(finished || !stop_reason.empty());
     else
       saver.poll();
+    trace.end_step();
   }
+  trace.finish();
   flight::recorder().enter(Phase::kEnd, run.progress().step);
   saver.finish();
   agree(world, [&] {
