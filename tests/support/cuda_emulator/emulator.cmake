@@ -20,6 +20,7 @@ target_link_libraries(longspan_cuda_emulated PUBLIC longspan_model Boost::contex
 add_library(longspan_cuda_emulated_plugin MODULE $<TARGET_OBJECTS:longspan_cuda_emulated>)
 set_target_properties(longspan_cuda_emulated_plugin PROPERTIES OUTPUT_NAME longspan_cuda_emulated
                       LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+target_link_options(longspan_cuda_emulated_plugin PRIVATE -Wl,-Bsymbolic)
 target_link_libraries(longspan_cuda_emulated_plugin PRIVATE Boost::context fmt::fmt)
 
 # Plug-ins that a program must refuse.
