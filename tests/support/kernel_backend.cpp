@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 
+#include "launcher/gpu.hpp"
 #include "model/kernels/cpu/instruction_set.hpp"
+#include "parallel/error.hpp"
 
 namespace longspan::testing_support {
 namespace {
@@ -274,27 +277,46 @@ void HostKernels::from_bf16(std::int64_t count, const std::uint16_t* x, float* y
   call.finish();
 }
 
-}  // namespace longspan::testing_support
+namespace {
 
-namespace longspan::testing_support {
+constexpr const char* kNoGpu = "no GPU here: ";
+
+/// Stays open until the process ends, as the plug-in does.
+GpuBackend& device_backend(bool emulated) {
+  static GpuBackend* const backend = [&] {
+    if (emulated)
+      ::setenv("LONGSPAN_CUDA_PLUGIN", LONGSPAN_BINARY_DIR "/liblongspan_cuda_emulated.so", 1);
+    return launcher::open_gpu_plugin().open({}).release();
+  }();
+  return *backend;
+}
+
+}  // namespace
 
 std::vector<std::string> kernel_backends(bool every_set) {
+  const char* device = std::getenv("LONGSPAN_TEST_DEVICE");
+  if (device != nullptr && std::string_view(device) == "cuda") return {"cuda", "cuda_shifted"};
   std::vector<std::string> names = cpu::instruction_sets();
   if (!every_set) names.erase(names.begin() + 1, names.end());
   names.insert(names.end(), {"emulated", "emulated_shifted"});
   return names;
 }
 
-model::Backend emulated_backend();
-
 void EveryBackend::SetUp() {
   const std::string& name = GetParam();
+  const std::int64_t shift = name.ends_with("_shifted") ? 1 : 0;
   if (name.starts_with("emulated")) {
-    kernels_ = std::make_unique<HostKernels>(emulated_backend(), name.ends_with("shifted") ? 1 : 0);
-    return;
+    kernels_ = std::make_unique<HostKernels>(device_backend(true).backend(), shift);
+  } else if (name.starts_with("cuda")) {
+    try {
+      kernels_ = std::make_unique<HostKernels>(device_backend(false).backend(), shift);
+    } catch (const Error& error) {
+      GTEST_SKIP() << kNoGpu << error.what();
+    }
+  } else {
+    cpu::use_instruction_set(name);
+    kernels_ = std::make_unique<HostKernels>(cpu_backend(), 0);
   }
-  cpu::use_instruction_set(name);
-  kernels_ = std::make_unique<HostKernels>(cpu_backend(), 0);
 }
 
 }  // namespace longspan::testing_support
