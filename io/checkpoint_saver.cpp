@@ -4,11 +4,13 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "io/file.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/host_copy.hpp"
+#include "parallel/trace.hpp"
 
 namespace longspan::io {
 namespace {
@@ -17,6 +19,14 @@ constexpr std::int64_t kAlignment = 64;  // of a block in the staging buffer
 
 std::int64_t staged_bytes(const ShardedArray& array) {
   return (array.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+/// What devices were told to write into the blocks is there on return.
+void finish_writing(const std::vector<ShardedArray>& arrays) {
+  std::set<Device*> devices;
+  for (const ShardedArray& array : arrays)
+    if (array.device != nullptr) devices.insert(array.device);
+  for (Device* device : devices) device->stream().synchronize();
 }
 
 }  // namespace
@@ -31,7 +41,10 @@ CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread([this] { work(); });
+  thread_ = std::thread([this] {
+    trace::name_thread("checkpoint");
+    work();
+  });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
@@ -56,7 +69,10 @@ void CheckpointSaver::reserve(const std::vector<ShardedArray>& arrays) {
 void CheckpointSaver::start(const std::vector<ShardedArray>& arrays, CheckpointFacts facts) {
   wait();
   // Agreed on the saver's own communicator, which is idle now: either all write or none does.
-  agree(comm_, [&] { reserve(arrays); });
+  agree(comm_, [&] {
+    reserve(arrays);
+    finish_writing(arrays);
+  });
   {
     const std::lock_guard lock(mutex_);
     arrays_ = arrays;
@@ -69,6 +85,8 @@ void CheckpointSaver::start(const std::vector<ShardedArray>& arrays, CheckpointF
 }
 
 void CheckpointSaver::copy_blocks(std::vector<ShardedArray>& arrays) {
+  const trace::Span span("copy for the checkpoint",
+                         {{"bytes", static_cast<double>(staging_.size())}});
   char* next = staging_.data();
   for (ShardedArray& array : arrays) {
     if (array.bytes() > 0 && array.data != nullptr) {
@@ -76,7 +94,7 @@ void CheckpointSaver::copy_blocks(std::vector<ShardedArray>& arrays) {
       if (on_host(array))
         std::memcpy(next, array.data, bytes);
       else
-        array.device->copy(next, array.data, bytes, array.device->stream());
+        array.device->copy(next, array.data, bytes, array.device->copy_stream());
       array.data = next;
       array.device = nullptr;
     }
@@ -111,6 +129,7 @@ std::string CheckpointSaver::save(const std::vector<ShardedArray>& arrays,
   std::vector<ShardedArray> staged = arrays;
   agree(comm_, [&] {
     reserve(arrays);
+    finish_writing(arrays);
     copy_blocks(staged);
   });
   return write(staged, facts);
@@ -125,6 +144,7 @@ std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
       fail("{}: this folder is gone: bring it back, or mount its file system again",
            parent_path(directory_));
   });
+  const trace::Span span("write the checkpoint");
   std::string path = write_checkpoint(directory_, arrays, facts, comm_, fence_);
   agree(comm_, [&] {
     if (comm_.rank() == 0) prune_checkpoints(directory_, keep_, fence_);

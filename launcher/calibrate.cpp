@@ -307,6 +307,8 @@ MachineDescription measure_machine(const Communicator& world, const std::string&
   m.pointwise_bandwidth /= fp32.pointwise;
   const LinkResult links = measure_links(world, meter.node());
   m.inside = links.inside, m.between = links.between;
+  m.inside.core_seconds_per_byte = m.between.core_seconds_per_byte =
+      measure_copying(m, world, meter.node());
   std::tie(m.write_bandwidth, m.read_bandwidth) = measure_storage(world, folder);
   // The process has run every kind of operation: what it holds beside its arrays, all of which are
   // gone.
@@ -335,13 +337,15 @@ std::string machine_ini(const MachineDescription& m, const std::string& how) {
          (m.bf16.given() ? rates("bf16", m.bf16) : "") +
          fmt::format(
              "\n[memory]\nbytes = {:.6g}\npointwise-bandwidth = {:.4g}\nprogram-bytes = {:.4g}\n"
-             "\n[links]\ninside-bandwidth = {:.4g}\ninside-latency = {:.3g}\nbetween-bandwidth = "
-             "{:.4g}\nbetween-latency = {:.3g}\n"
+             "\n[links]\ninside-bandwidth = {:.4g}\ninside-latency = {:.3g}\n"
+             "inside-core-seconds-per-byte = {:.3g}\nbetween-bandwidth = {:.4g}\n"
+             "between-latency = {:.3g}\nbetween-core-seconds-per-byte = {:.3g}\n"
              "\n[storage]\nwrite-bandwidth = {:.4g}\nread-bandwidth = {:.4g}\n"
              "\n[power]\nwatts-per-rank = {:g}\nwatts-per-node = {:g}\n"
              "\n[price]\nper-rank-hour = {:g}\npue = {:g}\ngrams-co2-per-kwh = {:g}\n",
              m.memory_bytes, m.pointwise_bandwidth, m.program_bytes, m.inside.bandwidth,
-             m.inside.latency, m.between.bandwidth, m.between.latency, m.write_bandwidth,
+             m.inside.latency, m.inside.core_seconds_per_byte, m.between.bandwidth,
+             m.between.latency, m.between.core_seconds_per_byte, m.write_bandwidth,
              m.read_bandwidth, m.watts_per_rank, m.watts_per_node, m.price_per_rank_hour, m.pue,
              m.grams_co2_per_kwh);
 }

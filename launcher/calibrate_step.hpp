@@ -19,4 +19,11 @@ struct InStep {
 InStep measure_in_step(const MachineDescription& alone, model::Precision precision,
                        const Communicator& world);
 
+/// Trains it with its sequence shared by all ranks of each node, and compares with what `machine`,
+/// corrected by measure_in_step(), says: seconds that a byte sent takes from a rank's cores; of the
+/// slowest. 0 where ranks have nodes of their own. About a second. Collective; the same on every
+/// rank.
+double measure_copying(const MachineDescription& machine, const Communicator& world,
+                       const Communicator& node);
+
 }  // namespace longspan::launcher

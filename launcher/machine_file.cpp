@@ -113,6 +113,7 @@ class Reader {
   void link(const std::string& which, MachineLink& link) {
     number("links." + which + "-bandwidth", link.bandwidth, kSlowBytes, kFastBytes, true);
     number("links." + which + "-latency", link.latency, 0, 1, true);
+    number("links." + which + "-core-seconds-per-byte", link.core_seconds_per_byte, 0, 1e-6, false);
   }
   void rates(const std::string& name, MachineRates& rates) {
     tables_.insert({name + ".linear-flops", &rates.linear_flops});

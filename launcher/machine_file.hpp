@@ -36,6 +36,9 @@ struct MachineRates {
 struct MachineLink {
   double bandwidth = 0;  ///< bytes/s a rank sends while all do
   double latency = 0;    ///< seconds
+  /// What a byte that a rank sends takes from the cores that compute, hidden or not (CPU: copies
+  /// and sums); 0 = nothing.
+  double core_seconds_per_byte = 0;
 };
 
 struct MachineDescription {

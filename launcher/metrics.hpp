@@ -22,8 +22,12 @@ struct StepMetrics {
   double mfu = 0;           ///< model FLOPs per second over the measured peak of all ranks, 0 to 1
   double comm_seconds = 0;  ///< communication that nothing hid, the slowest rank
   double data_seconds = 0;  ///< spent waiting for data, the slowest rank
-  std::int64_t peak_memory_bytes = 0;     ///< resident, the largest rank
+  std::int64_t peak_memory_bytes = 0;     ///< resident, or of the GPU; the largest rank
   std::optional<double> validation_loss;  ///< only where it was measured
+  double hfu = 0;  ///< as mfu, with what was not kept and computed again (as Chowdhery et al. 2022)
+  /// Only on GPUs that tell (gpu_meter.hpp).
+  std::optional<double> gpu_utilisation, gpu_power_watts, joules_per_token;
+  std::optional<std::int64_t> gpu_memory_bytes;
 };
 
 /// One object a line, without '\n'. Numbers read back to the same bits; what is not finite is null.

@@ -221,6 +221,11 @@ class Registry {
          "profile.json");
     bind("tensorboard", l.tensorboard, "",
          "the metrics also as TensorBoard event files, in tensorboard/ of the run directory");
+    bind("trace", l.trace, "path",
+         "one step of all ranks (the first 16) as a picture, for https://ui.perfetto.dev: "
+         "operations, communication, data, checkpoints; empty = none");
+    bind("trace-step", l.trace_step, "step",
+         "which one, counted from 1 at this start; the first ones warm everything up");
   }
   void section(const char* name, slurm::SlurmConfig& s) {
     section_ = name;

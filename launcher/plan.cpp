@@ -143,7 +143,7 @@ Plan planned(const RunConfig& config, const MachineDescription& machine, const P
       context_traffic(config, mesh, plan.scheme.scheme, plan.scheme.inner);
   const StepEstimate step =
       estimate_step(config, machine.for_rank(placement.ranks_on_node(), config.run.threads),
-                    placement, mesh, plan.share, count_keeps(plan.keep), traffic);
+                    placement, mesh, plan.share, count_keeps(plan.keep.keep_L), traffic);
   plan.seconds = step.seconds;
   plan.bytes = step.bytes;
   fill_costs(plan, machine);
@@ -250,7 +250,7 @@ std::vector<Advice> advise(const Plan& plan, const MachineDescription& machine) 
   const double now = plan.step_seconds();
   std::vector<Advice> all;
   const MeshShape mesh{c.mesh.data, c.mesh.context, c.mesh.tensor};
-  const KeepCounts keeps = count_keeps(plan.keep);
+  const KeepCounts keeps = count_keeps(plan.keep.keep_L);
   const ContextTraffic traffic = context_traffic(c, mesh, plan.scheme.scheme, plan.scheme.inner);
   const auto faster = [&](const std::string& what,
                           const std::function<void(MachineDescription&)>& change) {

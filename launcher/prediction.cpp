@@ -85,7 +85,7 @@ Prediction predict_run(const TrainingRun& run, int ranks_per_node) {
   const RunConfig& config = run.config();
   Prediction prediction;
   prediction.memory = split_memory(config, run.share(), run.memory_estimate());
-  const KeepCounts keeps = count_keeps(run.keep_plan());
+  const KeepCounts keeps = count_keeps(run.keep_plan().keep_L);
   const ContextTraffic traffic =
       context_traffic(config, run.mesh().shape(), run.share().scheme, run.share().inner);
   prediction.sent =

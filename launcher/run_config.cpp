@@ -260,6 +260,7 @@ std::vector<std::string> problems_of(const RunConfig& c) {
                   "checkpoint.resume={}: it must be auto, never or the path of a checkpoint",
                   c.checkpoint.resume);
   problems.at_least(kOne, "log.every", c.log.every);
+  problems.at_least(kOne, "log.trace-step", c.log.trace_step);
   check_slurm(c.slurm, problems);
   return problems.take();
 }

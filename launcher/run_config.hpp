@@ -39,9 +39,11 @@ struct TrainConfig {
 };
 
 struct LogConfig {
-  std::int64_t every = 1;    ///< steps between table lines on the terminal
-  bool profile = false;      ///< at the end, where the time of a step went
-  bool tensorboard = false;  ///< the metrics as TensorBoard event files too
+  std::int64_t every = 1;       ///< steps between table lines on the terminal
+  bool profile = false;         ///< at the end, where the time of a step went
+  bool tensorboard = false;     ///< the metrics as TensorBoard event files too
+  std::string trace;            ///< file for one step as a picture; empty = none
+  std::int64_t trace_step = 3;  ///< which one of this start, from 1
 };
 
 struct RunConfig {

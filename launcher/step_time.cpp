@@ -144,9 +144,9 @@ double gradient_exposed(const StepPieces& p, double forward, double backward) {
 
 }  // namespace
 
-KeepCounts count_keeps(const model::ActivationPlan& plan) {
+KeepCounts count_keeps(const std::vector<model::Keep>& keep_L) {
   KeepCounts counts;
-  for (const model::Keep keep : plan.keep_L)
+  for (const model::Keep keep : keep_L)
     ++(keep == model::Keep::kAll         ? counts.all
        : keep == model::Keep::kAttention ? counts.attention
                                          : counts.block);
@@ -163,6 +163,12 @@ StepBytes step_bytes(const StepPieces& p, const KeepCounts& keeps) {
   if (p.tensor > 1) bytes.tensor = tensor_calls(p, keeps) * p.tensor_unit + times * p.tensor_loss;
   if (p.owners > 1) bytes.gradients = gradient_passes(p) * gradient_bytes_once(p);
   return bytes;
+}
+
+CopyingSeconds copying_seconds(const StepPieces& p, const StepBytes& bytes) {
+  return {bytes.context * p.context_link.core_seconds_per_byte,
+          bytes.tensor * p.tensor_link.core_seconds_per_byte,
+          bytes.gradients * p.gradient_link.core_seconds_per_byte};
 }
 
 StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
@@ -198,6 +204,10 @@ StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
                                     attention.backward_exposed + p.pointwise_backward) +
                           (s.recompute + s.loss) / times;
   s.gradient_exposed = gradient_exposed(p, forward, backward);
+  const CopyingSeconds copying = copying_seconds(p, step.bytes);
+  s.context_exposed += copying.context;
+  s.tensor_exposed += copying.tensor;
+  s.gradient_exposed += copying.gradients;
   s.optimizer = p.optimizer;
 
   // The small reductions of a step: targets, loss, norm, and what metrics.jsonl reports.

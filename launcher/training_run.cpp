@@ -16,6 +16,7 @@
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
 #include "parallel/random.hpp"
+#include "parallel/traced_group.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -41,6 +42,12 @@ RunConfig resolved(RunConfig config, const io::TokenDataset& dataset, const Comm
     resolve(config, tokens);
   });
   return config;
+}
+
+/// With groups that log.trace sees.
+Compute traced(Compute compute) {
+  compute.make_group = longspan::traced(std::move(compute.make_group));
+  return compute;
 }
 
 /// Collective over the mesh. Nodes may hold different numbers of the ranks that share a sequence:
@@ -70,10 +77,16 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world, Compute co
     : dataset_(open_agreed(config.data.path, world)),
       mesh_(world, mesh_of(config, dataset_, world, mesh_reason_)),
       threads_(set_threads(config.run.threads, world)),
-      compute_(std::move(compute)),
+      compute_(config.log.trace.empty() ? std::move(compute) : traced(std::move(compute))),
       profile_(config.log.profile ? std::make_unique<model::ProfiledKernels>(compute_.backend)
                                   : nullptr),
-      backend_(profile_ ? compute_.with(*profile_).backend : compute_.backend) {
+      trace_(config.log.trace.empty()
+                 ? nullptr
+                 : std::make_unique<model::TracedKernels>(
+                       profile_ ? compute_.with(*profile_).backend : compute_.backend)),
+      backend_(trace_     ? compute_.with(*trace_).backend
+               : profile_ ? compute_.with(*profile_).backend
+                          : compute_.backend) {
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
   config_.mesh = {shape.data, shape.context, shape.tensor, config_.mesh.elastic};
@@ -139,6 +152,11 @@ double TrainingRun::step_flops() const {
   return model::model_flops(config_.model, config_.attention, config_.train.global_batch,
                             config_.data.sequence_length)
       .total();
+}
+
+double TrainingRun::recomputed_step_flops() const {
+  return model::recomputed_flops(config_.model, config_.attention, memory_plan_.plan,
+                                 config_.train.global_batch, config_.data.sequence_length);
 }
 
 model::MemoryEstimate TrainingRun::memory_estimate() const {

@@ -18,6 +18,7 @@
 #include "model/attention_choice.hpp"
 #include "model/flops.hpp"
 #include "model/kernels/profiled.hpp"
+#include "model/kernels/traced.hpp"
 #include "model/parameter_sharding.hpp"
 #include "model/transformer.hpp"
 #include "parallel/mesh.hpp"
@@ -66,6 +67,8 @@ class TrainingRun {
 
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
+  /// And what memory.keep computes again.
+  double recomputed_step_flops() const;
   model::MemoryEstimate memory_estimate() const;
   const model::RankShare& share() const { return share_; }
   /// What every layer keeps.
@@ -133,6 +136,7 @@ class TrainingRun {
   const Compute compute_;
   std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
   std::unique_ptr<model::ProfiledKernels> profile_;
+  std::unique_ptr<model::TracedKernels> trace_;
   const model::Backend backend_;
   model::SchemeChoice scheme_;
   model::RankShare share_;

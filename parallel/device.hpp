@@ -48,6 +48,8 @@ class Device {
   }
   virtual void fill_zero(void* to, std::size_t bytes, Stream& stream) = 0;
   virtual Stream& stream() = 0;  ///< the compute stream
+  /// For copies beside the compute stream, of memory that it does not write meanwhile.
+  virtual Stream& copy_stream() { return stream(); }
 
   virtual std::int64_t bytes_in_use() const = 0;
   virtual std::int64_t peak_bytes() const = 0;  ///< largest bytes_in_use() since the last reset

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "parallel/error.hpp"
+#include "parallel/trace.hpp"
 
 namespace longspan {
 namespace {
@@ -55,7 +56,11 @@ SpillFile::SpillFile(const std::string& directory, std::int64_t bytes, Device& d
   std::thread([&] {
     if (bytes > 0 && fallocate(file_, 0, 0, bytes) != 0) error = errno;
   }).join();
-  if (!is_full(error)) thread_ = std::thread([this] { work(); });
+  if (!is_full(error))
+    thread_ = std::thread([this] {
+      trace::name_thread("offload");
+      work();
+    });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (!is_full(error)) return;
   close(file_);
@@ -152,6 +157,7 @@ void SpillFile::work() {
 }
 
 void SpillFile::transfer(const Job& job) {
+  const trace::Span span(job.write ? "write activations" : "read activations");
   std::int64_t at = job.entry->offset;
   for (Buffer<float>& buffer : job.entry->buffers) {
     char* const data = reinterpret_cast<char*>(buffer.data());

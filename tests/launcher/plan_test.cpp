@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "launcher/options.hpp"
 #include "launcher/plan_search.hpp"
@@ -138,6 +139,33 @@ TEST(Plan, SecondsOfASmallCaseByHand) {
   EXPECT_NEAR(ring.seconds.context_exposed, 3 * (out + back), 1e-9);
   EXPECT_GT(out, 0);
   EXPECT_NEAR(ring.seconds.attention, one.seconds.attention / 2, 1e-12);
+}
+
+TEST(Plan, WhatExchangesTakeFromTheCoresIsHiddenByNothing) {
+  MachineDescription machine = round_machine(), copying = machine;
+  copying.inside.core_seconds_per_byte = 3e-7;
+  for (const auto& [axis, bytes, seconds] :
+       {std::tuple{"--mesh.context", &StepBytes::context, &StepSeconds::context_exposed},
+        {"--mesh.tensor", &StepBytes::tensor, &StepSeconds::tensor_exposed},
+        {"--mesh.data", &StepBytes::gradients, &StepSeconds::gradient_exposed}}) {
+    const std::vector<std::string> settings{axis, "2", "--train.global-batch", "2"};
+    const Plan without = plan_of(settings, 2, machine), with = plan_of(settings, 2, copying);
+    EXPECT_GT(with.bytes.*bytes, 0) << axis;
+    EXPECT_NEAR(with.seconds.*seconds - without.seconds.*seconds, 3e-7 * (with.bytes.*bytes), 1e-12)
+        << axis;
+  }
+}
+
+/// Attention's rate is that of the keys of one call: of a block in a ring, of all with allgather.
+TEST(Plan, AttentionGoesByTheKeysOfACall) {
+  MachineDescription machine = round_machine();
+  machine.fp32.attention_forward_flops = {{128, 1e8}, {256, 4e8}};
+  const auto attention = [&](const char* scheme) {
+    return plan_of({"--mesh.context", "2", "--attention.scheme", scheme}, 2, machine)
+        .seconds.attention;
+  };
+  const double flops = 4.0 * 256 * 257 / 2 * 32 / 2;
+  EXPECT_NEAR(attention("ring") - attention("allgather"), 3 * flops * (1 / 1e8 - 1 / 4e8), 1e-12);
 }
 
 TEST(Plan, LinksBetweenNodesCountWhereGroupsCrossThem) {

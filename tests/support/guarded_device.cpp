@@ -50,38 +50,37 @@ class GuardedGroup final : public ProcessGroup {
   double exposed_seconds() const override { return real_->exposed_seconds(); }
 
   PendingPtr all_reduce_sum(View<float> data) override {
-    auto op = begin({}, data, true);
-    return op->on_its_way(real_->all_reduce_sum(op->incoming()), std::move(op));
+    return start({}, data, true, [&](Staged& op) { return real_->all_reduce_sum(op.incoming()); });
   }
   PendingPtr all_gather(View<const float> mine, View<float> gathered) override {
-    auto op = begin(mine, gathered, false);
-    return op->on_its_way(real_->all_gather(op->outgoing(), op->incoming()), std::move(op));
+    return start(mine, gathered, false,
+                 [&](Staged& op) { return real_->all_gather(op.outgoing(), op.incoming()); });
   }
   PendingPtr reduce_scatter_sum(View<const float> parts, View<float> mine) override {
-    auto op = begin(parts, mine, false);
-    return op->on_its_way(real_->reduce_scatter_sum(op->outgoing(), op->incoming()), std::move(op));
+    return start(parts, mine, false, [&](Staged& op) {
+      return real_->reduce_scatter_sum(op.outgoing(), op.incoming());
+    });
   }
   PendingPtr reduce_scatter_parts(View<float> data) override {
-    auto op = begin({}, data, true);
-    return op->on_its_way(real_->reduce_scatter_parts(op->incoming()), std::move(op));
+    return start({}, data, true,
+                 [&](Staged& op) { return real_->reduce_scatter_parts(op.incoming()); });
   }
   PendingPtr all_gather_parts(View<float> data) override {
-    auto op = begin({}, data, true);
-    return op->on_its_way(real_->all_gather_parts(op->incoming()), std::move(op));
+    return start({}, data, true,
+                 [&](Staged& op) { return real_->all_gather_parts(op.incoming()); });
   }
   PendingPtr send_receive(View<const float> outgoing, int to, View<float> incoming,
                           int from) override {
-    auto op = begin(outgoing, incoming, false);
-    return op->on_its_way(real_->send_receive(op->outgoing(), to, op->incoming(), from),
-                          std::move(op));
+    return start(outgoing, incoming, false, [&](Staged& op) {
+      return real_->send_receive(op.outgoing(), to, op.incoming(), from);
+    });
   }
   PendingPtr all_to_all(View<const float> outgoing,
                         const std::vector<std::int64_t>& outgoing_counts, View<float> incoming,
                         const std::vector<std::int64_t>& incoming_counts) override {
-    auto op = begin(outgoing, incoming, false);
-    return op->on_its_way(
-        real_->all_to_all(op->outgoing(), outgoing_counts, op->incoming(), incoming_counts),
-        std::move(op));
+    return start(outgoing, incoming, false, [&](Staged& op) {
+      return real_->all_to_all(op.outgoing(), outgoing_counts, op.incoming(), incoming_counts);
+    });
   }
 
  private:
@@ -102,10 +101,7 @@ class GuardedGroup final : public ProcessGroup {
     View<float> incoming() {
       return {incoming_.data(), static_cast<std::int64_t>(incoming_.size())};
     }
-    static PendingPtr on_its_way(PendingPtr real, std::unique_ptr<Staged> self) {
-      self->real_ = std::move(real);
-      return self;
-    }
+    void on_its_way(PendingPtr real) { real_ = std::move(real); }
     void wait() override {
       if (!real_) return;
       std::exchange(real_, nullptr)->wait();
@@ -120,12 +116,15 @@ class GuardedGroup final : public ProcessGroup {
     PendingPtr real_;  // behind its buffers: it ends before they do
   };
 
-  std::unique_ptr<Staged> begin(View<const float> out, View<float> in, bool in_place) {
+  template <class Start>
+  PendingPtr start(View<const float> out, View<float> in, bool in_place, Start&& real) {
     for (const void* memory :
          {static_cast<const void*>(out.data()), static_cast<const void*>(in.data())})
       if (memory != nullptr && !device_.owns(memory))
         fail("a group of the device was given memory of the host");
-    return std::make_unique<Staged>(device_, out, in, in_place);
+    auto op = std::make_unique<Staged>(device_, out, in, in_place);
+    op->on_its_way(real(*op));
+    return op;
   }
 
   GuardedDevice& device_;
