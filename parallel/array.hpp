@@ -14,6 +14,8 @@
 
 namespace longspan {
 
+class Device;
+
 enum class DType { kF32, kBF16, kU8, kU16, kU32, kI32, kI64, kU64, kF64 };
 
 std::size_t size_of(DType dtype);
@@ -80,6 +82,7 @@ struct ShardedArray {
   Shape offset;
   Shape shape;
   void* data = nullptr;
+  Device* device = nullptr;  ///< whose memory `data` is; null: the host's
 
   std::int64_t bytes() const {
     return element_count(shape) * static_cast<std::int64_t>(size_of(dtype));
@@ -95,6 +98,13 @@ ShardedArray rows_of_replica(const ShardedArray& array, int index, int count);
 /// parts.
 inline std::int64_t part_begin(std::int64_t total, std::int64_t index, std::int64_t count) {
   return total / count * index + (total % count) * index / count;
+}
+
+/// Part `index` of `count` of all elements, split in that way.
+template <class T>
+View<T> part_of(View<T> all, std::int64_t index, std::int64_t count) {
+  const std::int64_t begin = part_begin(all.size(), index, count);
+  return all.slice(begin, part_begin(all.size(), index + 1, count) - begin);
 }
 
 }  // namespace longspan

@@ -96,8 +96,8 @@ std::uint64_t Recorder::begin(int group, Operation operation, Element element, s
   const std::lock_guard lock(mutex_);
   Group& g = groups_[static_cast<std::size_t>(group)];
   const std::uint64_t ticket = tickets_++;
-  const Record record{group, operation, element,      phase_,      ++g.state.begun,
-                      bytes, step_,     Clock::now(), std::nullopt};
+  const Record record{group, operation, element,      phase_,       ++g.state.begun,
+                      bytes, step_,     Clock::now(), std::nullopt, false};
   ring_[ticket % kRecords] = record;
   g.state.open = record;
   g.ticket = ticket;
@@ -118,6 +118,26 @@ void Recorder::end(int group, std::uint64_t ticket) {
   if (tickets_ - ticket <= kRecords) ring_[ticket % kRecords].end = now;
 }
 
+void Recorder::fail(int group, std::uint64_t ticket) {
+  const std::lock_guard lock(mutex_);
+  Group& g = groups_[static_cast<std::size_t>(group)];
+  if (g.ticket == ticket && g.state.open) g.state.open->failed = true;
+  if (tickets_ - ticket <= kRecords) ring_[ticket % kRecords].failed = true;
+}
+
+trace::Span Recorder::span(int group, Operation operation, std::int64_t bytes) const {
+  std::string name(to_string(operation)), of;
+  std::optional<trace::Track> track;
+  {
+    const std::lock_guard lock(mutex_);
+    const GroupState& state = groups_[static_cast<std::size_t>(group)].state;
+    of = state.name;
+    if (state.thread == Thread::kTransfer) track = trace::Track{"transfers: " + of};
+  }
+  if (!track) name += " (" + of + ")";
+  return trace::Span(std::move(name), {{"bytes", static_cast<double>(bytes)}}, std::move(track));
+}
+
 void Recorder::begin_wait(int group, std::int64_t sequence) {
   if (paused_) return;
   const std::lock_guard lock(mutex_);
@@ -131,12 +151,26 @@ void Recorder::end_wait() {
   wait_.reset();
 }
 
+void Recorder::begin_device_wait(int group, std::int64_t sequence) {
+  if (paused_) return;
+  const std::lock_guard lock(mutex_);
+  device_waits_.push_back({group, sequence, Clock::now()});
+}
+
+void Recorder::end_device_wait(int group) {
+  const std::lock_guard lock(mutex_);
+  for (const Wait& wait : device_waits_)
+    if (wait.group == group) waited_seconds_ += seconds(Clock::now() - wait.begin);
+  std::erase_if(device_waits_, [&](const Wait& wait) { return wait.group == group; });
+}
+
 double Recorder::waited_seconds() const {
   const std::lock_guard lock(mutex_);
   return waited_seconds_;
 }
 
 void Recorder::enter(Phase phase, std::int64_t step) {
+  trace::recorder().enter(std::string(to_string(phase)));
   const std::lock_guard lock(mutex_);
   phase_ = phase;
   step_ = step;
@@ -146,6 +180,7 @@ void Recorder::enter(Phase phase, std::int64_t step) {
 Snapshot Recorder::snapshot(bool with_records) const {
   const std::lock_guard lock(mutex_);
   Snapshot result{step_, phase_, phase_begin_, wait_, {}, {}};
+  if (!result.wait && !device_waits_.empty()) result.wait = device_waits_.front();
   for (const Group& g : groups_)
     if (g.used || with_records) result.groups.push_back(g.state);
   if (with_records) {
