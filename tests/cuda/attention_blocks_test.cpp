@@ -26,6 +26,11 @@ using Ints = std::vector<std::int32_t>;
 
 constexpr double kRelative = 4e-3, kAbsoluteLse = 1e-5;
 
+Device& device() {
+  static cuda::CudaDevice device(0);
+  return device;
+}
+
 /// A strided tensor on the device, read and written as [batch][token][head][d] on the host.
 template <class T>
 class OnHost {
@@ -35,8 +40,8 @@ class OnHost {
       : strides_(x) {
     values_.resize((shape.batch - 1) * x.batch + (tokens - 1) * x.row + (heads - 1) * x.head +
                    shape.head_size);
-    LONGSPAN_CUDA(cudaMemcpy(values_.data(), x.data, values_.size() * sizeof(T),
-                             cudaMemcpyDeviceToHost));
+    LONGSPAN_CUDA(
+        cudaMemcpy(values_.data(), x.data, values_.size() * sizeof(T), cudaMemcpyDeviceToHost));
   }
   T& at(std::int64_t b, std::int64_t token, std::int64_t head, std::int64_t d) {
     return values_[b * strides_.batch + token * strides_.row + head * strides_.head + d];
@@ -154,8 +159,7 @@ class PlainDense final : public DenseAttention {
 class AttentionBlocks : public testing::TestWithParam<std::int64_t> {
  protected:
   AttentionBlocks()
-      : runner_(cuda::cuda_device(), std::make_unique<PlainDense>(calls_),
-                {.workspace_bytes = GetParam()}) {}
+      : runner_(device(), std::make_unique<PlainDense>(calls_), {.workspace_bytes = GetParam()}) {}
   Calls calls_;
   CudaAttentionRunner runner_;
 };
@@ -175,7 +179,9 @@ AttentionProblem& rounded(AttentionProblem& problem) {
   return problem;
 }
 
-PositionRuns runs(std::int64_t first, std::int64_t tokens) { return {1, {{first, tokens}, {}}}; }
+PositionRuns runs(std::int64_t first, std::int64_t tokens) {
+  return {1, {{first, tokens}, {}}};
+}
 
 void expect_equal(const AttentionForward& actual, const AttentionOutputs& expected) {
   EXPECT_LE(relative_error(actual.o, expected.o), kRelative);
@@ -213,8 +219,7 @@ TEST_P(AttentionBlocks, ServeZigzagRings) {
     return all;
   };
   const auto zigzag = [&](int rank) {
-    return PositionRuns{2,
-                        {{rank * kChunk, kChunk}, {(2 * kRanks - 1 - rank) * kChunk, kChunk}}};
+    return PositionRuns{2, {{rank * kChunk, kChunk}, {(2 * kRanks - 1 - rank) * kChunk, kChunk}}};
   };
   const std::int64_t width = 4 * 16, kv_width = 2 * 16, local = 2 * kChunk;
   AttentionForward o{Floats(2 * kTokens * width), Floats(2 * 4 * kTokens), {}};
@@ -238,8 +243,8 @@ TEST_P(AttentionBlocks, ServeZigzagRings) {
     AttentionForward merged;
     for (int step = 0; step < kRanks; ++step) {
       AttentionProblem part = part_of(r, step);
-      merged = attention_forward(part, 4, step == 0 ? nullptr : &merged, step + 1 < kRanks,
-                                 runner_);
+      merged =
+          attention_forward(part, 4, step == 0 ? nullptr : &merged, step + 1 < kRanks, runner_);
     }
     scatter_add(merged.o, width, tokens(r), o.o);
     for (std::int64_t row = 0; row < 2 * 4; ++row)
@@ -275,7 +280,7 @@ TEST_P(AttentionBlocks, SeeNothing) {
 TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
   Calls calls;
   const auto run = [&](AttentionProblem problem, bool willing = true) {
-    CudaAttentionRunner runner(cuda::cuda_device(), std::make_unique<PlainDense>(calls, willing));
+    CudaAttentionRunner runner(device(), std::make_unique<PlainDense>(calls, willing));
     const AttentionOutputs expected = problem.reference();
     const AttentionForward actual = attention_forward(problem, 0, nullptr, false, runner);
     expect_equal(actual, expected);

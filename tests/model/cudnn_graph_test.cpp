@@ -35,7 +35,8 @@ class CudnnGraph : public testing::Test {
  protected:
   void SetUp() override {
     try {
-      library_ = std::make_unique<CudnnLibrary>(fmt::format("{}/libcudnn.so.9", kLibraries).c_str());
+      library_ =
+          std::make_unique<CudnnLibrary>(fmt::format("{}/libcudnn.so.9", kLibraries).c_str());
     } catch (const Error& error) {
       GTEST_SKIP() << error.what();
     }

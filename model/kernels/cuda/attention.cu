@@ -62,33 +62,33 @@ void backward_in_bf16(const AttentionShape& shape, const BackwardParams& all, Ma
   const std::int64_t group = shape.heads / shape.kv_heads, size = shape.head_size;
   const DeviceMask for_keys = mask.in_tiles(kBf16KeyGradientTiles),
                    for_queries = mask.in_tiles(kBf16QueryGradientTiles);
-  in_slices(
-      shape.kv_heads, 2 * (copy_bytes(shape, shape.keys) + group * copy_bytes(shape, shape.queries)),
-      workspace, [&](std::int64_t first, std::int64_t count) {
-        const auto copy_keys = [&](const Tensor<const float>& x) {
-          return Bf16Copy(from_head(x, first, size), shape.batch, shape.keys, count * size,
-                          shape.key_positions, device, stream);
-        };
-        const auto copy_queries = [&](const Tensor<const float>& x) {
-          return Bf16Copy(from_head(x, first * group, size), shape.batch, shape.queries,
-                          count * group * size, shape.query_positions, device, stream);
-        };
-        const Bf16Copy k = copy_keys(all.k), v = copy_keys(all.v), q = copy_queries(all.q),
-                       dout = copy_queries(all.dout);
-        BackwardParams slice = all;
-        slice.sizes.kv_heads = static_cast<int>(count);
-        slice.sizes.heads = static_cast<int>(count * group);
-        slice.k_bf16 = k, slice.v_bf16 = v, slice.q_bf16 = q, slice.dout_bf16 = dout;
-        slice.lse = from_head(all.lse, first * group, shape.queries);
-        slice.delta = from_head(all.delta, first * group, shape.queries);
-        slice.dq = from_head(all.dq, first * group, size);
-        slice.dk = from_head(all.dk, first, size);
-        slice.dv = from_head(all.dv, first, size);
-        slice.mask = for_keys;
-        launch_bf16_key_gradients(slice, stream);
-        slice.mask = for_queries;
-        launch_bf16_query_gradients(slice, stream);
-      });
+  in_slices(shape.kv_heads,
+            2 * (copy_bytes(shape, shape.keys) + group * copy_bytes(shape, shape.queries)),
+            workspace, [&](std::int64_t first, std::int64_t count) {
+              const auto copy_keys = [&](const Tensor<const float>& x) {
+                return Bf16Copy(from_head(x, first, size), shape.batch, shape.keys, count * size,
+                                shape.key_positions, device, stream);
+              };
+              const auto copy_queries = [&](const Tensor<const float>& x) {
+                return Bf16Copy(from_head(x, first * group, size), shape.batch, shape.queries,
+                                count * group * size, shape.query_positions, device, stream);
+              };
+              const Bf16Copy k = copy_keys(all.k), v = copy_keys(all.v), q = copy_queries(all.q),
+                             dout = copy_queries(all.dout);
+              BackwardParams slice = all;
+              slice.sizes.kv_heads = static_cast<int>(count);
+              slice.sizes.heads = static_cast<int>(count * group);
+              slice.k_bf16 = k, slice.v_bf16 = v, slice.q_bf16 = q, slice.dout_bf16 = dout;
+              slice.lse = from_head(all.lse, first * group, shape.queries);
+              slice.delta = from_head(all.delta, first * group, shape.queries);
+              slice.dq = from_head(all.dq, first * group, size);
+              slice.dk = from_head(all.dk, first, size);
+              slice.dv = from_head(all.dv, first, size);
+              slice.mask = for_keys;
+              launch_bf16_key_gradients(slice, stream);
+              slice.mask = for_queries;
+              launch_bf16_query_gradients(slice, stream);
+            });
 }
 
 }  // namespace
@@ -164,7 +164,8 @@ void Attention::backward(const AttentionBackwardArgs& args, Stream& stream) {
   check_alignment("dq", args.dq, args.dq_row, args.dq_batch);
   check_alignment("dk", args.dk, args.dkv_row, args.dkv_batch);
   check_alignment("dv", args.dv, args.dkv_row, args.dkv_batch);
-  if (dense_ && backward_in_blocks(*dense_, args, options_.workspace_bytes, device_, stream)) return;
+  if (dense_ && backward_in_blocks(*dense_, args, options_.workspace_bytes, device_, stream))
+    return;
   const std::int64_t statistics = shape.heads * shape.queries;
   BackwardParams params;
   params.sizes = sizes_of(shape);

@@ -1,8 +1,8 @@
 /// Attention on a CUDA device: own kernels in two forms, exact fp32 and, where
 /// AttentionShape::bf16_operands allows and the head size is 64 or 128, bf16 on matrix units; and
-/// cuDNN's where it is found and its few shapes are asked for. Contracts: model/kernels/attention.hpp;
-/// here rows must also be aligned to 16 bytes. None communicates. Read next: attention_params.cuh,
-/// attention_blocks.hpp.
+/// cuDNN's where it is found and its few shapes are asked for. Contracts:
+/// model/kernels/attention.hpp; here rows must also be aligned to 16 bytes. None communicates. Read
+/// next: attention_params.cuh, attention_blocks.hpp.
 #pragma once
 
 #include <cstdint>

@@ -32,7 +32,7 @@ struct CombineParams {
   HeadTensor<float> o;
   float *lse, *sum;
   std::int64_t statistic_batch, statistic_head;  ///< of lse and sum: between sequences, heads
-  const float *block_o, *block_lse;  ///< packed; null: nothing to take in
+  const float *block_o, *block_lse;              ///< packed; null: nothing to take in
   bool start, finish;
 };
 
@@ -41,8 +41,7 @@ __global__ void combine(CombineParams p) {
   const std::int64_t index = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (index >= p.batch * p.queries * p.heads) return;
   const Row row = row_of(index, p.queries, p.heads);
-  const std::int64_t at =
-      row.batch * p.statistic_batch + row.head * p.statistic_head + row.token;
+  const std::int64_t at = row.batch * p.statistic_batch + row.head * p.statistic_head + row.token;
   float* const o = p.o.data + row.batch * p.o.batch + row.token * p.o.row + row.head * p.o.head;
   float maximum = -INFINITY, sum = 0.0f, block_maximum = -INFINITY, factor = 0.0f,
         block_factor = 0.0f;
@@ -50,8 +49,7 @@ __global__ void combine(CombineParams p) {
   const bool old = !p.start && p.sum[at] != 0.0f;
   if (old) maximum = p.lse[at], sum = p.sum[at];
   if (p.block_o != nullptr)
-    block_maximum =
-        p.block_lse[(row.batch * p.heads + row.head) * p.queries + row.token] * kLog2E;
+    block_maximum = p.block_lse[(row.batch * p.heads + row.head) * p.queries + row.token] * kLog2E;
   const float raised = fmaxf(maximum, block_maximum);
   const float shift = raised == -INFINITY ? 0.0f : raised;
   if (old) factor = exp2f(maximum - shift);
@@ -79,9 +77,8 @@ __global__ void add_packed(HeadTensor<float> to, const float* from, std::int64_t
   const std::int64_t i = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) * 4;
   if (i >= batch * tokens * heads * head_size) return;
   const Row row = row_of(i / head_size, tokens, heads);
-  float4* const at = reinterpret_cast<float4*>(to.data + row.batch * to.batch +
-                                               row.token * to.row + row.head * to.head +
-                                               i % head_size);
+  float4* const at = reinterpret_cast<float4*>(to.data + row.batch * to.batch + row.token * to.row +
+                                               row.head * to.head + i % head_size);
   const float4 x = *reinterpret_cast<const float4*>(from + i);
   float4 y = *at;
   y.x += x.x, y.y += x.y, y.z += x.z, y.w += x.w;
@@ -139,8 +136,8 @@ HeadTensor<const std::uint16_t> part_of(const Tensor<const std::uint16_t>& x,
 
 DenseShape dense_shape(const AttentionShape& shape, const DenseBlock& block, std::int64_t heads,
                        std::int64_t kv_heads) {
-  return {shape.batch, block.queries, block.keys, heads, kv_heads, shape.head_size, block.causal,
-          shape.scale};
+  return {shape.batch, block.queries,   block.keys,   heads,
+          kv_heads,    shape.head_size, block.causal, shape.scale};
 }
 
 DenseForward forward_call(const AttentionShape& shape, const DenseBlock& block,
@@ -197,12 +194,12 @@ std::optional<std::vector<DenseBlock>> dense_blocks(const AttentionShape& shape)
     std::int64_t first_key = 0;
     for (int j = 0; j < shape.key_runs.count; ++j) {
       const PositionRuns::Run& keys = shape.key_runs.run[j];
-      const bool visible = !shape.mask.causal ||
-                           keys.first_position < queries.first_position + queries.tokens;
+      const bool visible =
+          !shape.mask.causal || keys.first_position < queries.first_position + queries.tokens;
       const bool whole =
           !shape.mask.causal || keys.first_position + keys.tokens <= queries.first_position + 1;
-      const bool square = keys.first_position == queries.first_position &&
-                          keys.tokens == queries.tokens;
+      const bool square =
+          keys.first_position == queries.first_position && keys.tokens == queries.tokens;
       if (visible && queries.tokens > 0 && keys.tokens > 0) {
         if (!whole && !square) return std::nullopt;
         blocks.push_back({first_query, queries.tokens, first_key, keys.tokens, !whole});
@@ -225,10 +222,10 @@ bool forward_in_blocks(DenseAttention& dense, const AttentionForwardArgs& args,
   bool served = true;
   in_slices(shape.kv_heads, bytes, workspace_bytes, [&](std::int64_t, std::int64_t count) {
     for (const DenseBlock& block : *blocks)
-      served = served && dense.serves(forward_call(
-                             shape, block, count, packed_copy(shape.queries, count * group * size),
-                             packed_copy(shape.keys, count * size),
-                             packed_copy(shape.keys, count * size)));
+      served = served &&
+               dense.serves(forward_call(
+                   shape, block, count, packed_copy(shape.queries, count * group * size),
+                   packed_copy(shape.keys, count * size), packed_copy(shape.keys, count * size)));
   });
   if (!served) return false;
 

@@ -61,9 +61,9 @@ class CudnnAttention final : public DenseAttention {
   void forward(const DenseForward& call, Stream& stream) override {
     const CudnnPlan* const made = plan(forward_, block_of(call), cudnn_forward_plan);
     float scale = call.shape.scale, minus_infinity = -1.0f / 0.0f;
-    std::vector<Tensor> tensors = {{kCudnnQ, call.q.data},     {kCudnnK, call.k.data},
-                                   {kCudnnV, call.v.data},     {kCudnnO, call.o.data},
-                                   {kCudnnStats, call.lse},    {kCudnnScale, &scale}};
+    std::vector<Tensor> tensors = {{kCudnnQ, call.q.data},  {kCudnnK, call.k.data},
+                                   {kCudnnV, call.v.data},  {kCudnnO, call.o.data},
+                                   {kCudnnStats, call.lse}, {kCudnnScale, &scale}};
     if (call.shape.causal) tensors.push_back({kCudnnMinusInfinity, &minus_infinity});
     execute(*made, tensors, stream);
   }
@@ -74,12 +74,19 @@ class CudnnAttention final : public DenseAttention {
     const std::int64_t rows = shape.batch * shape.heads * shape.queries;
     const Buffer<float> delta(device_, rows), dq_sum(device_, rows * shape.head_size);
     float scale = shape.scale, one = 1.0f, minus_infinity = -1.0f / 0.0f;
-    std::vector<Tensor> tensors = {
-        {kCudnnQ, call.q.data},     {kCudnnK, call.k.data},       {kCudnnV, call.v.data},
-        {kCudnnDout, call.dout.data}, {kCudnnO, call.o.data},     {kCudnnStats, call.lse},
-        {kCudnnDelta, delta.data()}, {kCudnnDqSum, dq_sum.data()}, {kCudnnDq, call.dq},
-        {kCudnnDk, call.dk},        {kCudnnDv, call.dv},          {kCudnnScale, &scale},
-        {kCudnnOne, &one}};
+    std::vector<Tensor> tensors = {{kCudnnQ, call.q.data},
+                                   {kCudnnK, call.k.data},
+                                   {kCudnnV, call.v.data},
+                                   {kCudnnDout, call.dout.data},
+                                   {kCudnnO, call.o.data},
+                                   {kCudnnStats, call.lse},
+                                   {kCudnnDelta, delta.data()},
+                                   {kCudnnDqSum, dq_sum.data()},
+                                   {kCudnnDq, call.dq},
+                                   {kCudnnDk, call.dk},
+                                   {kCudnnDv, call.dv},
+                                   {kCudnnScale, &scale},
+                                   {kCudnnOne, &one}};
     if (shape.causal) tensors.push_back({kCudnnMinusInfinity, &minus_infinity});
     execute(*made, tensors, stream);
   }
@@ -105,7 +112,7 @@ class CudnnAttention final : public DenseAttention {
       added.plan = make(library_, target_, block);
     } catch (const Error& error) {
       log::warn("attention of {} x {} tokens, {} heads of {}: own kernel, because {}",
-                  block.queries, block.keys, block.heads, block.head_size, error.what());
+                block.queries, block.keys, block.heads, block.head_size, error.what());
     }
     return added.plan ? &*added.plan : nullptr;
   }

@@ -98,8 +98,8 @@ class Graph {
   Tensor causal(Tensor scores, const Dims& dims) {
     const Tensor row = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr, between(dims, kInt),
                                  nullptr, kInt, 2);
-    const Tensor column = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr,
-                                    between(dims, kInt), nullptr, kInt, 3);
+    const Tensor column = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr, between(dims, kInt),
+                                    nullptr, kInt, 3);
     const Tensor visible =
         pointwise(CUDNN_POINTWISE_CMP_GE, row, column, between(dims, kBool), nullptr, kBool);
     return pointwise(CUDNN_POINTWISE_BINARY_SELECT, scores, scalar(kCudnnMinusInfinity),
@@ -129,8 +129,7 @@ class Graph {
           configurations.emplace_back(library_, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR).get());
     std::int64_t found = 0;
     library_.check(library_.get_attribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                                          CUDNN_TYPE_BACKEND_DESCRIPTOR, kMost, &found,
-                                          raw.data()),
+                                          CUDNN_TYPE_BACKEND_DESCRIPTOR, kMost, &found, raw.data()),
                    "asking for engines");
     std::string refusal = "no engine";
     for (std::int64_t i = 0; i < found; ++i) {
@@ -211,8 +210,7 @@ CudnnLibrary::CudnnLibrary(const char* name) {
   find(library, "cudnnGetVersion", get_version);
   version_ = static_cast<std::int64_t>(get_version());
   constexpr std::int64_t kOldest = 91000;  // device properties as an attribute of plans
-  if (version_ < kOldest)
-    fail("{} is cuDNN {}: 9.10 or later is needed", file, version_text());
+  if (version_ < kOldest) fail("{} is cuDNN {}: 9.10 or later is needed", file, version_text());
 }
 
 std::string CudnnLibrary::version_text() const {
@@ -240,8 +238,7 @@ CudnnDescriptor::~CudnnDescriptor() {
 }
 void CudnnDescriptor::set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
                           std::int64_t count, const void* values) {
-  library_->check(library_->set_attribute(raw_, name, type, count, values),
-                  "setting an attribute");
+  library_->check(library_->set_attribute(raw_, name, type, count, values), "setting an attribute");
 }
 void CudnnDescriptor::set(cudnnBackendAttributeName_t name, const CudnnDescriptor& value) {
   const cudnnBackendDescriptor_t raw = value.get();
@@ -329,9 +326,9 @@ CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnTarget& ta
   g.matmul(g.reshape(ds, g.between(transposed, kBf16, true)), q, gradient(kCudnnDk, b.keys));
   const auto k_rows = g.tensor(kCudnnKeyRows, kBf16, {b.batch, b.heads, b.keys, b.head_size},
                                {b.kv.batch, b.kv.head, b.kv.row, 1}, true);
-  const auto dq_sum = g.tensor(kCudnnDqSum, kFloat, {b.batch, b.heads, b.queries, b.head_size},
-                               {b.heads * b.queries * b.head_size, b.queries * b.head_size,
-                                b.head_size, 1});
+  const auto dq_sum =
+      g.tensor(kCudnnDqSum, kFloat, {b.batch, b.heads, b.queries, b.head_size},
+               {b.heads * b.queries * b.head_size, b.queries * b.head_size, b.head_size, 1});
   g.matmul(ds, g.reshape(k, k_rows), dq_sum);
   g.pointwise(CUDNN_POINTWISE_IDENTITY, dq_sum, nullptr, gradient(kCudnnDq, b.queries));
   return g.plan(target);

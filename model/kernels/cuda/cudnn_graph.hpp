@@ -89,8 +89,22 @@ struct CudnnBlock {
 
 /// What the numbers of a plan's tensors stand for.
 enum CudnnTensor : std::int64_t {
-  kCudnnQ = 1, kCudnnK, kCudnnV, kCudnnO, kCudnnStats, kCudnnScale, kCudnnOne, kCudnnMinusInfinity, kCudnnDout,
-  kCudnnDelta, kCudnnDq, kCudnnDqSum, kCudnnDk, kCudnnDv, kCudnnKeyRows, kCudnnVirtual
+  kCudnnQ = 1,
+  kCudnnK,
+  kCudnnV,
+  kCudnnO,
+  kCudnnStats,
+  kCudnnScale,
+  kCudnnOne,
+  kCudnnMinusInfinity,
+  kCudnnDout,
+  kCudnnDelta,
+  kCudnnDq,
+  kCudnnDqSum,
+  kCudnnDk,
+  kCudnnDv,
+  kCudnnKeyRows,
+  kCudnnVirtual
 };
 
 struct CudnnPlan {
@@ -102,8 +116,8 @@ struct CudnnPlan {
 /// O and the log-sum-exp of Q, K, V. Throws Error if cuDNN has no engine for it.
 CudnnPlan cudnn_forward_plan(const CudnnLibrary& library, const CudnnTarget& target,
                              const CudnnBlock& block);
-/// dQ, dK, dV of Q, K, V, dO, O and the log-sum-exp. heads == kv_heads. O, in bf16 with the strides of
-/// dO, is asked for its products with dO alone.
+/// dQ, dK, dV of Q, K, V, dO, O and the log-sum-exp. heads == kv_heads. O, in bf16 with the strides
+/// of dO, is asked for its products with dO alone.
 CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnTarget& target,
                               const CudnnBlock& block);
 
