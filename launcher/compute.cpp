@@ -13,7 +13,7 @@ namespace {
 /// A rank's GPU, or why it has none.
 struct Found {
   std::shared_ptr<model::GpuBackend> gpu;
-  std::string name, line;
+  std::string name, line, pci_bus;
   std::string problem = {};
   ExitStatus status = ExitStatus::kFailed;
 };
@@ -47,6 +47,7 @@ Found find_gpu(const RunSettings& run, const Communicator& node) {
     check_gpu_is_own(taken, count, run.share_gpu);
     found.gpu = plugin->open(options);
     found.name = gpu.name;
+    found.pci_bus = gpu.pci_bus;
     found.line = fmt::format("device: {} (GPU {} of {} on the first node); {}; {}", to_string(gpu),
                              options.device, count, plugin->versions(), found.gpu->description());
   });
@@ -82,7 +83,8 @@ Compute open_compute(const RunSettings& run, const Communicator& world) {
                               world.broadcast(found.problem, static_cast<int>(first))));
   model::GpuBackend& gpu = *found.gpu;
   return {gpu.backend(), [&gpu](const Communicator& comm) { return gpu.make_group(comm); },
-          found.name, found.line, found.gpu};
+          found.name,    found.line,
+          found.pci_bus, found.gpu};
 }
 
 }  // namespace longspan::launcher

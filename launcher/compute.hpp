@@ -15,14 +15,15 @@ namespace longspan::launcher {
 struct Compute {
   model::Backend backend;
   MakeGroup make_group;
-  std::string name;       ///< "cpu", or what the device calls itself
-  std::string line = {};  ///< for the log: the device, or why it is the CPU
+  std::string name;          ///< "cpu", or what the device calls itself
+  std::string line = {};     ///< for the log: the device, or why it is the CPU
+  std::string pci_bus = {};  ///< of the GPU; empty on the CPU
   std::shared_ptr<void> keeps =
       {};  ///< what the backend's references live in; null: all the program
 
   /// The same with other operations in front, such as ProfiledKernels.
   Compute with(model::Kernels& kernels) const {
-    return {{backend.device, kernels, backend.stream}, make_group, name, line, keeps};
+    return {{backend.device, kernels, backend.stream}, make_group, name, line, pci_bus, keeps};
   }
 };
 

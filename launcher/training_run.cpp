@@ -154,6 +154,11 @@ double TrainingRun::step_flops() const {
       .total();
 }
 
+double TrainingRun::recomputed_step_flops() const {
+  return model::recomputed_flops(config_.model, config_.attention, memory_plan_.plan,
+                                 config_.train.global_batch, config_.data.sequence_length);
+}
+
 model::MemoryEstimate TrainingRun::memory_estimate() const {
   return model::memory_estimate(config_.model, config_.memory, share_, memory_plan_.plan);
 }

@@ -67,6 +67,8 @@ class TrainingRun {
 
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
+  /// And what memory.keep computes again.
+  double recomputed_step_flops() const;
   model::MemoryEstimate memory_estimate() const;
   const model::RankShare& share() const { return share_; }
   /// What every layer keeps.

@@ -142,6 +142,20 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
+double recomputed_flops(const ModelConfig& m, const AttentionConfig& attention,
+                        const ActivationPlan& plan, std::int64_t sequences, std::int64_t length) {
+  // The MLP's way out only makes the next layer's input, which is kept.
+  const std::int64_t weights = block_matrix_weights(m) - m.width * m.mlp_width;
+  const double products =
+      2.0 * static_cast<double>(weights) * static_cast<double>(sequences * length);
+  const double scores = 4.0 * attention_pairs(attention, length) * static_cast<double>(sequences) *
+                        static_cast<double>(m.heads * m.head_size);
+  double again = 0;
+  for (const Keep keep : plan.keep_L)
+    again += keep == Keep::kAll ? 0.0 : keep == Keep::kAttention ? products : products + scores;
+  return again;
+}
+
 std::int64_t state_memory(const ModelConfig& m, const RankShare& share) {
   const std::int64_t states =
       4 * sharding_memory(m, share.shard, share.owners, share.tensor).states;

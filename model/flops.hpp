@@ -21,6 +21,13 @@ struct StepFlops {
 StepFlops model_flops(const ModelConfig& model, const AttentionConfig& attention,
                       std::int64_t sequences, std::int64_t sequence_length);
 
+/// What `plan` computes a second time in the backward of these: 2 * weights * tokens of a layer
+/// whose products are not kept (all but the MLP's last), 4 per visible pair and channel where the
+/// attention is not kept either. model_flops() and these over the time is HFU.
+double recomputed_flops(const ModelConfig& model, const AttentionConfig& attention,
+                        const ActivationPlan& plan, std::int64_t sequences,
+                        std::int64_t sequence_length);
+
 /// Visible query-key pairs of one sequence.
 double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_length);
 

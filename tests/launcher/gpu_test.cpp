@@ -178,6 +178,47 @@ TEST_F(Gpu, TwoRanksNeedTwoGpusOrTheLeaveToShare) {
   EXPECT_EQ(losses("b"), losses("c"));
 }
 
+TEST_F(Gpu, UsePowerAndEnergyAreInTheMetricsAndNeverZeroWhereTheyAreNotTold) {
+  const Environment environment({{"LONGSPAN_CUDA_PLUGIN", kEmulated},
+                                 {"LD_LIBRARY_PATH", LONGSPAN_BINARY_DIR "/plugins/nvml"}});
+  ASSERT_EQ(train("cuda", "told", 1, "--train.steps 20").status, 0);
+  std::ifstream lines(folder_.file("told") + "/metrics.jsonl");
+  nlohmann::json last;
+  double seconds = 0;
+  for (std::string line; std::getline(lines, line);) {
+    last = nlohmann::json::parse(line);
+    seconds += last["step_seconds"].get<double>();
+  }
+  EXPECT_EQ(last["gpu_utilisation"], 0.87);
+  EXPECT_EQ(last["gpu_power_watts"], 500.0);
+  EXPECT_EQ(last["gpu_memory_bytes"], std::int64_t{12} << 30);
+  EXPECT_GE(last["hfu"], last["mfu"]);
+  const std::string log = log_of("told");
+  EXPECT_NE(log.find("GPUs: 87 % busy, 500 W, "), std::string::npos) << log;
+  EXPECT_NE(log.find("12.0 GiB used at the end"), std::string::npos) << log;
+  EXPECT_NE(log.find("HFU "), std::string::npos) << log;
+
+  const Environment silent(
+      {{"FAKE_NVML_MISSING", "energy power"}, {"LONGSPAN_CUDA_PLUGIN", kEmulated}});
+  ASSERT_EQ(train("cuda", "silent").status, 0);
+  EXPECT_NE(log_of("silent").find("GPUs: 87 % busy, n/a, n/a (n/a), 12.0 GiB"), std::string::npos)
+      << log_of("silent");
+  std::ifstream file(folder_.file("silent") + "/metrics.jsonl");
+  std::string line;
+  std::getline(file, line);
+  EXPECT_EQ(line.find("gpu_power_watts"), std::string::npos) << line;
+  EXPECT_EQ(line.find("joules_per_token"), std::string::npos) << line;
+}
+
+TEST_F(Gpu, WithoutTheDriversLibraryPowerIsNotKnown) {
+  const Environment environment({{"LONGSPAN_CUDA_PLUGIN", kEmulated}});
+  ASSERT_EQ(train("cuda", "none").status, 0);
+  EXPECT_NE(log_of("none").find("GPUs: use, power and energy n/a (libnvidia-ml.so.1 of the GPU "
+                                "driver is not here)"),
+            std::string::npos)
+      << log_of("none");
+}
+
 TEST_F(Gpu, DoctorShowsThePluginAndWhatItFound) {
   const auto gpu_rows = [] {
     const ProcessResult result = longspan({"doctor", "--json"});

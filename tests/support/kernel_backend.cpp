@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 
+#include "launcher/compute.hpp"
 #include "model/kernels/cpu/instruction_set.hpp"
+#include "parallel/error.hpp"
 
 namespace longspan::testing_support {
 namespace {
@@ -278,7 +281,35 @@ void HostKernels::from_bf16(std::int64_t count, const std::uint16_t* x, float* y
 
 namespace longspan::testing_support {
 
+namespace {
+
+bool on_gpu() {
+  const char* device = std::getenv("LONGSPAN_TEST_DEVICE");
+  return device != nullptr && std::strcmp(device, "cuda") == 0;
+}
+
+/// The real one, opened once; `why` says why there is none.
+const launcher::Compute* gpu(std::string& why) {
+  static std::string problem;
+  static const std::optional<launcher::Compute> opened = []() -> std::optional<launcher::Compute> {
+    launcher::RunSettings run;
+    run.device = "cuda";
+    run.share_gpu = true;
+    try {
+      return launcher::open_compute(run, Communicator::self());
+    } catch (const Error& error) {
+      problem = error.what();
+      return std::nullopt;
+    }
+  }();
+  why = problem;
+  return opened ? &*opened : nullptr;
+}
+
+}  // namespace
+
 std::vector<std::string> kernel_backends(bool every_set) {
+  if (on_gpu()) return {"cuda", "cuda_shifted"};
   std::vector<std::string> names = cpu::instruction_sets();
   if (!every_set) names.erase(names.begin() + 1, names.end());
   names.insert(names.end(), {"emulated", "emulated_shifted"});
@@ -289,6 +320,13 @@ model::Backend emulated_backend();
 
 void EveryBackend::SetUp() {
   const std::string& name = GetParam();
+  if (name.starts_with("cuda")) {
+    std::string why;
+    const launcher::Compute* const compute = gpu(why);
+    if (compute == nullptr) GTEST_SKIP() << "no GPU for these tests: " << why;
+    kernels_ = std::make_unique<HostKernels>(compute->backend, name.ends_with("shifted") ? 1 : 0);
+    return;
+  }
   if (name.starts_with("emulated")) {
     kernels_ = std::make_unique<HostKernels>(emulated_backend(), name.ends_with("shifted") ? 1 : 0);
     return;

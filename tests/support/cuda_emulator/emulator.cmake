@@ -20,6 +20,7 @@ target_link_libraries(longspan_cuda_emulated PUBLIC longspan_model Boost::contex
 add_library(longspan_cuda_emulated_plugin MODULE $<TARGET_OBJECTS:longspan_cuda_emulated>)
 set_target_properties(longspan_cuda_emulated_plugin PROPERTIES OUTPUT_NAME longspan_cuda_emulated
                       LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+target_link_options(longspan_cuda_emulated_plugin PRIVATE -Wl,-Bsymbolic)
 target_link_libraries(longspan_cuda_emulated_plugin PRIVATE Boost::context fmt::fmt)
 
 # Plug-ins that a program must refuse.
@@ -28,5 +29,10 @@ foreach(name other_build no_entry missing_symbol)
   set_target_properties(longspan_plugin_${name} PROPERTIES PREFIX "" OUTPUT_NAME ${name}
                         LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/plugins)
 endforeach()
+# In a folder of its own, for LD_LIBRARY_PATH.
+add_library(longspan_fake_nvml MODULE support/plugins/fake_nvml.cpp)
+set_target_properties(longspan_fake_nvml PROPERTIES PREFIX "" SUFFIX "" OUTPUT_NAME libnvidia-ml.so.1
+                      LINK_FLAGS -Wl,-soname,libnvidia-ml.so.1
+                      LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/plugins/nvml)
 add_custom_target(longspan_plugins DEPENDS longspan_cuda_emulated_plugin longspan_plugin_other_build
-                  longspan_plugin_no_entry longspan_plugin_missing_symbol)
+                  longspan_plugin_no_entry longspan_plugin_missing_symbol longspan_fake_nvml)
