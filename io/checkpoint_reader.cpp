@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <map>
 #include <optional>
@@ -16,11 +17,34 @@
 #include "io/hdf5.hpp"
 #include "io/statistics.hpp"
 #include "parallel/error.hpp"
+#include "parallel/host_copy.hpp"
 
 namespace longspan::io {
 namespace {
 
 using Block = TensorEntry::Block;
+
+/// A block that the host cannot reach: filled here, and copied when it is complete.
+class Staged {
+ public:
+  explicit Staged(const ShardedArray& array) : array_(array), left_(array.bytes()) {}
+  char* data() {
+    if (bytes_.empty()) bytes_.resize(static_cast<std::size_t>(array_.bytes()));
+    return bytes_.data();
+  }
+  /// So much more has been written to data().
+  void filled(std::int64_t bytes) {
+    left_ -= bytes;
+    if (left_ > 0) return;
+    array_.device->copy(array_.data, bytes_.data(), bytes_.size(), array_.device->stream());
+    bytes_ = {};
+  }
+
+ private:
+  const ShardedArray& array_;
+  std::int64_t left_;
+  std::vector<char> bytes_;
+};
 
 /// What is wrong with a shard before any of its data is read; empty if nothing.
 std::string shard_problem(const std::string& path, std::int64_t bytes, int rank,
@@ -218,7 +242,10 @@ void CheckpointReader::read(const ShardedArray& array) {
 void CheckpointReader::read(const std::vector<ShardedArray>& arrays) {
   std::vector<BlockOverlap> overlaps;
   std::vector<Impl::Wanted> parts;
+  std::deque<Staged> staged;
+  std::vector<Staged*> staged_of;  // an overlap; null: straight into the block
   for (const ShardedArray& array : arrays) {
+    Staged* const stage = on_host(array) ? nullptr : &staged.emplace_back(array);
     const TensorEntry& tensor = impl_->find(array.name);
     if (tensor.global_shape != array.global_shape || tensor.dtype != array.dtype)
       fail_usage(
@@ -233,6 +260,7 @@ void CheckpointReader::read(const std::vector<ShardedArray>& arrays) {
       if (!overlap) continue;
       impl_->plan(tensor, block, *overlap, overlaps.size(), static_cast<char*>(array.data), parts);
       overlaps.push_back(*overlap);
+      staged_of.push_back(stage);
       filled += overlap->bytes();
     }
     if (filled != array.bytes())
@@ -243,17 +271,23 @@ void CheckpointReader::read(const std::vector<ShardedArray>& arrays) {
       parts, [&](std::size_t number, const char* piece, std::int64_t at, std::int64_t count) {
         Impl::Wanted& part = parts[number];
         const BlockOverlap& overlap = overlaps[part.overlap];
+        Staged* const stage = staged_of[part.overlap];
+        char* const out = stage != nullptr ? stage->data() : part.out;
+        std::int64_t written = 0;
         // Runs come in the order of their source bytes; one that ends in the next piece is met
         // again there.
         for (; part.first < part.last; ++part.first) {
           const std::int64_t source = overlap.source_byte(part.first);
           const std::int64_t from = std::max(source, at);
           const std::int64_t to = std::min(source + overlap.run_bytes(), at + count);
-          if (from < to)
-            std::memcpy(part.out + overlap.wanted_byte(part.first) + (from - source),
+          if (from < to) {
+            std::memcpy(out + overlap.wanted_byte(part.first) + (from - source),
                         piece + (from - at), static_cast<std::size_t>(to - from));
+            written += to - from;
+          }
           if (source + overlap.run_bytes() > at + count) break;
         }
+        if (stage != nullptr) stage->filled(written);
       });
 }
 

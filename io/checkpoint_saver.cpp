@@ -4,10 +4,13 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "io/file.hpp"
 #include "parallel/agree.hpp"
+#include "parallel/host_copy.hpp"
+#include "parallel/trace.hpp"
 
 namespace longspan::io {
 namespace {
@@ -16,6 +19,14 @@ constexpr std::int64_t kAlignment = 64;  // of a block in the staging buffer
 
 std::int64_t staged_bytes(const ShardedArray& array) {
   return (array.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+/// What devices were told to write into the blocks is there on return.
+void finish_writing(const std::vector<ShardedArray>& arrays) {
+  std::set<Device*> devices;
+  for (const ShardedArray& array : arrays)
+    if (array.device != nullptr) devices.insert(array.device);
+  for (Device* device : devices) device->stream().synchronize();
 }
 
 }  // namespace
@@ -30,7 +41,10 @@ CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  thread_ = std::thread([this] { work(); });
+  thread_ = std::thread([this] {
+    trace::name_thread("checkpoint");
+    work();
+  });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
@@ -55,7 +69,10 @@ void CheckpointSaver::reserve(const std::vector<ShardedArray>& arrays) {
 void CheckpointSaver::start(const std::vector<ShardedArray>& arrays, CheckpointFacts facts) {
   wait();
   // Agreed on the saver's own communicator, which is idle now: either all write or none does.
-  agree(comm_, [&] { reserve(arrays); });
+  agree(comm_, [&] {
+    reserve(arrays);
+    finish_writing(arrays);
+  });
   {
     const std::lock_guard lock(mutex_);
     arrays_ = arrays;
@@ -67,12 +84,19 @@ void CheckpointSaver::start(const std::vector<ShardedArray>& arrays, CheckpointF
   changed_.notify_all();
 }
 
-void CheckpointSaver::copy_blocks() {
+void CheckpointSaver::copy_blocks(std::vector<ShardedArray>& arrays) {
+  const trace::Span span("copy for the checkpoint",
+                         {{"bytes", static_cast<double>(staging_.size())}});
   char* next = staging_.data();
-  for (ShardedArray& array : arrays_) {
+  for (ShardedArray& array : arrays) {
     if (array.bytes() > 0 && array.data != nullptr) {
-      std::memcpy(next, array.data, static_cast<std::size_t>(array.bytes()));
+      const auto bytes = static_cast<std::size_t>(array.bytes());
+      if (on_host(array))
+        std::memcpy(next, array.data, bytes);
+      else
+        array.device->copy(next, array.data, bytes, array.device->copy_stream());
       array.data = next;
+      array.device = nullptr;
     }
     next += staged_bytes(array);
   }
@@ -101,7 +125,14 @@ std::optional<CheckpointSaver::Outcome> CheckpointSaver::take() {
 std::string CheckpointSaver::save(const std::vector<ShardedArray>& arrays,
                                   const CheckpointFacts& facts) {
   wait();
-  return write(arrays, facts);
+  if (std::all_of(arrays.begin(), arrays.end(), on_host)) return write(arrays, facts);
+  std::vector<ShardedArray> staged = arrays;
+  agree(comm_, [&] {
+    reserve(arrays);
+    finish_writing(arrays);
+    copy_blocks(staged);
+  });
+  return write(staged, facts);
 }
 
 std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
@@ -113,6 +144,7 @@ std::string CheckpointSaver::write(const std::vector<ShardedArray>& arrays,
       fail("{}: this folder is gone: bring it back, or mount its file system again",
            parent_path(directory_));
   });
+  const trace::Span span("write the checkpoint");
   std::string path = write_checkpoint(directory_, arrays, facts, comm_, fence_);
   agree(comm_, [&] {
     if (comm_.rank() == 0) prune_checkpoints(directory_, keep_, fence_);
@@ -131,20 +163,28 @@ void CheckpointSaver::work() {
     Outcome outcome;
     outcome.step = facts_.step;
     std::exception_ptr broken;
-    copy_blocks();
+    const auto attempt = [&](auto&& work) {
+      if (broken) return;
+      try {
+        work();
+      } catch (...) {
+        broken = std::current_exception();
+      }
+    };
+    attempt([&] { copy_blocks(arrays_); });
     lock.lock();
     copying_ = false;
     lock.unlock();
     changed_.notify_all();
-    try {
-      outcome.path = write(arrays_, facts_);
-    } catch (const AgreedError& e) {
-      outcome.failure = e.what();
-      // Every rank is here.
-      outcome.fenced = comm_.broadcast(std::int64_t{fence_ != nullptr && fence_->lost()}, 0) != 0;
-    } catch (...) {
-      broken = std::current_exception();
-    }
+    attempt([&] {
+      try {
+        outcome.path = write(arrays_, facts_);
+      } catch (const AgreedError& e) {
+        outcome.failure = e.what();
+        // Every rank is here.
+        outcome.fenced = comm_.broadcast(std::int64_t{fence_ != nullptr && fence_->lost()}, 0) != 0;
+      }
+    });
     outcome.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     lock.lock();
     busy_ = false;

@@ -1,7 +1,7 @@
 /// Checkpoints written while training goes on: a thread copies the blocks while the next step
 /// computes its gradients, and writes the copy with a communicator of its own. Or in line, by the
 /// thread that asks. Either way the bytes are the same, and come from write_checkpoint. Read next:
-/// checkpoint.hpp.
+/// checkpoint.hpp. Blocks in memory of a device are always copied first.
 #pragma once
 
 #include <condition_variable>
@@ -68,7 +68,8 @@ class CheckpointSaver {
   std::int64_t staging_bytes() const { return staging_.size(); }
 
  private:
-  void copy_blocks();
+  /// Into staging_, where they are from then on.
+  void copy_blocks(std::vector<ShardedArray>& arrays);
   std::string write(const std::vector<ShardedArray>& arrays, const CheckpointFacts& facts);
   void work();
 

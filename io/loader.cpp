@@ -58,7 +58,10 @@ struct Loader::Impl {
         shuffle(shuffle_),
         first_sample(first_sample_) {
     check_plan(plan, first_sample);
-    reader = std::thread([this] { read_ahead(); });
+    reader = std::thread([this, split] {
+      trace::name_thread(split == Split::kTrain ? "data" : "validation data");
+      read_ahead();
+    });
   }
 
   ~Impl() {
@@ -116,6 +119,7 @@ struct Loader::Impl {
       Batch batch;
       std::exception_ptr met;
       try {
+        const trace::Span span("read a micro-batch");
         batch = assemble(number);
       } catch (...) {
         met = std::current_exception();

@@ -15,6 +15,9 @@
 #include <numeric>
 #include <tuple>
 
+#include "launcher/calibrate_step.hpp"
+#include "launcher/compute.hpp"
+#include "launcher/duration.hpp"
 #include "launcher/launch.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/memory_plan.hpp"
@@ -28,10 +31,6 @@ namespace longspan::launcher {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
 
 Buffer<float> filled(Device& device, std::int64_t count) {
   Buffer<float> buffer(device, count);
@@ -104,30 +103,32 @@ double linear_flops(const model::Backend& backend, Meter& meter, std::int64_t wi
   });
 }
 
-void measure_attention(const model::Backend& backend, Meter& meter, MachineRates& rates) {
-  constexpr std::int64_t kTokens = 2048, kHeads = 4, kSize = 64, kWidth = kHeads * kSize;
-  std::vector<std::int32_t> positions(kTokens);
+/// Forward and backward over `tokens` causal tokens.
+void measure_attention(const model::Backend& backend, Meter& meter, std::int64_t tokens,
+                       MachineRates& rates) {
+  constexpr std::int64_t kHeads = 4, kSize = 64, kWidth = kHeads * kSize;
+  std::vector<std::int32_t> positions(tokens);
   std::iota(positions.begin(), positions.end(), 0);
-  const auto q = filled(backend.device, kTokens * kWidth),
-             k = filled(backend.device, kTokens * kWidth),
-             v = filled(backend.device, kTokens * kWidth),
-             dout = filled(backend.device, kTokens * kWidth);
-  auto o = filled(backend.device, kTokens * kWidth), lse = filled(backend.device, kTokens * kHeads),
-       delta = filled(backend.device, kTokens * kHeads);
+  const auto q = filled(backend.device, tokens * kWidth),
+             k = filled(backend.device, tokens * kWidth),
+             v = filled(backend.device, tokens * kWidth),
+             dout = filled(backend.device, tokens * kWidth);
+  auto o = filled(backend.device, tokens * kWidth), lse = filled(backend.device, tokens * kHeads),
+       delta = filled(backend.device, tokens * kHeads);
   model::AttentionForwardArgs forward;
-  forward.shape.batch = 1, forward.shape.queries = forward.shape.keys = kTokens;
+  forward.shape.batch = 1, forward.shape.queries = forward.shape.keys = tokens;
   forward.shape.heads = forward.shape.kv_heads = kHeads, forward.shape.head_size = kSize;
   forward.shape.query_positions = forward.shape.key_positions = positions.data();
   forward.shape.mask = {true, 0};
   forward.shape.scale = 0.125f;
   forward.q = q.data(), forward.k = k.data(), forward.v = v.data();
   forward.q_row = forward.kv_row = forward.o_row = kWidth;
-  forward.q_batch = forward.kv_batch = forward.o_batch = kTokens * kWidth;
+  forward.q_batch = forward.kv_batch = forward.o_batch = tokens * kWidth;
   forward.o = o.data(), forward.lse = lse.data();
   const double pairs =
       static_cast<double>(model::visible_pairs(forward.shape)) * static_cast<double>(kWidth);
-  rates.attention_forward_flops = meter.rate(4 * pairs, [&] {
-    Buffer<float> fresh(backend.device, kTokens * kWidth);
+  const double forward_flops = meter.rate(4 * pairs, [&] {
+    Buffer<float> fresh(backend.device, tokens * kWidth);
     forward.o = fresh.data();
     backend.kernels.attention_forward(forward, backend.stream);
     backend.stream.synchronize();
@@ -136,10 +137,10 @@ void measure_attention(const model::Backend& backend, Meter& meter, MachineRates
   backend.kernels.attention_forward(forward, backend.stream);
 
   model::AttentionDeltaArgs rowsums;
-  rowsums.batch = 1, rowsums.queries = kTokens, rowsums.heads = kHeads, rowsums.head_size = kSize;
+  rowsums.batch = 1, rowsums.queries = tokens, rowsums.heads = kHeads, rowsums.head_size = kSize;
   rowsums.o = o.data(), rowsums.dout = dout.data(), rowsums.delta = delta.data();
   rowsums.o_row = rowsums.dout_row = kWidth;
-  rowsums.o_batch = rowsums.dout_batch = kTokens * kWidth;
+  rowsums.o_batch = rowsums.dout_batch = tokens * kWidth;
   backend.kernels.attention_delta(rowsums, backend.stream);
   model::AttentionBackwardArgs backward;
   backward.shape = forward.shape;
@@ -147,17 +148,20 @@ void measure_attention(const model::Backend& backend, Meter& meter, MachineRates
   backward.q_row = backward.kv_row = backward.dout_row = backward.dq_row = backward.dkv_row =
       kWidth;
   backward.q_batch = backward.kv_batch = backward.dout_batch = backward.dq_batch =
-      backward.dkv_batch = kTokens * kWidth;
+      backward.dkv_batch = tokens * kWidth;
   backward.lse = lse.data(), backward.delta = delta.data();
-  rates.attention_backward_flops = meter.rate(8 * pairs, [&] {
-    Buffer<float> fresh(backend.device, 3 * kTokens * kWidth);  // sums: cleared first
+  const double backward_flops = meter.rate(8 * pairs, [&] {
+    Buffer<float> fresh(backend.device, 3 * tokens * kWidth);  // sums: cleared first
     backend.device.fill_zero(fresh.data(), static_cast<std::size_t>(fresh.size()) * sizeof(float),
                              backend.stream);
-    backward.dq = fresh.data(), backward.dk = fresh.data() + kTokens * kWidth;
-    backward.dv = fresh.data() + 2 * kTokens * kWidth;
+    backward.dq = fresh.data(), backward.dk = fresh.data() + tokens * kWidth;
+    backward.dv = fresh.data() + 2 * tokens * kWidth;
     backend.kernels.attention_backward(backward, backend.stream);
     backend.stream.synchronize();
   });
+  const auto length = static_cast<double>(tokens);
+  rates.attention_forward_flops.entries.emplace_back(length, forward_flops);
+  rates.attention_backward_flops.entries.emplace_back(length, backward_flops);
 }
 
 /// Bytes/s of the operations that touch each element once: a norm, SwiGLU and a sum of arrays,
@@ -269,7 +273,7 @@ std::pair<double, double> measure_storage(const Communicator& world, const std::
 }  // namespace
 
 MachineDescription measure_machine(const Communicator& world, const std::string& folder) {
-  const model::Backend backend = model::cpu_backend();
+  const model::Backend backend = cpu_compute().backend;
   Meter meter(backend, world);
   MachineDescription m;
   m.name = "local";
@@ -280,19 +284,31 @@ MachineDescription measure_machine(const Communicator& world, const std::string&
   for (const bool bf16 : {false, true}) {
     MachineRates& rates = bf16 ? m.bf16 : m.fp32;
     for (const std::int64_t width : {64, 256, 512, 1024, 2048})
-      rates.linear_flops.emplace_back(static_cast<double>(width),
-                                      linear_flops(backend, meter, width, bf16));
+      rates.linear_flops.entries.emplace_back(static_cast<double>(width),
+                                              linear_flops(backend, meter, width, bf16));
     // What `train` calls 100 % of MFU, of a node.
     rates.peak_flops = measure_peak_flops(backend, bf16, world) * m.ranks_per_node / world.size();
   }
-  measure_attention(backend, meter, m.fp32);
+  for (const std::int64_t tokens : {256, 1024, 4096})
+    measure_attention(backend, meter, tokens, m.fp32);
   // Attention computes in fp32 under both precisions.
   m.bf16.attention_forward_flops = m.fp32.attention_forward_flops;
   m.bf16.attention_backward_flops = m.fp32.attention_backward_flops;
   m.pointwise_bandwidth = pointwise_bandwidth(backend, meter);
   m.memory_bytes = static_cast<double>(world.all_reduce_min(node_memory().bytes));
+  const InStep fp32 = measure_in_step(m, model::Precision::kFp32, world),
+               bf16 = measure_in_step(m, model::Precision::kBf16, world);
+  m.fp32.linear_flops *= 1 / fp32.products;
+  m.bf16.linear_flops *= 1 / bf16.products;
+  for (MachineRates* rates : {&m.fp32, &m.bf16}) {
+    rates->attention_forward_flops *= 1 / fp32.attention;
+    rates->attention_backward_flops *= 1 / fp32.attention;
+  }
+  m.pointwise_bandwidth /= fp32.pointwise;
   const LinkResult links = measure_links(world, meter.node());
   m.inside = links.inside, m.between = links.between;
+  m.inside.core_seconds_per_byte = m.between.core_seconds_per_byte =
+      measure_copying(m, world, meter.node());
   std::tie(m.write_bandwidth, m.read_bandwidth) = measure_storage(world, folder);
   // The process has run every kind of operation: what it holds beside its arrays, all of which are
   // gone.
@@ -301,14 +317,18 @@ MachineDescription measure_machine(const Communicator& world, const std::string&
 }
 
 std::string machine_ini(const MachineDescription& m, const std::string& how) {
-  const auto rates = [](const char* name, const MachineRates& r) {
-    std::string table;
-    for (const auto& [width, rate] : r.linear_flops)
-      table += fmt::format("{}{:.0f}:{:.4g}", table.empty() ? "" : " ", width, rate);
+  const auto table = [](const RateTable& rates) {
+    std::string text;
+    for (const auto& [size, rate] : rates.entries)
+      text += fmt::format("{}{:.0f}:{:.4g}", text.empty() ? "" : " ", size, rate);
+    return text;
+  };
+  const auto rates = [&](const char* name, const MachineRates& r) {
     return fmt::format(
-        "\n[{}]\nlinear-flops = {}\nattention-forward-flops = {:.4g}\nattention-backward-flops = "
-        "{:.4g}\npeak-flops = {:.4g}\n",
-        name, table, r.attention_forward_flops, r.attention_backward_flops, r.peak_flops);
+        "\n[{}]\nlinear-flops = {}\nattention-forward-flops = {}\nattention-backward-flops = {}\n"
+        "peak-flops = {:.4g}\n",
+        name, table(r.linear_flops), table(r.attention_forward_flops),
+        table(r.attention_backward_flops), r.peak_flops);
   };
   return fmt::format("# {}\n\n[machine]\nname = {}\nranks-per-node = {}\nshares-cores = {}\n", how,
                      m.name, m.ranks_per_node, m.shares_cores ? "on" : "off") +
@@ -317,13 +337,15 @@ std::string machine_ini(const MachineDescription& m, const std::string& how) {
          (m.bf16.given() ? rates("bf16", m.bf16) : "") +
          fmt::format(
              "\n[memory]\nbytes = {:.6g}\npointwise-bandwidth = {:.4g}\nprogram-bytes = {:.4g}\n"
-             "\n[links]\ninside-bandwidth = {:.4g}\ninside-latency = {:.3g}\nbetween-bandwidth = "
-             "{:.4g}\nbetween-latency = {:.3g}\n"
+             "\n[links]\ninside-bandwidth = {:.4g}\ninside-latency = {:.3g}\n"
+             "inside-core-seconds-per-byte = {:.3g}\nbetween-bandwidth = {:.4g}\n"
+             "between-latency = {:.3g}\nbetween-core-seconds-per-byte = {:.3g}\n"
              "\n[storage]\nwrite-bandwidth = {:.4g}\nread-bandwidth = {:.4g}\n"
              "\n[power]\nwatts-per-rank = {:g}\nwatts-per-node = {:g}\n"
              "\n[price]\nper-rank-hour = {:g}\npue = {:g}\ngrams-co2-per-kwh = {:g}\n",
              m.memory_bytes, m.pointwise_bandwidth, m.program_bytes, m.inside.bandwidth,
-             m.inside.latency, m.between.bandwidth, m.between.latency, m.write_bandwidth,
+             m.inside.latency, m.inside.core_seconds_per_byte, m.between.bandwidth,
+             m.between.latency, m.between.core_seconds_per_byte, m.write_bandwidth,
              m.read_bandwidth, m.watts_per_rank, m.watts_per_node, m.price_per_rank_hour, m.pue,
              m.grams_co2_per_kwh);
 }

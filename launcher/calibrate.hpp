@@ -11,11 +11,12 @@
 
 namespace longspan::launcher {
 
-/// Measures products of several widths and both precisions, attention of 2048 tokens, point-wise
-/// operations, links, and a file in `folder`. Rates of a node are the sums over its ranks; of
-/// several nodes the slowest counts. With one rank, or on one node, the links that do not exist
-/// take over what the others measured (alone: a copy within memory), and the text says so.
-/// Collective; the same on every rank.
+/// Measures products of several widths and both precisions, attention of several lengths,
+/// point-wise operations, links, and a file in `folder`; then steps of a small model, by which the
+/// rates of the operations are corrected (calibrate_step.hpp). Rates of a node are the sums over
+/// its ranks; of several nodes the slowest counts. With one rank, or on one node, the links that do
+/// not exist take over what the others measured (alone: a copy within memory), and the text says
+/// so. Collective; the same on every rank.
 MachineDescription measure_machine(const Communicator& world, const std::string& folder);
 
 /// INI text that parse_machine() reads back. `how`: of the measurement, for its comment.

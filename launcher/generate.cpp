@@ -14,6 +14,7 @@
 #include "io/token_dataset.hpp"
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
+#include "launcher/compute.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/options.hpp"
 #include "launcher/resume.hpp"
@@ -28,18 +29,21 @@ namespace {
 struct Loaded {
   RunConfig config;
   io::Tokenizer tokenizer;
+  Compute compute;
   std::unique_ptr<model::Transformer> transformer;
 };
 
-Loaded load(const std::string& path) {
+Loaded load(const std::string& path, const std::string& device) {
   io::CheckpointReader reader(path);
   RunConfig config = parse_ini(reader.facts().config);
   config.memory = {};  // nothing is trained here
-  Loaded loaded{config, io::Tokenizer(reader.facts().tokenizer), nullptr};
+  config.run.device = device;
+  Loaded loaded{config, io::Tokenizer(reader.facts().tokenizer),
+                open_compute(config.run, Communicator::self()), nullptr};
   loaded.transformer = std::make_unique<model::Transformer>(
       config.model, config.attention, config.memory,
       shard_sequence(config.data.sequence_length, SequenceLayout::kContiguous, nullptr),
-      model::cpu_backend());
+      loaded.compute.backend);
   const auto& store = loaded.transformer->parameters();
   reader.read(store.arrays("model/", store.weights()));
   return loaded;
@@ -76,7 +80,8 @@ ExitStatus generate_command(const std::vector<std::string>& arguments) {
        {"top-k", "K", "choose among the K most probable tokens; 0 = all", "0"},
        {"top-p", "P", "choose among the most probable tokens that together reach P", "1"},
        {"seed", "S", "of the random choice", "1"},
-       {"threads", "N", "0 = all cores", "0"}},
+       {"threads", "N", "0 = all cores", "0"},
+       {"device", "NAME", "auto, cpu or cuda", "auto"}},
       "longspan generate --checkpoint runs/code --prompt 'template <class T>' --temperature 0.7");
   if (args.help_wanted()) {
     log::line(args.help());
@@ -106,7 +111,7 @@ ExitStatus generate_command(const std::vector<std::string>& arguments) {
   set_threads(static_cast<int>(std::min<std::int64_t>(threads, available_cores())),
               Communicator::self());
 
-  const Loaded loaded = load(checkpoint_at(args.text("checkpoint")));
+  const Loaded loaded = load(checkpoint_at(args.text("checkpoint")), args.text("device"));
   const std::string prompt = prompt_of(args);
   std::vector<std::int32_t> tokens = loaded.tokenizer.encode(prompt);
   if (tokens.empty()) fail_usage("the prompt is empty: give at least one character");

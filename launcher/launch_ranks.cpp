@@ -7,28 +7,24 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "io/file.hpp"
+#include "launcher/child_process.hpp"
 #include "parallel/error.hpp"
-#include "parallel/handle.hpp"
 #include "parallel/log.hpp"
 #include "slurm/signals.hpp"
 
 namespace longspan::launcher {
 namespace {
 
-void close_descriptor(int descriptor) {
-  ::close(descriptor);
-}
-using Descriptor = Handle<int, -1, close_descriptor>;
+using io::Descriptor;
 using Clock = std::chrono::steady_clock;
 
 struct Pipe {
@@ -52,49 +48,23 @@ extern "C" void note_stop_wish(int signal) {
 }
 extern "C" void note_child(int) {}
 
-/// Does not return.
-[[noreturn]] void become(const MpirunCommand& command, int out, int errors, int failure,
-                         const sigset_t& mask, pid_t parent) {
-  // A group of its own: the terminal's Ctrl-C is for us, and mpirun would take it for the end.
-  ::setpgid(0, 0);
-  // If we are killed, the ranks still save and leave.
-  ::prctl(PR_SET_PDEATHSIG, SIGUSR1);
-  if (::getppid() != parent) ::_exit(1);
-  for (const int signal : kStopSignals) std::signal(signal, SIG_DFL);
-  std::signal(SIGCHLD, SIG_DFL);
-  sigprocmask(SIG_SETMASK, &mask, nullptr);
-  // Reading the terminal from outside of its foreground group would stop mpirun.
-  if (const int null = ::open("/dev/null", O_RDONLY); null >= 0) ::dup2(null, STDIN_FILENO);
-  ::dup2(out, STDOUT_FILENO);
-  ::dup2(errors, STDERR_FILENO);
-  for (const auto& [name, value] : command.environment)
-    ::setenv(name.c_str(), value.c_str(), /*overwrite=*/0);
-  std::vector<char*> words;
-  for (const std::string& word : command.words) words.push_back(const_cast<char*>(word.c_str()));
-  words.push_back(nullptr);
-  ::execvp(words[0], words.data());
-  const int error = errno;
-  [[maybe_unused]] const auto written = ::write(failure, &error, sizeof error);
-  ::_exit(127);
+pid_t start(const MpirunCommand& command, Descriptor out, Descriptor errors, const sigset_t& mask) {
+  ChildProgram program;
+  program.words = command.words;
+  program.environment = command.environment;
+  program.out = out.get(), program.errors = errors.get();
+  program.signal_mask = &mask;
+  program.when_parent_dies = SIGUSR1;  // the ranks still save and leave
+  return start_child(program, "install Open MPI (Debian: openmpi-bin) or load its module");
 }
 
-pid_t start(const MpirunCommand& command, Descriptor out, Descriptor errors, const sigset_t& mask) {
-  Pipe failure;
-  const pid_t parent = ::getpid();
-  const pid_t child = ::fork();
-  if (child < 0) fail("cannot start a process: {}", std::strerror(errno));
-  if (child == 0) become(command, out.get(), errors.get(), failure.write.get(), mask, parent);
-  ::setpgid(child, child);  // whoever comes first
-  out.reset();
-  errors.reset();
-  failure.write.reset();
-  int error = 0;
-  if (::read(failure.read.get(), &error, sizeof error) == sizeof error) {
-    ::waitpid(child, nullptr, 0);
-    fail("cannot start {}: {}: install Open MPI (Debian: openmpi-bin) or load its module",
-         command.words[0], std::strerror(error));
-  }
-  return child;
+/// Of descriptors, -1: is none. No signal interrupts it: those that matter are blocked outside of
+/// StopSignals::wait_readable().
+std::array<bool, 2> readable_now(std::array<int, 2> descriptors) {
+  std::array<pollfd, 2> polled = {pollfd{descriptors[0], POLLIN, 0},
+                                  pollfd{descriptors[1], POLLIN, 0}};
+  if (::poll(polled.data(), polled.size(), 0) <= 0) return {false, false};
+  return {polled[0].revents != 0, polled[1].revents != 0};
 }
 
 /// Tells mpirun what the user wants, as often as that is needed.
@@ -186,12 +156,14 @@ int run_and_watch(const MpirunCommand& command, const StopSignals& signals, Rank
   std::array<Descriptor*, 2> pipes = {&out.read, &errors.read};
   constexpr std::array kStreams = {RankOutput::Stream::kOut, RankOutput::Stream::kErrors};
   int status = 0;
-  for (bool running = true; running;) {
-    messenger.look();
-    // mpirun is gone before its pipes are empty, and a rank that outlives it may keep them open.
+  // mpirun is gone before its pipes are empty, and a rank that outlives it may keep them open: the
+  // end is when it is gone and nothing more is there to be read.
+  for (bool gone = false, got_text = true; got_text || !gone;) {
+    got_text = false;
+    const std::array<int, 2> ends = {out.read.get(), errors.read.get()};
+    if (!gone) messenger.look();
     const auto readable =
-        signals.wait_readable({out.read.get(), errors.read.get()}, std::chrono::milliseconds(100));
-    bool got_text = false;
+        gone ? readable_now(ends) : signals.wait_readable(ends, std::chrono::milliseconds(100));
     for (std::size_t i = 0; i < pipes.size(); ++i) {
       if (!readable[i]) continue;
       std::array<char, 65536> text;
@@ -203,10 +175,10 @@ int run_and_watch(const MpirunCommand& command, const StopSignals& signals, Rank
         pipes[i]->reset();
       }
     }
-    if (!got_text) running = ::waitpid(mpirun, &status, WNOHANG) != mpirun;
+    if (!gone && !got_text && ::waitpid(mpirun, &status, WNOHANG) == mpirun) gone = got_text = true;
   }
   output.finish();
-  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  const int code = exit_status(status);
   // SIGUSR1 found a rank that did not know it yet: nothing was computed, so nothing is lost.
   if (signals.stop_wished() && !signals.interrupted() && code == 128 + SIGUSR1) {
     log::info("{} was received before the ranks had begun",

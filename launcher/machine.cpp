@@ -13,6 +13,7 @@
 #include "io/hdf5.hpp"
 #include "longspan_revision.hpp"
 #include "model/kernels/version.hpp"
+#include "parallel/host_copy.hpp"
 #include "parallel/random.hpp"
 #include "parallel/version.hpp"
 
@@ -47,14 +48,16 @@ double measure_peak_flops(const model::Backend& backend, bool bf16, const Commun
   auto a = Buffer<float>(backend.device, kSize, kSize),
        b = Buffer<float>(backend.device, kSize, kSize),
        c = Buffer<float>(backend.device, kSize, kSize);
-  std::fill(a.view().begin(), a.view().end(), 1.0f);
-  std::fill(b.view().begin(), b.view().end(), 1.0f);
+  for (const Buffer<float>* operand : {&a, &b})
+    write_from_host(backend.device, backend.stream, operand->view(),
+                    [](View<float> x) { std::fill(x.begin(), x.end(), 1.0f); });
   model::GemmArgs args;
   args.m = args.n = args.k = args.lda = args.ldb = args.ldc = kSize;
   args.a = a.data(), args.b = b.data(), args.c = c.data();
   args.trans_b = true;
   args.bf16_operands = bf16;
   backend.kernels.gemm(args, backend.stream);  // compiles the kernel
+  backend.stream.synchronize();
   double best = 0;
   for (int repeat = 0; repeat < 3; ++repeat) {
     world.barrier();

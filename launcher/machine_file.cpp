@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -65,18 +66,17 @@ class Reader {
 
   void read(const std::vector<IniEntry>& entries, const std::string& source,
             std::vector<std::string>& problems) {
-    std::vector<std::string> names{"machine.name", "fp32.linear-flops", "bf16.linear-flops"};
+    std::vector<std::string> names{"machine.name"};
     for (const Key& key : keys_) names.push_back(key.name);
+    for (const auto& [name, rates] : tables_) names.push_back(name);
     for (const IniEntry& e : entries) {
       const std::string where = fmt::format("{}:{}: {}={}", source, e.line, e.name, e.value);
       if (!seen_.insert(e.name).second) {
         problems.push_back(where + ": it stands twice");
       } else if (e.name == "machine.name") {
         m_.name = e.value;
-      } else if (e.name == "fp32.linear-flops") {
-        table(e.value, where, m_.fp32, problems);
-      } else if (e.name == "bf16.linear-flops") {
-        table(e.value, where, m_.bf16, problems);
+      } else if (const auto rates = tables_.find(e.name); rates != tables_.end()) {
+        table(e.value, where, *rates->second, problems);
       } else if (const auto key = std::find_if(keys_.begin(), keys_.end(),
                                                [&](const Key& k) { return k.name == e.name; });
                  key != keys_.end()) {
@@ -92,9 +92,9 @@ class Reader {
     if (!fp32 && !bf16)
       problems.push_back(
           fmt::format("{}: it has no rates: add a section [fp32] or [bf16]", source));
-    for (const auto& [name, wanted] : {std::pair{"fp32", fp32}, std::pair{"bf16", bf16}})
-      if (wanted && !seen_.contains(std::string(name) + ".linear-flops"))
-        problems.push_back(fmt::format("{}: {}.linear-flops is missing", source, name));
+    for (const auto& [name, rates] : tables_)
+      if ((name.starts_with("fp32") ? fp32 : bf16) && !seen_.contains(name))
+        problems.push_back(fmt::format("{}: {} is missing", source, name));
     for (const Key& key : keys_) {
       const std::string section = key.name.substr(0, 4);
       const bool wanted = key.required && (section == "fp32"   ? fp32
@@ -113,12 +113,12 @@ class Reader {
   void link(const std::string& which, MachineLink& link) {
     number("links." + which + "-bandwidth", link.bandwidth, kSlowBytes, kFastBytes, true);
     number("links." + which + "-latency", link.latency, 0, 1, true);
+    number("links." + which + "-core-seconds-per-byte", link.core_seconds_per_byte, 0, 1e-6, false);
   }
   void rates(const std::string& name, MachineRates& rates) {
-    number(name + ".attention-forward-flops", rates.attention_forward_flops, kSlowFlops, kFastFlops,
-           true);
-    number(name + ".attention-backward-flops", rates.attention_backward_flops, kSlowFlops,
-           kFastFlops, true);
+    tables_.insert({name + ".linear-flops", &rates.linear_flops});
+    tables_.insert({name + ".attention-forward-flops", &rates.attention_forward_flops});
+    tables_.insert({name + ".attention-backward-flops", &rates.attention_backward_flops});
     number(name + ".peak-flops", rates.peak_flops, kSlowFlops, kFastFlops, true);
   }
   bool seen_section(const std::string& section) const {
@@ -143,29 +143,30 @@ class Reader {
     }
   }
   /// "2e11" or "64:1e11 1024:2e11".
-  static void table(const std::string& text, const std::string& where, MachineRates& rates,
+  static void table(const std::string& text, const std::string& where, RateTable& rates,
                     std::vector<std::string>& problems) {
     std::istringstream words(text);
     std::string word;
     bool fine = true;
     while (words >> word) {
       const std::size_t colon = word.find(':');
-      double width = 1, rate = 0;
-      fine = fine && (colon == std::string::npos || parse_number(word.substr(0, colon), width)) &&
+      double size = 1, rate = 0;
+      fine = fine && (colon == std::string::npos || parse_number(word.substr(0, colon), size)) &&
              parse_number(colon == std::string::npos ? word : word.substr(colon + 1), rate) &&
-             width >= 1 && rate >= kSlowFlops && rate <= kFastFlops &&
-             (rates.linear_flops.empty() || width > rates.linear_flops.back().first);
-      rates.linear_flops.emplace_back(width, rate);
+             size >= 1 && rate >= kSlowFlops && rate <= kFastFlops &&
+             (rates.entries.empty() || size > rates.entries.back().first);
+      rates.entries.emplace_back(size, rate);
     }
-    if (!fine || rates.linear_flops.empty())
+    if (!fine || rates.entries.empty())
       problems.push_back(fmt::format(
-          "{}: it must be one number of FLOP/s from {:g} to {:g}, or width:FLOP/s pairs with "
-          "ascending widths, such as \"256:1e11 1024:2e11\"",
+          "{}: it must be one number of FLOP/s from {:g} to {:g}, or size:FLOP/s pairs with "
+          "ascending sizes, such as \"256:1e11 1024:2e11\"",
           where, kSlowFlops, kFastFlops));
   }
 
   MachineDescription& m_;
   std::vector<Key> keys_;
+  std::map<std::string, RateTable*> tables_;
   std::set<std::string> seen_;
 };
 
@@ -181,14 +182,19 @@ std::set<std::string> known_machines() {
 
 }  // namespace
 
-double MachineRates::linear_at(double width) const {
-  const auto above = std::lower_bound(linear_flops.begin(), linear_flops.end(), width,
+double RateTable::at(double size) const {
+  const auto above = std::lower_bound(entries.begin(), entries.end(), size,
                                       [](const auto& entry, double w) { return entry.first < w; });
-  if (above == linear_flops.begin()) return above->second;
-  if (above == linear_flops.end()) return linear_flops.back().second;
+  if (above == entries.begin()) return above->second;
+  if (above == entries.end()) return entries.back().second;
   const auto below = above - 1;
-  const double share = std::log(width / below->first) / std::log(above->first / below->first);
+  const double share = std::log(size / below->first) / std::log(above->first / below->first);
   return below->second + share * (above->second - below->second);
+}
+
+RateTable& RateTable::operator*=(double factor) {
+  for (auto& [size, rate] : entries) rate *= factor;
+  return *this;
 }
 
 MachineDescription MachineDescription::for_rank(int ranks, int threads) const {
@@ -198,9 +204,9 @@ MachineDescription MachineDescription::for_rank(int ranks, int threads) const {
   // So many ranks like this one the node has cores for.
   if (threads > 0 && cores > 0) ranks = std::max(ranks, cores / threads);
   for (MachineRates* rates : {&rank.fp32, &rank.bf16}) {
-    for (auto& [width, rate] : rates->linear_flops) rate /= ranks;
-    rates->attention_forward_flops /= ranks;
-    rates->attention_backward_flops /= ranks;
+    for (RateTable* table :
+         {&rates->linear_flops, &rates->attention_forward_flops, &rates->attention_backward_flops})
+      *table *= 1.0 / ranks;
     rates->peak_flops /= ranks;
   }
   rank.pointwise_bandwidth /= ranks;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,20 +14,31 @@
 
 namespace longspan::launcher {
 
-/// Of one precision. FLOP/s in model FLOPs: attention 4 and 8 per visible pair and channel.
+/// FLOP/s against a size: in between by the logarithm of the size, beyond the ends as at them.
+struct RateTable {
+  RateTable() = default;
+  RateTable(double rate) : entries{{1, rate}} {}  ///< the same at every size
+  RateTable(std::initializer_list<std::pair<double, double>> given) : entries(given) {}
+  std::vector<std::pair<double, double>> entries;  ///< (size, FLOP/s), sizes ascending
+  double at(double size) const;
+  RateTable& operator*=(double factor);
+};
+
+/// Of one precision, in model FLOPs: attention 4 and 8 per visible pair and channel.
 struct MachineRates {
-  /// (depth of the product, FLOP/s), depths ascending; in between by the logarithm of the depth,
-  /// beyond the ends as at them. Measured with weights as wide as they are deep.
-  std::vector<std::pair<double, double>> linear_flops;
-  double attention_forward_flops = 0, attention_backward_flops = 0;
+  RateTable linear_flops;  ///< by the depth of the product, of weights as wide as they are deep
+  /// By the keys of a call, causal.
+  RateTable attention_forward_flops, attention_backward_flops;
   double peak_flops = 0;  ///< 100 % of MFU
-  bool given() const { return !linear_flops.empty(); }
-  double linear_at(double width) const;
+  bool given() const { return !linear_flops.entries.empty(); }
 };
 
 struct MachineLink {
   double bandwidth = 0;  ///< bytes/s a rank sends while all do
   double latency = 0;    ///< seconds
+  /// What a byte that a rank sends takes from the cores that compute, hidden or not (CPU: copies
+  /// and sums); 0 = nothing.
+  double core_seconds_per_byte = 0;
 };
 
 struct MachineDescription {

@@ -22,7 +22,7 @@ struct StepMetrics {
   double mfu = 0;           ///< model FLOPs per second over the measured peak of all ranks, 0 to 1
   double comm_seconds = 0;  ///< communication that nothing hid, the slowest rank
   double data_seconds = 0;  ///< spent waiting for data, the slowest rank
-  std::int64_t peak_memory_bytes = 0;     ///< resident, the largest rank
+  std::int64_t peak_memory_bytes = 0;     ///< resident, or of the GPU; the largest rank
   std::optional<double> validation_loss;  ///< only where it was measured
 };
 

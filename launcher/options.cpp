@@ -73,6 +73,13 @@ class Registry {
     bind("directory", r.directory, "path", "where the run writes; empty = runs/<run.name>");
     bind("seed", r.seed, "", "of initial weights, data order and dropout");
     bind("device", r.device, "", "auto, cpu or cuda; auto falls back to the CPU and says so");
+    bind("communication", r.communication, "",
+         "between GPUs: nccl; staged (through the host's memory and MPI: without NCCL, and as a "
+         "check); auto = nccl where the plug-in has it and no GPU is shared");
+    bind("share-gpu", r.share_gpu, "", "several ranks may compute on one GPU, in turns: for tests");
+    bind("deterministic", r.deterministic, "",
+         "on = the same bits in every run on a GPU too (own attention kernels, matrix products "
+         "never chosen by the clock); the CPU always is");
     bind("threads", r.threads, "threads", "per rank; 0 = cores of the node / ranks on it");
     bind("hang-timeout", r.hang_timeout, "seconds",
          "after which a rank that keeps the others waiting is named and the job ends; auto or 0 = "
@@ -214,6 +221,11 @@ class Registry {
          "profile.json");
     bind("tensorboard", l.tensorboard, "",
          "the metrics also as TensorBoard event files, in tensorboard/ of the run directory");
+    bind("trace", l.trace, "path",
+         "one step of all ranks (the first 16) as a picture, for https://ui.perfetto.dev: "
+         "operations, communication, data, checkpoints; empty = none");
+    bind("trace-step", l.trace_step, "step",
+         "which one, counted from 1 at this start; the first ones warm everything up");
   }
   void section(const char* name, slurm::SlurmConfig& s) {
     section_ = name;

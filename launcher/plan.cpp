@@ -143,7 +143,7 @@ Plan planned(const RunConfig& config, const MachineDescription& machine, const P
       context_traffic(config, mesh, plan.scheme.scheme, plan.scheme.inner);
   const StepEstimate step =
       estimate_step(config, machine.for_rank(placement.ranks_on_node(), config.run.threads),
-                    placement, mesh, plan.share, count_keeps(plan.keep), traffic);
+                    placement, mesh, plan.share, count_keeps(plan.keep.keep_L), traffic);
   plan.seconds = step.seconds;
   plan.bytes = step.bytes;
   fill_costs(plan, machine);
@@ -250,7 +250,7 @@ std::vector<Advice> advise(const Plan& plan, const MachineDescription& machine) 
   const double now = plan.step_seconds();
   std::vector<Advice> all;
   const MeshShape mesh{c.mesh.data, c.mesh.context, c.mesh.tensor};
-  const KeepCounts keeps = count_keeps(plan.keep);
+  const KeepCounts keeps = count_keeps(plan.keep.keep_L);
   const ContextTraffic traffic = context_traffic(c, mesh, plan.scheme.scheme, plan.scheme.inner);
   const auto faster = [&](const std::string& what,
                           const std::function<void(MachineDescription&)>& change) {
@@ -266,9 +266,8 @@ std::vector<Advice> advise(const Plan& plan, const MachineDescription& machine) 
   const auto rates = [bf16](MachineDescription& m) -> MachineRates& {
     return bf16 ? m.bf16 : m.fp32;
   };
-  faster("matrix products twice as fast", [&](MachineDescription& m) {
-    for (auto& [width, rate] : rates(m).linear_flops) rate *= 2;
-  });
+  faster("matrix products twice as fast",
+         [&](MachineDescription& m) { rates(m).linear_flops *= 2; });
   faster("attention twice as fast", [&](MachineDescription& m) {
     rates(m).attention_forward_flops *= 2, rates(m).attention_backward_flops *= 2;
   });
@@ -292,18 +291,16 @@ std::vector<Advice> advise(const Plan& plan, const MachineDescription& machine) 
       // It does not fit: no advice.
     }
   };
-  for (const auto& [name, keep] :
-       {std::pair{"all", Keep::kAll}, std::pair{"attention", Keep::kAttention}})
+  for (const Keep keep : {Keep::kAll, Keep::kAttention})
     if (c.memory.keep != keep)
-      setting(fmt::format("memory.keep={}", name), [k = keep](RunConfig& o) { o.memory.keep = k; });
+      setting(fmt::format("memory.keep={}", name_of(keep)),
+              [keep](RunConfig& o) { o.memory.keep = keep; });
   if (mesh.context > 1)
-    for (const auto& [name, scheme] : {std::pair{"ring", AttentionSchemeKind::kRing},
-                                       std::pair{"allgather", AttentionSchemeKind::kAllgather},
-                                       std::pair{"ulysses", AttentionSchemeKind::kUlysses},
-                                       std::pair{"hybrid", AttentionSchemeKind::kHybrid}})
+    for (const auto scheme : {AttentionSchemeKind::kRing, AttentionSchemeKind::kAllgather,
+                              AttentionSchemeKind::kUlysses, AttentionSchemeKind::kHybrid})
       if (plan.scheme.scheme != scheme)
-        setting(fmt::format("attention.scheme={}", name),
-                [s = scheme](RunConfig& o) { o.attention.scheme = s; });
+        setting(fmt::format("attention.scheme={}", name_of(scheme)),
+                [scheme](RunConfig& o) { o.attention.scheme = scheme; });
   if (c.train.global_batch % (2 * c.train.micro_batch * mesh.data) == 0)
     setting(fmt::format("train.micro-batch={}", 2 * c.train.micro_batch),
             [](RunConfig& o) { o.train.micro_batch *= 2; });

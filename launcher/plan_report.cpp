@@ -30,19 +30,6 @@ std::vector<Axis> axes_of(const Plan& p) {
            p.placement.inside(p.placement.ranks, 1)}};
 }
 
-const char* scheme_name(model::AttentionSchemeKind scheme) {
-  switch (scheme) {
-    case model::AttentionSchemeKind::kAllgather:
-      return "allgather";
-    case model::AttentionSchemeKind::kUlysses:
-      return "ulysses";
-    case model::AttentionSchemeKind::kHybrid:
-      return "hybrid";
-    default:
-      return "ring";
-  }
-}
-
 std::string duration_text(double seconds) {
   if (seconds < 120) return fmt::format("{:.1f} s", seconds);
   if (seconds < 7200) return fmt::format("{:.1f} min", seconds / 60);
@@ -123,7 +110,7 @@ std::string plan_json(const Plan& p, const MachineDescription& machine,
       {"ranks", p.placement.ranks},
       {"nodes", p.placement.nodes()},
       {"mesh", {{"data", c.mesh.data}, {"context", c.mesh.context}, {"tensor", c.mesh.tensor}}},
-      {"scheme", scheme_name(p.scheme.scheme)},
+      {"scheme", name_of(p.scheme.scheme)},
       {"keep", model::to_string(p.keep)},
       {"machine", {{"name", machine.name}, {"file", machine.path}}},
       {"memory", memory},

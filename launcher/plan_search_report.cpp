@@ -13,45 +13,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-const char* scheme_name(model::AttentionSchemeKind scheme) {
-  switch (scheme) {
-    case model::AttentionSchemeKind::kAllgather:
-      return "allgather";
-    case model::AttentionSchemeKind::kUlysses:
-      return "ulysses";
-    case model::AttentionSchemeKind::kHybrid:
-      return "hybrid";
-    default:
-      return "ring";
-  }
-}
-
-const char* shard_name(model::OptimizerShard shard) {
-  switch (shard) {
-    case model::OptimizerShard::kStates:
-      return "states";
-    case model::OptimizerShard::kGradients:
-      return "gradients";
-    case model::OptimizerShard::kParameters:
-      return "parameters";
-    default:
-      return "none";
-  }
-}
-
-const char* keep_name(model::Keep keep) {
-  switch (keep) {
-    case model::Keep::kAll:
-      return "all";
-    case model::Keep::kAttention:
-      return "attention";
-    case model::Keep::kBlock:
-      return "block";
-    default:
-      return "auto";
-  }
-}
-
 std::string mesh_text(const MeshShape& mesh) {
   return fmt::format("{} x {} x {}", mesh.data, mesh.context, mesh.tensor);
 }
@@ -95,9 +56,9 @@ std::vector<std::pair<std::string, std::string>> settings_of(const Candidate& c)
       {"mesh.context", std::to_string(c.mesh.context)},
       {"mesh.tensor", std::to_string(c.mesh.tensor)},
       {"train.micro-batch", std::to_string(c.micro_batch)},
-      {"optimizer.shard", shard_name(c.shard)},
-      {"memory.keep", keep_name(c.keep)}};
-  if (c.mesh.context > 1) all.emplace_back("attention.scheme", scheme_name(c.scheme));
+      {"optimizer.shard", name_of(c.shard)},
+      {"memory.keep", name_of(c.keep)}};
+  if (c.mesh.context > 1) all.emplace_back("attention.scheme", name_of(c.scheme));
   return all;
 }
 
@@ -127,8 +88,8 @@ std::string search_text(const SearchResult& result, const RunConfig& config,
   for (std::size_t i = 0; i < std::min(shown, result.fitting.size()); ++i) {
     const Candidate& c = result.fitting[i];
     table.add({std::to_string(i + 1), mesh_text(c.mesh),
-               c.mesh.context > 1 ? scheme_name(c.scheme) : "", shard_name(c.shard),
-               std::to_string(c.micro_batch), keep_name(c.keep),
+               c.mesh.context > 1 ? name_of(c.scheme) : "", name_of(c.shard),
+               std::to_string(c.micro_batch), name_of(c.keep),
                fmt::format("{:.4g}", tokens_of(config) / c.step_seconds),
                fmt::format("{:.4g}", c.step_seconds), fmt::format("{:.1f}", mib(c.memory_bytes))});
   }

@@ -68,7 +68,7 @@ Outcome measured_outcome(std::vector<double> step_seconds, const StepTraffic& tr
                         world.all_reduce_max(sent.gradients)};
   outcome.exposed_seconds = traffic.exposed_seconds();
   outcome.threads = run.threads();
-  outcome.allocated_bytes = world.all_reduce_max(cpu_device().peak_bytes());
+  outcome.allocated_bytes = world.all_reduce_max(run.compute().backend.device.peak_bytes());
   outcome.resident_bytes = world.all_reduce_max(peak_resident_bytes());
   outcome.ranks_per_node =
       static_cast<int>(world.all_reduce_max(std::int64_t{world.split_by_node().size()}));
@@ -85,7 +85,7 @@ Prediction predict_run(const TrainingRun& run, int ranks_per_node) {
   const RunConfig& config = run.config();
   Prediction prediction;
   prediction.memory = split_memory(config, run.share(), run.memory_estimate());
-  const KeepCounts keeps = count_keeps(run.keep_plan());
+  const KeepCounts keeps = count_keeps(run.keep_plan().keep_L);
   const ContextTraffic traffic =
       context_traffic(config, run.mesh().shape(), run.share().scheme, run.share().inner);
   prediction.sent =

@@ -49,6 +49,9 @@ void check_run(const RunSettings& r, Problems& problems) {
       r.name);
   problems.unless(r.device == "auto" || r.device == "cpu" || r.device == "cuda",
                   "run.device={}: it must be auto, cpu or cuda", r.device);
+  problems.unless(
+      r.communication == "auto" || r.communication == "nccl" || r.communication == "staged",
+      "run.communication={}: it must be auto, nccl or staged", r.communication);
   problems.at_least(0, "run.threads", r.threads);
   problems.unless(parallel::parse_hang_timeout(r.hang_timeout).has_value(),
                   "run.hang-timeout={}: it must be auto, off or a number of seconds, at least 1",
@@ -257,6 +260,7 @@ std::vector<std::string> problems_of(const RunConfig& c) {
                   "checkpoint.resume={}: it must be auto, never or the path of a checkpoint",
                   c.checkpoint.resume);
   problems.at_least(kOne, "log.every", c.log.every);
+  problems.at_least(kOne, "log.trace-step", c.log.trace_step);
   check_slurm(c.slurm, problems);
   return problems.take();
 }

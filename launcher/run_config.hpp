@@ -18,9 +18,12 @@ struct RunSettings {
   std::string name = "run";
   std::string directory;  ///< empty = runs/<name>
   std::uint64_t seed = 1;
-  std::string device = "auto";        ///< auto | cpu | cuda
-  int threads = 0;                    ///< per rank; 0 = cores of the node / ranks on it
-  std::string hang_timeout = "auto";  ///< auto | off | seconds
+  std::string device = "auto";         ///< auto | cpu | cuda
+  std::string communication = "auto";  ///< between GPUs: auto | nccl | staged
+  bool share_gpu = false;              ///< several ranks on one GPU
+  bool deterministic = false;          ///< the same bits in every run, on a GPU too
+  int threads = 0;                     ///< per rank; 0 = cores of the node / ranks on it
+  std::string hang_timeout = "auto";   ///< auto | off | seconds
 };
 
 struct TrainConfig {
@@ -36,9 +39,11 @@ struct TrainConfig {
 };
 
 struct LogConfig {
-  std::int64_t every = 1;    ///< steps between table lines on the terminal
-  bool profile = false;      ///< at the end, where the time of a step went
-  bool tensorboard = false;  ///< the metrics as TensorBoard event files too
+  std::int64_t every = 1;       ///< steps between table lines on the terminal
+  bool profile = false;         ///< at the end, where the time of a step went
+  bool tensorboard = false;     ///< the metrics as TensorBoard event files too
+  std::string trace;            ///< file for one step as a picture; empty = none
+  std::int64_t trace_step = 3;  ///< which one of this start, from 1
 };
 
 struct RunConfig {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "launcher/step_time.hpp"
+
 namespace longspan::launcher {
 namespace {
 
@@ -45,7 +47,8 @@ class Builder {
       emit(OpKind::kMicroBatchOver, Channel::kWorld, i);
     }
     while (!reducing_.empty()) wait_oldest_sum();
-    compute(p_.optimizer);
+    // What exchanges take from the cores is spread over the step: here in one piece.
+    compute(p_.optimizer + copying_seconds(p_, step_bytes(p_, count_keeps(keep_L_))).all());
     if (shape(Channel::kWorld).size > 1)
       wait(Channel::kWorld, collective(Channel::kWorld, 0, options_.small_latencies));
     return std::move(program_);
@@ -291,7 +294,7 @@ class Builder {
     final_gradients(0);
   }
   void recompute(Keep keep) {
-    if (keep == Keep::kAll) return;
+    if (keep == Keep::kAll) return compute(p_.activation);
     compute(p_.pointwise_forward / 2);
     tensor(1);
     compute(p_.products.qkv);

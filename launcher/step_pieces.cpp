@@ -24,7 +24,8 @@ double as_double(std::int64_t n) {
 /// both.
 double product_seconds(const MachineRates& rates, double flops, std::int64_t in, std::int64_t out) {
   const double all = flops * as_double(in) * as_double(out);
-  return all / 2 * (1 / rates.linear_at(as_double(in)) + 1 / rates.linear_at(as_double(out)));
+  return all / 2 *
+         (1 / rates.linear_flops.at(as_double(in)) + 1 / rates.linear_flops.at(as_double(out)));
 }
 
 LayerProducts layer_products(const RunConfig& c, const MachineRates& rates,
@@ -45,7 +46,7 @@ LayerProducts layer_products(const RunConfig& c, const MachineRates& rates,
 /// Bytes that the operations of one layer touch beside the products: each array once for every
 /// operation that reads or writes it (model/kernels/profiled.cpp).
 struct PointwiseBytes {
-  double forward = 0, backward = 0;
+  double forward = 0, backward = 0, activation = 0;
 };
 
 PointwiseBytes pointwise_bytes(const RunConfig& c, const model::RankShare& share) {
@@ -58,7 +59,23 @@ PointwiseBytes pointwise_bytes(const RunConfig& c, const model::RankShare& share
   const double turned = part.position == model::PositionKind::kRope ? 2 * (query + keys) : 0;
   // Two norms and two residuals; positions; the activation. Backward: norms that accumulate; delta.
   return {kFp32 * (own * 10 * width + rows * (turned + (gelu ? 2 : 3) * mlp)),
-          kFp32 * (own * 8 * width + rows * (turned + 2 * query + (gelu ? 3 : 5) * mlp))};
+          kFp32 * (own * 8 * width + rows * (turned + 2 * query + (gelu ? 3 : 5) * mlp)),
+          kFp32 * rows * (gelu ? 2 : 3) * mlp};
+}
+
+/// Of attention over whole sequences, or over the blocks that travel.
+std::int64_t keys_of_a_call(const RunConfig& c, const model::RankShare& share) {
+  switch (share.scheme) {
+    case AttentionSchemeKind::kUlysses:
+    case AttentionSchemeKind::kAllgather:
+      return c.data.sequence_length;
+    case AttentionSchemeKind::kHybrid:
+      return c.data.sequence_length * share.inner / share.context;
+    case AttentionSchemeKind::kAuto:
+    case AttentionSchemeKind::kRing:
+      return c.data.sequence_length / share.context;
+  }
+  return c.data.sequence_length;
 }
 
 }  // namespace
@@ -156,11 +173,13 @@ StepPieces step_pieces(const RunConfig& c, const MachineDescription& rank,
   const PointwiseBytes pointwise = pointwise_bytes(c, share);
   p.pointwise_forward = touch(pointwise.forward);
   p.pointwise_backward = touch(pointwise.backward);
+  p.activation = touch(pointwise.activation);
   const double pairs = model::attention_pairs(c.attention, c.data.sequence_length) *
                        as_double(share.sequences * c.model.heads * c.model.head_size) /
                        (mesh.context * mesh.tensor) * traffic.busiest;
-  p.attention_forward = 4 * pairs / rates.attention_forward_flops;
-  p.attention_backward = 8 * pairs / rates.attention_backward_flops;
+  const double keys = as_double(keys_of_a_call(c, share));
+  p.attention_forward = 4 * pairs / rates.attention_forward_flops.at(keys);
+  p.attention_backward = 8 * pairs / rates.attention_backward_flops.at(keys);
   p.embedding = touch(kFp32 * own * 5 * width);
   const std::int64_t vocabulary = c.model.vocabulary / mesh.tensor;
   p.loss_product = product_seconds(rates, 6 * rows, c.model.width, vocabulary);

@@ -144,9 +144,9 @@ double gradient_exposed(const StepPieces& p, double forward, double backward) {
 
 }  // namespace
 
-KeepCounts count_keeps(const model::ActivationPlan& plan) {
+KeepCounts count_keeps(const std::vector<model::Keep>& keep_L) {
   KeepCounts counts;
-  for (const model::Keep keep : plan.keep_L)
+  for (const model::Keep keep : keep_L)
     ++(keep == model::Keep::kAll         ? counts.all
        : keep == model::Keep::kAttention ? counts.attention
                                          : counts.block);
@@ -165,6 +165,12 @@ StepBytes step_bytes(const StepPieces& p, const KeepCounts& keeps) {
   return bytes;
 }
 
+CopyingSeconds copying_seconds(const StepPieces& p, const StepBytes& bytes) {
+  return {bytes.context * p.context_link.core_seconds_per_byte,
+          bytes.tensor * p.tensor_link.core_seconds_per_byte,
+          bytes.gradients * p.gradient_link.core_seconds_per_byte};
+}
+
 StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
                            const Placement& placement, const MeshShape& mesh,
                            const model::RankShare& share, const KeepCounts& keeps,
@@ -180,8 +186,8 @@ StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
   s.linear = times * layers * 3 * p.products.all();
   s.attention = times * layers * (p.attention_forward + p.attention_backward);
   s.pointwise = times * (layers * (p.pointwise_forward + p.pointwise_backward) + p.embedding);
-  s.recompute =
-      times * (again * (p.products.again() + p.pointwise_forward) + block * p.attention_forward);
+  s.recompute = times * (again * (p.products.again() + p.pointwise_forward) +
+                         block * p.attention_forward + as_double(keeps.all) * p.activation);
   s.loss = times * p.loss();
 
   s.context_exposed =
@@ -198,6 +204,10 @@ StepEstimate estimate_step(const RunConfig& c, const MachineDescription& rank,
                                     attention.backward_exposed + p.pointwise_backward) +
                           (s.recompute + s.loss) / times;
   s.gradient_exposed = gradient_exposed(p, forward, backward);
+  const CopyingSeconds copying = copying_seconds(p, step.bytes);
+  s.context_exposed += copying.context;
+  s.tensor_exposed += copying.tensor;
+  s.gradient_exposed += copying.gradients;
   s.optimizer = p.optimizer;
 
   // The small reductions of a step: targets, loss, norm, and what metrics.jsonl reports.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "launcher/machine_file.hpp"
 #include "launcher/step_pieces.hpp"
@@ -15,9 +16,10 @@ namespace longspan::launcher {
 struct KeepCounts {
   std::int64_t all = 0, attention = 0, block = 0;
 };
-KeepCounts count_keeps(const model::ActivationPlan& plan);
+KeepCounts count_keeps(const std::vector<model::Keep>& keep_L);
 
-/// Seconds of one step on the slowest rank. Communication is what nothing hides.
+/// Seconds of one step on the slowest rank. Communication is what nothing hides, and what it takes
+/// from the cores.
 struct StepSeconds {
   double linear = 0;     ///< products of the layers, forward and backward
   double attention = 0;  ///< forward and backward
@@ -54,6 +56,13 @@ SaveSeconds save_seconds(const RunConfig& config, const MachineDescription& rank
 
 /// What a rank sends: of step_pieces() or of step_exchanges() alike.
 StepBytes step_bytes(const StepPieces& pieces, const KeepCounts& keeps);
+
+/// What exchanges take from the cores that compute, hidden or not.
+struct CopyingSeconds {
+  double context = 0, tensor = 0, gradients = 0;
+  double all() const { return context + tensor + gradients; }
+};
+CopyingSeconds copying_seconds(const StepPieces& pieces, const StepBytes& bytes);
 
 struct StepEstimate {
   StepSeconds seconds;

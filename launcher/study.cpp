@@ -98,11 +98,10 @@ std::int64_t fixed_batch(const StudySpec& spec, const std::vector<Combination>& 
 std::string series_name(const MeshConfig& pattern, AttentionSchemeKind scheme,
                         std::int64_t length) {
   // The scheme of one context rank is no scheme.
-  return fmt::format("{}{} {}", has_own_ranks(pattern) ? "given meshes" : mesh_text(pattern),
-                     pattern.context == 1 && !has_own_ranks(pattern)
-                         ? ""
-                         : fmt::format(" {}", scheme_text(scheme)),
-                     length);
+  return fmt::format(
+      "{}{} {}", has_own_ranks(pattern) ? "given meshes" : mesh_text(pattern),
+      pattern.context == 1 && !has_own_ranks(pattern) ? "" : fmt::format(" {}", name_of(scheme)),
+      length);
 }
 
 int index_of(std::vector<std::string>& names, const std::string& name) {
@@ -141,8 +140,8 @@ std::string objection(const StudySpec& spec, const StudyPoint& point) {
     const RunConfig config = config_of(spec, point);
     const model::SchemeChoice choice = choice_of(spec, point, config);
     if (point.scheme_matters() && choice.scheme != point.scheme)
-      return fmt::format("attention.scheme={} would be {}: {}", scheme_text(point.scheme),
-                         scheme_text(choice.scheme), choice.why);
+      return fmt::format("attention.scheme={} would be {}: {}", name_of(point.scheme),
+                         name_of(choice.scheme), choice.why);
     if (config.memory.budget > 0)
       plan_memory(config, rank_share_of(config, point.mesh, choice),
                   {config.memory.budget, "memory.budget"});
@@ -178,7 +177,7 @@ std::vector<std::string> settings_of(const StudyPoint& point) {
                                        "--train.global-batch",
                                        std::to_string(point.batch)};
   if (point.scheme_matters())
-    settings.insert(settings.end(), {"--attention.scheme", scheme_text(point.scheme)});
+    settings.insert(settings.end(), {"--attention.scheme", name_of(point.scheme)});
   return settings;
 }
 
@@ -204,8 +203,8 @@ Study plan_study(const StudySpec& spec) {
         if (point.scheme == AttentionSchemeKind::kAuto) point.scheme = what_auto_takes(spec, point);
         point.name = fmt::format(
             "{}-rank{}-{}{}-{}-b{}", c.ranks, c.ranks == 1 ? "" : "s", mesh_text(point.mesh),
-            point.scheme_matters() ? fmt::format("-{}", scheme_text(point.scheme)) : "",
-            point.length, point.batch);
+            point.scheme_matters() ? fmt::format("-{}", name_of(point.scheme)) : "", point.length,
+            point.batch);
         const std::string series = series_name(*c.pattern, scheme, length);
         const auto known =
             std::find_if(study.points.begin(), study.points.end(),
@@ -271,24 +270,8 @@ std::string mesh_text(const MeshShape& mesh) {
   return fmt::format("{}x{}x{}", mesh.data, mesh.context, mesh.tensor);
 }
 
-std::string scheme_text(AttentionSchemeKind scheme) {
-  switch (scheme) {
-    case AttentionSchemeKind::kAuto:
-      return "auto";
-    case AttentionSchemeKind::kRing:
-      return "ring";
-    case AttentionSchemeKind::kAllgather:
-      return "allgather";
-    case AttentionSchemeKind::kUlysses:
-      return "ulysses";
-    case AttentionSchemeKind::kHybrid:
-      return "hybrid";
-  }
-  return "";
-}
-
 std::string scheme_text(const StudyPoint& point) {
-  return point.scheme_matters() ? scheme_text(point.scheme) : "-";
+  return point.scheme_matters() ? name_of(point.scheme) : "-";
 }
 
 std::string scaling_text(Scaling scaling) {

@@ -75,7 +75,6 @@ std::vector<std::string> settings_of(const StudyPoint& point);
 MeshConfig parse_mesh(const std::string& text);
 std::string mesh_text(const MeshConfig& mesh);
 std::string mesh_text(const MeshShape& mesh);
-std::string scheme_text(model::AttentionSchemeKind scheme);
 std::string scheme_text(const StudyPoint& point);  ///< "-" where it does not matter
 std::string scaling_text(Scaling scaling);         ///< "strong", "weak by batch", ...
 

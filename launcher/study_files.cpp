@@ -30,7 +30,7 @@ std::string read_file(const std::string& path) {
 Json request_of(const StudySpec& spec) {
   Json meshes = Json::array(), schemes = Json::array();
   for (const MeshConfig& mesh : spec.meshes) meshes.push_back(mesh_text(mesh));
-  for (const auto scheme : spec.schemes) schemes.push_back(scheme_text(scheme));
+  for (const auto scheme : spec.schemes) schemes.push_back(name_of(scheme));
   return {{"scaling", scaling_text(spec.scaling)},
           {"ranks", spec.ranks},
           {"mesh", meshes},

@@ -2,9 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
@@ -14,6 +12,7 @@
 #include <fstream>
 #include <utility>
 
+#include "launcher/child_process.hpp"
 #include "launcher/run_history.hpp"
 #include "launcher/run_state.hpp"
 #include "parallel/log.hpp"
@@ -27,28 +26,6 @@ io::Descriptor output_file(const std::string& path) {
   io::Descriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (!file) io::fail_errno(path, "cannot write", errno);
   return file;
-}
-
-/// In the child: does not return.
-[[noreturn]] void become(const std::vector<std::string>& words, int out, int errors, int failure,
-                         const sigset_t& mask, pid_t parent) {
-  // A group of its own: the terminal's Ctrl-C is for us, who pass it on.
-  ::setpgid(0, 0);
-  ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-  if (::getppid() != parent) ::_exit(1);
-  for (const int signal : kStopSignals) std::signal(signal, SIG_DFL);
-  std::signal(SIGCHLD, SIG_DFL);
-  sigprocmask(SIG_SETMASK, &mask, nullptr);
-  if (const int null = ::open("/dev/null", O_RDONLY); null >= 0) ::dup2(null, STDIN_FILENO);
-  ::dup2(out, STDOUT_FILENO);
-  ::dup2(errors, STDERR_FILENO);
-  std::vector<char*> argv;
-  for (const std::string& word : words) argv.push_back(const_cast<char*>(word.c_str()));
-  argv.push_back(nullptr);
-  ::execv(argv[0], argv.data());
-  const int error = errno;
-  [[maybe_unused]] const auto written = ::write(failure, &error, sizeof error);
-  ::_exit(127);
 }
 
 /// The first line of `path` that is no warning, without "longspan: "; empty if there is none.
@@ -124,20 +101,11 @@ std::vector<std::string> launch_arguments(const StudyFolder& folder, std::size_t
 int run_child(const std::vector<std::string>& words, const std::string& out,
               const std::string& errors, const StopSignals& signals) {
   io::Descriptor out_file = output_file(out), error_file = output_file(errors);
-  std::array<int, 2> ends;
-  if (::pipe2(ends.data(), O_CLOEXEC) != 0) fail("cannot make a pipe: {}", std::strerror(errno));
-  io::Descriptor read_end(ends[0]), write_end(ends[1]);
-  const pid_t parent = ::getpid(), child = ::fork();
-  if (child < 0) fail("cannot start a process: {}", std::strerror(errno));
-  if (child == 0)
-    become(words, out_file.get(), error_file.get(), write_end.get(), signals.mask(), parent);
-  ::setpgid(child, child);  // whoever comes first
-  write_end.reset();
-  int error = 0;
-  if (::read(read_end.get(), &error, sizeof error) == sizeof error) {
-    ::waitpid(child, nullptr, 0);
-    fail("cannot start {}: {}", words[0], std::strerror(error));
-  }
+  ChildProgram program;
+  program.words = words;
+  program.out = out_file.get(), program.errors = error_file.get();
+  program.signal_mask = &signals.mask();
+  const pid_t child = start_child(program);
   bool told = false;
   int status = 0;
   while (::waitpid(child, &status, WNOHANG) != child) {
@@ -148,7 +116,7 @@ int run_child(const std::vector<std::string>& words, const std::string& out,
     }
     signals.wait_readable({-1, -1}, milliseconds(100));
   }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return exit_status(status);
 }
 
 StudyState run_study(const StudyFolder& folder, const Say& say) {

@@ -23,6 +23,7 @@
 #include "launcher/run_header.hpp"
 #include "launcher/run_record.hpp"
 #include "launcher/saver.hpp"
+#include "launcher/step_trace.hpp"
 #include "launcher/stopping.hpp"
 #include "launcher/stragglers.hpp"
 #include "launcher/tensorboard.hpp"
@@ -138,7 +139,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   // Its folder is in the run's, which is ours now. Whatever may hang comes after it.
   parallel::Watchdog watchdog(*parallel::parse_hang_timeout(requested.run.hang_timeout),
                               requested.directory(), world);
-  TrainingRun run(requested, world);
+  const Compute compute = open_compute(requested.run, world);
+  TrainingRun run(requested, world, compute);
   const RunConfig& config = run.config();
   agree(world, [&] {
     if (world.rank() != 0) return;
@@ -151,9 +153,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   agree(world, [&] {
     if (directory) directory->write_config(config, "effective configuration; " + version_line());
   });
-  const double peak_flops = measure_peak_flops(
-      model::cpu_backend(), config.model.precision == model::Precision::kBf16, world);
-  print_header(run, peak_flops);
+  const double peak_flops =
+      measure_peak_flops(compute.backend, config.model.precision == model::Precision::kBf16, world);
+  print_header(run, peak_flops, compute.line);
   if (directory) record.started(config.directory(), world.size(), run.progress().step);
   if (!resumed.empty())
     log::info("continuing from {} after step {}; a rank read at most {} of its {}", resumed,
@@ -182,6 +184,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
 
   StepProfiler profiler(run.profile());
   StepTraffic traffic(run);
+  StepTrace trace(config.log, world, compute->name);
   std::vector<double> step_seconds;
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
@@ -203,7 +206,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     const double waited_before = flight::recorder().waited_seconds();
     profiler.begin_step();
     traffic.begin_step();
+    trace.begin_step(run.progress().step + 1);
     const StepResult result = train_step(run);
+    compute->backend.stream.synchronize();  // a device may still be at the update
     traffic.end_step();
     const double waited = flight::recorder().waited_seconds() - waited_before;
     const double worked = seconds_since(step_begin) - waited;
@@ -223,7 +228,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     line.mfu = run.step_flops() / line.step_seconds / peak_flops;
     line.comm_seconds = world.all_reduce_max(run.communication_seconds() - communication_before);
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
-    line.peak_memory_bytes = world.all_reduce_max(peak_resident_bytes());
+    const Device& device = compute->backend.device;
+    line.peak_memory_bytes = world.all_reduce_max(device.host_accessible() ? peak_resident_bytes()
+                                                                           : device.peak_bytes());
 
     step_seconds.push_back(line.step_seconds);
     watchdog.step_done(line.step_seconds);
@@ -259,7 +266,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
       saver.save(finished || !stop_reason.empty());
     else
       saver.poll();
+    trace.end_step();
   }
+  trace.finish();
   flight::recorder().enter(Phase::kEnd, run.progress().step);
   saver.finish();
   agree(world, [&] {

@@ -63,8 +63,8 @@ void TrainingRun::open_offload() {
       std::filesystem::create_directories(directory, told_below);  // other nodes may not share it
     }
     offload_ = std::make_unique<SpillFile>(
-        directory,
-        model::offloaded_bytes(config_.model, config_.memory, share_, memory_plan_.plan));
+        directory, model::offloaded_bytes(config_.model, config_.memory, share_, memory_plan_.plan),
+        backend_.device);
     model_->offload_to(*offload_);
   });
 }

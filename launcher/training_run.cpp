@@ -16,6 +16,7 @@
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
 #include "parallel/random.hpp"
+#include "parallel/traced_group.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -38,13 +39,15 @@ RunConfig resolved(RunConfig config, const io::TokenDataset& dataset, const Comm
           "model.vocabulary={} but {} has token ids up to {}: set model.vocabulary={} or 0 (the "
           "dataset's)",
           config.model.vocabulary, dataset.facts().path, tokens - 1, tokens);
-    if (config.run.device == "cuda")
-      fail_usage(
-          "run.device=cuda: this build has no GPU plug-in (liblongspan_cuda.so): set "
-          "run.device=cpu");
     resolve(config, tokens);
   });
   return config;
+}
+
+/// With groups that log.trace sees.
+Compute traced(Compute compute) {
+  compute.make_group = longspan::traced(std::move(compute.make_group));
+  return compute;
 }
 
 /// Collective over the mesh. Nodes may hold different numbers of the ranks that share a sequence:
@@ -68,22 +71,22 @@ MeshShape mesh_of(RunConfig config, const io::TokenDataset& dataset, const Commu
   return choice.shape;
 }
 
-/// The CPU, its operations seen through `profile` if there is one.
-model::Backend backend_with(model::Kernels* profile) {
-  const model::Backend cpu = model::cpu_backend();
-  return {cpu.device, profile ? *profile : cpu.kernels, cpu.stream};
-}
-
 }  // namespace
 
-TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
+TrainingRun::TrainingRun(RunConfig config, const Communicator& world, Compute compute)
     : dataset_(open_agreed(config.data.path, world)),
       mesh_(world, mesh_of(config, dataset_, world, mesh_reason_)),
       threads_(set_threads(config.run.threads, world)),
-      profile_(config.log.profile
-                   ? std::make_unique<model::ProfiledKernels>(model::cpu_backend().kernels)
-                   : nullptr),
-      backend_(backend_with(profile_.get())) {
+      compute_(config.log.trace.empty() ? std::move(compute) : traced(std::move(compute))),
+      profile_(config.log.profile ? std::make_unique<model::ProfiledKernels>(compute_.backend)
+                                  : nullptr),
+      trace_(config.log.trace.empty()
+                 ? nullptr
+                 : std::make_unique<model::TracedKernels>(
+                       profile_ ? compute_.with(*profile_).backend : compute_.backend)),
+      backend_(trace_     ? compute_.with(*trace_).backend
+               : profile_ ? compute_.with(*profile_).backend
+                          : compute_.backend) {
   config_ = resolved(std::move(config), dataset_, world);
   const MeshShape& shape = mesh_.shape();
   config_.mesh = {shape.data, shape.context, shape.tensor, config_.mesh.elastic};
@@ -96,9 +99,9 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
       throw Error(fmt::format("{}", fmt::join(problems, "\n")), ExitStatus::kUsage);
   });
 
-  if (shape.context > 1) context_group_ = make_mpi_group(mesh_.context());
-  if (shape.tensor > 1) tensor_group_ = make_mpi_group(mesh_.tensor());
-  gradient_group_ = make_mpi_group(mesh_.replicas());
+  if (shape.context > 1) context_group_ = compute_.make_group(mesh_.context());
+  if (shape.tensor > 1) tensor_group_ = compute_.make_group(mesh_.tensor());
+  gradient_group_ = compute_.make_group(mesh_.replicas());
   const bool causal = config_.attention.mask == model::MaskKind::kCausal;
   SequenceShards shards =
       shard_sequence(config_.data.sequence_length, layout_for(causal, config_.attention.window),
@@ -106,7 +109,7 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world)
 
   scheme_ = scheme_on(config_, mesh_);
   if (scheme_.scheme == model::AttentionSchemeKind::kHybrid)
-    split_context(shards, mesh_.context(), scheme_.inner);
+    split_context(shards, mesh_.context(), scheme_.inner, compute_.make_group);
   model::AttentionConfig attention = config_.attention;
   attention.scheme = scheme_.scheme;
 

@@ -11,12 +11,14 @@
 #include "io/checkpoint_saver.hpp"
 #include "io/loader.hpp"
 #include "io/token_dataset.hpp"
+#include "launcher/compute.hpp"
 #include "launcher/memory_plan.hpp"
 #include "launcher/run_config.hpp"
 #include "model/adamw.hpp"
 #include "model/attention_choice.hpp"
 #include "model/flops.hpp"
 #include "model/kernels/profiled.hpp"
+#include "model/kernels/traced.hpp"
 #include "model/parameter_sharding.hpp"
 #include "model/transformer.hpp"
 #include "parallel/mesh.hpp"
@@ -39,9 +41,9 @@ struct ByAxis {
 
 class TrainingRun {
  public:
-  /// Opens the dataset, builds the mesh and the model, resolves what is 0 in `config`. Throws the
-  /// same Error on every rank. Collective.
-  TrainingRun(RunConfig config, const Communicator& world);
+  /// Opens the dataset, builds the mesh and the model on the device of `compute`, resolves what is
+  /// 0 in `config`. Throws the same Error on every rank. Collective.
+  TrainingRun(RunConfig config, const Communicator& world, Compute compute);
 
   const RunConfig& config() const { return config_; }
   const Mesh& mesh() const { return mesh_; }
@@ -52,6 +54,7 @@ class TrainingRun {
   Progress& progress() { return progress_; }
   int accumulation() const { return accumulation_; }
   int threads() const { return threads_; }
+  const Compute& compute() const { return compute_; }
   /// What attention.scheme has come to: the same on every rank.
   const model::SchemeChoice& scheme() const { return scheme_; }
 
@@ -128,9 +131,11 @@ class TrainingRun {
   std::string mesh_reason_;
   Mesh mesh_;
   int threads_;
+  const Compute compute_;
   std::unique_ptr<ProcessGroup> context_group_, tensor_group_, gradient_group_;
   std::unique_ptr<model::ProfiledKernels> profile_;
-  model::Backend backend_;
+  std::unique_ptr<model::TracedKernels> trace_;
+  const model::Backend backend_;
   model::SchemeChoice scheme_;
   model::RankShare share_;
   std::unique_ptr<SpillFile> offload_;

@@ -14,15 +14,18 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <set>
 
 #include "launcher/arguments.hpp"
 #include "launcher/command.hpp"
+#include "launcher/compute.hpp"
 #include "launcher/launch_ranks.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/progress.hpp"
 #include "launcher/verify_attention.hpp"
 #include "launcher/verify_training.hpp"
+#include "parallel/agree.hpp"
 #include "parallel/log.hpp"
 
 namespace longspan::launcher {
@@ -67,9 +70,13 @@ VerifyScope scope_of(const Arguments& args) {
 
 /// One of the processes that verify starts: measures, and rank 0 writes the rows.
 ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
-  const Arguments args(
-      {arguments.begin() + 1, arguments.end()}, "verify", "",
-      {{"rows", "FILE", ""}, {"tokens", "N", ""}, {"quick", "", ""}, {"full", "", ""}}, "");
+  const Arguments args({arguments.begin() + 1, arguments.end()}, "verify", "",
+                       {{"rows", "FILE", ""},
+                        {"tokens", "N", ""},
+                        {"quick", "", ""},
+                        {"full", "", ""},
+                        {"device", "NAME", ""}},
+                       "");
   // The wish to stop, as launch passes it on: there is nothing to save.
   std::signal(SIGUSR1, [](int) { ::_exit(static_cast<int>(ExitStatus::kRequeue)); });
   const MpiRuntime mpi;
@@ -78,8 +85,11 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
   set_threads(0, world);
   const VerifyScope scope = scope_of(args);
   VerifyReport report;
-  report.attention = measure_attention(world, scope);
-  report.training = measure_training(world, scope);
+  RunSettings run;
+  run.device = args.text("device");
+  const Compute compute = open_compute(run, world);
+  report.attention = measure_attention(world, scope, compute);
+  report.training = measure_training(world, scope, compute);
   if (world.rank() == 0) {
     std::ofstream file(args.text("rows"));
     file << rows_to_text(report) << std::flush;
@@ -88,9 +98,11 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
   return ExitStatus::kDone;
 }
 
-VerifyReport start_on(int ranks, const VerifyScope& scope, const std::string& rows_file) {
-  std::vector<std::string> words = {"verify",  kOnRanks,   "--rows",
-                                    rows_file, "--tokens", std::to_string(scope.tokens)};
+VerifyReport start_on(int ranks, const VerifyScope& scope, const std::string& device,
+                      const std::string& rows_file) {
+  std::vector<std::string> words = {"verify",   kOnRanks,   "--rows",
+                                    rows_file,  "--tokens", std::to_string(scope.tokens),
+                                    "--device", device};
   if (scope.extent != Extent::kUsual) words.push_back(fmt::format("--{}", name_of(scope.extent)));
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const Places here = {.cores = usable_cores(), .root = ::geteuid() == 0};
@@ -135,6 +147,7 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
         std::to_string(VerifyScope().tokens)},
        {"quick", "", "one case of every kind: a few seconds"},
        {"full", "", "all combinations: a few minutes"},
+       {"device", "NAME", "where the ranks compute: cpu, cuda or auto", "cpu"},
        {"json", "", "one JSON object instead of tables"}},
       "longspan verify --ranks 1,2,4");
   if (args.help_wanted()) {
@@ -165,7 +178,7 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
     Progress progress;
     for (const int ranks : rank_counts) {
       progress.update("measuring", "rows", done, total);
-      VerifyReport part = start_on(ranks, scope, folder.file(ranks));
+      VerifyReport part = start_on(ranks, scope, args.text("device"), folder.file(ranks));
       report.attention.insert(report.attention.end(), part.attention.begin(), part.attention.end());
       report.training.insert(report.training.end(), part.training.begin(), part.training.end());
       done += rows_of(ranks);

@@ -9,6 +9,7 @@
 
 #include "model/attention.hpp"
 #include "parallel/error.hpp"
+#include "parallel/host_copy.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::launcher {
@@ -26,10 +27,12 @@ std::vector<float> normals(std::int64_t count, std::uint64_t key, float deviatio
   return x;
 }
 
-bool same_bits(View<const float> a, View<const float> b) {
-  return a.size() == b.size() &&
-         (a.empty() ||
-          std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(float)) == 0);
+bool same_bits(Backend backend, View<const float> a, View<const float> b) {
+  if (a.size() != b.size() || a.empty()) return a.size() == b.size();
+  const OnHost<float> left(backend.device, backend.stream, a),
+      right(backend.device, backend.stream, b);
+  return std::memcmp(left.view().data(), right.view().data(),
+                     static_cast<std::size_t>(a.size()) * sizeof(float)) == 0;
 }
 
 /// Nearest number with 8 significant bits, ties to even: not by the kernel that is verified.
@@ -53,19 +56,26 @@ class RankRun {
     qkv_ = Buffer<float>(backend.device, rows, width + 2 * kv_width);
     dout_ = Buffer<float>(backend.device, rows, width);
     batch_.sequences = problem.sequences;
-    each_row(shards.mine(), [&](std::int64_t row, std::int64_t from) {
-      // Large numbers in the rows of padding: whoever looks at them shows it.
-      constexpr float kPoison = 1e3f;
-      float* const packed = qkv_.view().row(row);
-      if (from < 0) {
-        std::fill_n(packed, qkv_.cols(), kPoison);
-        std::fill_n(dout_.view().row(row), width, kPoison);
-        return;
-      }
-      std::copy_n(&problem.q[from * width], width, packed);
-      std::copy_n(&problem.k[from * kv_width], kv_width, packed + width);
-      std::copy_n(&problem.v[from * kv_width], kv_width, packed + width + kv_width);
-      std::copy_n(&problem.dout[from * width], width, dout_.view().row(row));
+    constexpr float kPoison = 1e3f;  // in the rows of padding: whoever looks at them shows it
+    write_from_host(backend.device, backend.stream, qkv_.view(), [&](View<float> qkv) {
+      each_row(shards.mine(), [&](std::int64_t row, std::int64_t from) {
+        float* const packed = qkv.row(row);
+        if (from < 0) {
+          std::fill_n(packed, qkv.cols(), kPoison);
+          return;
+        }
+        std::copy_n(&problem.q[from * width], width, packed);
+        std::copy_n(&problem.k[from * kv_width], kv_width, packed + width);
+        std::copy_n(&problem.v[from * kv_width], kv_width, packed + width + kv_width);
+      });
+    });
+    write_from_host(backend.device, backend.stream, dout_.view(), [&](View<float> dout) {
+      each_row(shards.mine(), [&](std::int64_t row, std::int64_t from) {
+        if (from < 0)
+          std::fill_n(dout.row(row), width, kPoison);
+        else
+          std::copy_n(&problem.dout[from * width], width, dout.row(row));
+      });
     });
     if (problem.config.precision == Precision::kBf16)
       backend.kernels.round_to_bf16(qkv_.size(), qkv_.data(), backend.stream);
@@ -89,12 +99,12 @@ class RankRun {
     attention.forward(qkv_, saved_, pass_);
     dqkv_ = gradients(saved_);
     saved_.exchanged.reset();  // memory.keep=attention
-    keeps_agree_ = same_bits(gradients(saved_), dqkv_);
+    keeps_agree_ = same_bits(backend_, gradients(saved_), dqkv_);
     Attention::Saved again;  // memory.keep=block, and the same once more
     attention.forward(qkv_, again, pass_);
-    same_again_ =
-        same_bits(again.output_NHK, saved_.output_NHK) && same_bits(again.lse, saved_.lse);
-    const bool same_gradients = same_bits(gradients(again), dqkv_);
+    same_again_ = same_bits(backend_, again.output_NHK, saved_.output_NHK) &&
+                  same_bits(backend_, again.lse, saved_.lse);
+    const bool same_gradients = same_bits(backend_, gradients(again), dqkv_);
     same_again_ = same_again_ && same_gradients;
     keeps_agree_ = keeps_agree_ && same_again_;
   }
@@ -103,9 +113,11 @@ class RankRun {
   void put_into(AttentionResult& result) const {
     const std::int64_t width = problem_.config.width, kv_width = kv_width_of(problem_.config);
     result.keeps_agree = keeps_agree_, result.same_again = same_again_;
+    const OnHost<float> output(backend_.device, backend_.stream, saved_.output_NHK),
+        gradients(backend_.device, backend_.stream, dqkv_);
     each_row(shards_.mine(), [&](std::int64_t row, std::int64_t to) {
-      const float* const o = saved_.output_NHK.view().row(row);
-      const float* const d = dqkv_.view().row(row);
+      const float* const o = output.view().row(row);
+      const float* const d = gradients.view().row(row);
       if (to < 0) {
         const auto zero = [](float x) { return x == 0; };
         if (!std::all_of(o, o + width, zero) || !std::all_of(d, d + dqkv_.cols(), zero))
@@ -139,7 +151,8 @@ class RankRun {
     const std::int64_t heads = problem_.config.heads;
     const std::int64_t first_head = part_begin(heads, shards_.index - first_rank, sharing);
     const std::int64_t end_head = part_begin(heads, shards_.index - first_rank + 1, sharing);
-    const float* lse = saved_.lse.data();
+    const OnHost<float> sums(backend_.device, backend_.stream, saved_.lse);
+    const float* lse = sums.view().data();
     if (saved_.lse.size() !=
         problem_.sequences * (end_head - first_head) * sharing * shards_.tokens())
       fail("verify: {} log-sum-exps are not [B={}, heads={}, tokens={}]", saved_.lse.size(),
@@ -239,8 +252,13 @@ AttentionResult run_attention(const AttentionProblem& problem, const SequenceSha
   std::vector<float> violations;
   for (const bool* flag : flags) violations.push_back(*flag ? 0.0f : 1.0f);
   for (std::vector<float>* part :
-       {&result.output, &result.dq, &result.dk, &result.dv, &result.lse, &violations})
-    shards.group->all_reduce_sum({part->data(), static_cast<std::int64_t>(part->size())})->wait();
+       {&result.output, &result.dq, &result.dk, &result.dv, &result.lse, &violations}) {
+    const std::size_t bytes = part->size() * sizeof(float);
+    Buffer<float> sum(backend.device, static_cast<std::int64_t>(part->size()));
+    backend.device.copy(sum.data(), part->data(), bytes, backend.stream);
+    shards.group->all_reduce_sum(sum)->wait();
+    backend.device.copy(part->data(), sum.data(), bytes, backend.stream);
+  }
   for (std::size_t i = 0; i < violations.size(); ++i) *flags[i] = violations[i] == 0.0f;
   return result;
 }
@@ -260,21 +278,22 @@ AttentionErrors compare(const AttentionResult& result, const AttentionProblem& p
   return errors;
 }
 
-std::vector<AttentionRow> measure_attention(const Communicator& world, const VerifyScope& scope) {
+std::vector<AttentionRow> measure_attention(const Communicator& world, const VerifyScope& scope,
+                                            const Compute& compute) {
   struct Reference {
     OracleOutputs truth;
     AttentionErrors one_rank;
   };
   // Rank 0's alone.
   std::map<std::tuple<MaskCase, HeadsCase, std::int64_t, Precision>, Reference> references;
-  const Backend backend = cpu_backend();
-  const auto group = world.size() > 1 ? make_mpi_group(world) : nullptr;
+  const Backend backend = compute.backend;
+  const auto group = world.size() > 1 ? compute.make_group(world) : nullptr;
   std::vector<AttentionRow> rows;
   for (const AttentionCase& what : attention_cases(world.size(), scope)) {
     const AttentionProblem problem = attention_problem(what);
     const SequenceShards shards =
         split_for(verified_scheme(what.scheme), problem.config,
-                  shard_sequence(what.tokens, what.layout, group.get()), world);
+                  shard_sequence(what.tokens, what.layout, group.get()), world, compute.make_group);
     const AttentionResult result = run_attention(problem, shards, backend);
     if (world.rank() != 0) continue;
     Reference& reference = references[{what.mask, what.heads, what.tokens, what.precision}];

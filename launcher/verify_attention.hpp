@@ -2,6 +2,7 @@
 /// model::Attention, the comparison. Only the problems are small; the code is the one that trains.
 #pragma once
 
+#include "launcher/compute.hpp"
 #include "launcher/verify_cases.hpp"
 #include "model/kernels/kernels.hpp"
 #include "model/oracle.hpp"
@@ -37,6 +38,7 @@ AttentionErrors compare(const AttentionResult& result, const AttentionProblem& p
                         const model::OracleOutputs& truth);
 
 /// All rows of world.size() ranks; they are complete on rank 0 only. Collective over `world`.
-std::vector<AttentionRow> measure_attention(const Communicator& world, const VerifyScope& scope);
+std::vector<AttentionRow> measure_attention(const Communicator& world, const VerifyScope& scope,
+                                            const Compute& compute);
 
 }  // namespace longspan::launcher

@@ -196,9 +196,10 @@ ModelConfig heads_config(HeadsCase heads, int ranks) {
 }
 
 SequenceShards split_for(const VerifiedScheme& scheme, const ModelConfig& config,
-                         SequenceShards shards, const Communicator& context) {
+                         SequenceShards shards, const Communicator& context,
+                         const MakeGroup& make_group) {
   const int inner = shards.ranks() == 1 ? 1 : scheme.inner(config, shards.ranks());
-  if (inner > 1 && inner < shards.ranks()) split_context(shards, context, inner);
+  if (inner > 1 && inner < shards.ranks()) split_context(shards, context, inner, make_group);
   return shards;
 }
 
@@ -239,38 +240,6 @@ std::string_view name_of(HeadsCase heads) {
 
 std::string_view name_of(SequenceLayout layout) {
   return layout == SequenceLayout::kZigzag ? "zigzag" : "contiguous";
-}
-
-std::string_view name_of(Precision precision) {
-  return precision == Precision::kFp32 ? "fp32" : "bf16";
-}
-
-std::string_view name_of(Keep keep) {
-  switch (keep) {
-    case Keep::kAll:
-      return "all";
-    case Keep::kAttention:
-      return "attention";
-    case Keep::kBlock:
-      return "block";
-    case Keep::kAuto:
-      return "auto";
-  }
-  return "";
-}
-
-std::string_view name_of(OptimizerShard shard) {
-  switch (shard) {
-    case OptimizerShard::kNone:
-      return "none";
-    case OptimizerShard::kStates:
-      return "states";
-    case OptimizerShard::kGradients:
-      return "gradients";
-    case OptimizerShard::kParameters:
-      return "parameters";
-  }
-  return "";
 }
 
 std::string to_string(const TrainingLayout& layout) {

@@ -55,9 +55,6 @@ enum class HeadsCase {
 std::string_view name_of(MaskCase mask);
 std::string_view name_of(HeadsCase heads);
 std::string_view name_of(SequenceLayout layout);
-std::string_view name_of(model::Keep keep);
-std::string_view name_of(model::Precision precision);
-std::string_view name_of(model::OptimizerShard shard);
 
 /// heads, kv_heads, head_size and width of an attention problem of `ranks` ranks.
 model::ModelConfig heads_config(HeadsCase heads, int ranks);
@@ -128,7 +125,8 @@ const VerifiedModel& verified_model(std::string_view name);
 /// `config`, those of one tensor rank: all of `context`, the communicator behind shards.group.
 /// Collective over it.
 SequenceShards split_for(const VerifiedScheme& scheme, const model::ModelConfig& config,
-                         SequenceShards shards, const Communicator& context);
+                         SequenceShards shards, const Communicator& context,
+                         const MakeGroup& make_group = make_mpi_group);
 
 /// The rows of one rank count, in the order of the tables. Pure.
 std::vector<AttentionCase> attention_cases(int ranks, const VerifyScope& scope);

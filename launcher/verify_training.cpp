@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <map>
 #include <tuple>
@@ -12,6 +13,7 @@
 #include "model/oracle.hpp"
 #include "model/parameter_sharding.hpp"
 #include "model/replicated_gradients.hpp"
+#include "parallel/host_copy.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::launcher {
@@ -33,21 +35,27 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 /// The whole tensors of `store`, one after the other, from the runs that the ranks of `world` own:
 /// their weights, or their gradients. See TrainingOutcome for NaN. Collective over `world`.
 std::vector<float> put_together(const ParameterStore& store, const std::vector<OwnedRange>& owned,
-                                float* OwnedRange::*values, const Communicator& world) {
+                                float* OwnedRange::*values, Backend backend,
+                                const Communicator& world) {
   std::int64_t total = 0;
   for (const Parameter& p : store.parameters()) total += element_count(p.global_shape);
   std::vector<float> mine(static_cast<std::size_t>(total), kNan);
+  std::deque<OnHost<float>> runs;
+  for (const OwnedRange& run : owned)
+    runs.emplace_back(backend.device, backend.stream,
+                      View<const float>(run.*values, run.range.count));
   std::int64_t begin_of_tensor = 0;
   for (const Parameter& p : store.parameters()) {
     const std::int64_t columns = p.shape.back(), all_columns = p.global_shape.back();
     const std::int64_t first_row = p.shape.size() > 1 ? p.block_offset.front() : 0;
-    for (const OwnedRange& run : owned) {
+    for (std::size_t r = 0; r < owned.size(); ++r) {
+      const OwnedRange& run = owned[r];
       const std::int64_t end = std::min(run.range.end(), p.offset + p.count());
       for (std::int64_t i = std::max(run.range.begin, p.offset); i < end; ++i) {
         const std::int64_t row = first_row + (i - p.offset) / columns,
                            column = p.block_offset.back() + (i - p.offset) % columns;
         mine[static_cast<std::size_t>(begin_of_tensor + row * all_columns + column)] =
-            (run.*values)[i - run.range.begin];
+            runs[r][i - run.range.begin];
       }
     }
     begin_of_tensor += element_count(p.global_shape);
@@ -124,11 +132,12 @@ bool learned_the_same(const TrainingOutcome& outcome, const TrainingOutcome& exp
 }
 
 TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, Keep keep,
-                             ProcessGroup& gradients, Backend backend, ProcessGroup* tensor) {
-  const auto context = mesh.shape().context > 1 ? make_mpi_group(mesh.context()) : nullptr;
+                             ProcessGroup& gradients, Backend backend, ProcessGroup* tensor,
+                             const MakeGroup& make_group) {
+  const auto context = mesh.shape().context > 1 ? make_group(mesh.context()) : nullptr;
   const int tensor_ranks = mesh.shape().tensor;
   const auto own_tensor =
-      tensor == nullptr && tensor_ranks > 1 ? make_mpi_group(mesh.tensor()) : nullptr;
+      tensor == nullptr && tensor_ranks > 1 ? make_group(mesh.tensor()) : nullptr;
   if (tensor == nullptr) tensor = own_tensor.get();
   MemoryConfig memory;
   memory.keep = keep;
@@ -139,7 +148,7 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
       heads.kv_heads = std::max<std::int64_t>(1, heads.kv_heads / tensor_ranks);
   for (const VerifiedScheme& scheme : verified_schemes())
     if (scheme.kind == problem.attention.scheme)
-      shards = split_for(scheme, heads, std::move(shards), mesh.context());
+      shards = split_for(scheme, heads, std::move(shards), mesh.context(), make_group);
   Transformer model(problem.config, problem.attention, memory, std::move(shards), backend, {},
                     problem.shard, shard_weights(tensor));
   OptimizerConfig settings;
@@ -200,14 +209,14 @@ TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, K
     sum_replicated_gradients(model.parameters(), sharding.owned(), model.tensor(), backend);
     outcome.losses.push_back(mesh.world().all_reduce_sum(sum) / static_cast<double>(batch.valid));
     if (step == 1)
-      outcome.first_gradients =
-          put_together(model.parameters(), sharding.owned(), &OwnedRange::gradient, mesh.world());
+      outcome.first_gradients = put_together(model.parameters(), sharding.owned(),
+                                             &OwnedRange::gradient, backend, mesh.world());
     outcome.gradient_norms.push_back(gradient_norm());
     optimizer.update(settings.learning_rate, outcome.gradient_norms.back(), step);
   }
   sharding.wait_for_weights();
-  outcome.weights =
-      put_together(model.parameters(), sharding.owned(), &OwnedRange::weight, mesh.world());
+  outcome.weights = put_together(model.parameters(), sharding.owned(), &OwnedRange::weight, backend,
+                                 mesh.world());
   return outcome;
 }
 
@@ -226,8 +235,9 @@ double gradient_difference(const TrainingOutcome& outcome, const TrainingOutcome
   return relative_error(outcome.first_gradients, wide);
 }
 
-std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope) {
-  const Backend backend = cpu_backend();
+std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope,
+                                          const Compute& compute) {
+  const Backend backend = compute.backend;
   const auto everybody = [&](bool mine) { return world.all_reduce_min(std::int64_t{mine}) == 1; };
   std::map<std::string, TrainingOutcome> one_rank;  // rank 0's alone
   // This rank's: with memory.keep=all; and a few steps of one micro-batch with nothing sharded.
@@ -240,9 +250,9 @@ std::vector<TrainingRow> measure_training(const Communicator& world, const Verif
     if (!layout.scheme.empty()) problem.attention.scheme = verified_scheme(layout.scheme).kind;
     problem.shard = layout.shard;
     const Mesh mesh(world, {layout.data, layout.context, layout.tensor});
-    const auto gradients = make_mpi_group(mesh.replicas());
+    const auto gradients = compute.make_group(mesh.replicas());
     const auto run = [&](Keep keep) {
-      return run_training(problem, mesh, keep, *gradients, backend);
+      return run_training(problem, mesh, keep, *gradients, backend, nullptr, compute.make_group);
     };
     TrainingOutcome& all = keep_all[{to_string(layout), layout.shard, what.model}];
     if (all.losses.empty()) all = run(Keep::kAll);
@@ -261,7 +271,7 @@ std::vector<TrainingRow> measure_training(const Communicator& world, const Verif
     if (expected.losses.empty()) {
       const Mesh alone(Communicator::self(), {1, 1});
       expected = run_training(training_problem(what.model, world.size()), alone, Keep::kAll,
-                              *make_mpi_group(alone.world()), backend);
+                              *compute.make_group(alone.world()), backend);
     }
     row.loss_difference = loss_difference(outcome, expected);
     row.gradient_difference = gradient_difference(outcome, expected);

@@ -2,6 +2,7 @@
 /// ParameterSharding and AdamW, as train.cpp calls them.
 #pragma once
 
+#include "launcher/compute.hpp"
 #include "launcher/verify_cases.hpp"
 #include "model/transformer.hpp"
 #include "parallel/mesh.hpp"
@@ -43,10 +44,12 @@ struct TrainingOutcome {
 /// `ranks` only makes the batch large enough for all of them.
 TrainingProblem training_problem(const std::string& model, int ranks);
 /// Optimizer steps as train.cpp makes them. `gradients`, of the ranks of mesh.replicas(), sums
-/// them; `tensor` shares the weights, null: a group of mesh.tensor(). Collective over the mesh.
+/// them; `tensor` shares the weights, null: a group of mesh.tensor(); other groups are made by
+/// `make_group`. Collective over the mesh.
 TrainingOutcome run_training(const TrainingProblem& problem, const Mesh& mesh, model::Keep keep,
                              ProcessGroup& gradients, model::Backend backend,
-                             ProcessGroup* tensor = nullptr);
+                             ProcessGroup* tensor = nullptr,
+                             const MakeGroup& make_group = make_mpi_group);
 /// Largest |loss / expected loss - 1|; infinity if the numbers of steps differ or anything is NaN.
 double loss_difference(const TrainingOutcome& outcome, const TrainingOutcome& expected);
 /// Relative L2 of the first gradients. AdamW divides out a constant factor, all but clipping:
@@ -56,6 +59,7 @@ double gradient_difference(const TrainingOutcome& outcome, const TrainingOutcome
 bool learned_the_same(const TrainingOutcome& outcome, const TrainingOutcome& expected);
 
 /// All rows of world.size() ranks; they are complete on rank 0 only. Collective over `world`.
-std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope);
+std::vector<TrainingRow> measure_training(const Communicator& world, const VerifyScope& scope,
+                                          const Compute& compute);
 
 }  // namespace longspan::launcher

@@ -11,13 +11,6 @@
 namespace longspan::model {
 namespace {
 
-const char* name_of(Keep keep) {
-  return keep == Keep::kAll         ? "all"
-         : keep == Keep::kAttention ? "attention"
-         : keep == Keep::kBlock     ? "block"
-                                    : "auto";
-}
-
 /// What is in memory while a layer works, or the loss after the last one: `moved_before` are the
 /// bytes of its predecessor that are still on their way out, or on their way back.
 std::int64_t bytes_at_work(const ActivationChain& chain, std::size_t layer, std::int64_t kept,

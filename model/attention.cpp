@@ -28,7 +28,8 @@ Attention::Attention(const ModelConfig& config, const AttentionConfig& attention
                 config.kv_heads,
                 config.head_size,
                 {attention.mask == MaskKind::kCausal, attention.window},
-                1.0f / std::sqrt(static_cast<float>(config.head_size))},
+                1.0f / std::sqrt(static_cast<float>(config.head_size)),
+                config.precision == Precision::kBf16},
       backend_(backend),
       scheme_(make_attention_scheme(attention.scheme, geometry_, backend)) {}
 

@@ -7,30 +7,29 @@
 namespace longspan::model {
 namespace {
 
-AttentionShape block_shape(const AttentionGeometry& geometry, const PassContext& pass,
-                           const KeyTokens& keys) {
+AttentionShape block_shape(const AttentionGeometry& geometry, Backend backend,
+                           const PassContext& pass, const KeyTokens& keys) {
   AttentionShape shape;
   shape.batch = pass.batch.sequences;
   shape.queries = pass.tokens(), shape.keys = keys.count;
   shape.heads = geometry.heads, shape.kv_heads = geometry.kv_heads;
   shape.head_size = geometry.head_size;
-  shape.query_positions = pass.shards.mine().data();
+  shape.query_positions = pass.positions_of(pass.shards.index, backend);
   shape.key_positions = keys.positions;
-  if (!pass.documents.empty()) {
-    shape.query_documents = pass.documents[static_cast<std::size_t>(pass.shards.index)].data();
-    shape.key_documents = keys.documents;
-  }
+  shape.query_documents = pass.documents_of(pass.shards.index, backend);
+  if (shape.query_documents != nullptr) shape.key_documents = keys.documents;
   shape.mask = geometry.mask;
   shape.scale = geometry.scale;
+  shape.bf16_operands = geometry.bf16;
+  shape.query_runs = pass.runs_of(pass.shards.index), shape.key_runs = keys.runs;
   return shape;
 }
 
 }  // namespace
 
-KeyTokens tokens_of(const PassContext& pass, int source) {
-  const auto at = static_cast<std::size_t>(source);
-  return {pass.tokens(), pass.shards.positions[at].data(),
-          pass.documents.empty() ? nullptr : pass.documents[at].data()};
+KeyTokens tokens_of(const PassContext& pass, int source, Backend backend) {
+  return {pass.tokens(), pass.positions_of(source, backend), pass.documents_of(source, backend),
+          pass.runs_of(source)};
 }
 
 KeyBlock home_block(const AttentionGeometry& geometry, View<const float> qkv) {
@@ -53,10 +52,12 @@ Buffer<float> pack_keys_values(const AttentionGeometry& geometry, Backend backen
 
 void copy_columns(Backend backend, std::int64_t rows, std::int64_t width, const float* from,
                   std::int64_t from_row, float* to, std::int64_t to_row) {
+  const auto bytes = [](std::int64_t count) {
+    return static_cast<std::size_t>(count) * sizeof(float);
+  };
   if (width == 0) return;
-  for (std::int64_t row = 0; row < rows; ++row)
-    backend.device.copy(to + row * to_row, from + row * from_row,
-                        static_cast<std::size_t>(width) * sizeof(float), backend.stream);
+  backend.device.copy_rows(to, bytes(to_row), from, bytes(from_row), bytes(width), rows,
+                           backend.stream);
 }
 
 void fill_zero(Backend backend, View<float> data) {
@@ -99,7 +100,7 @@ BlockForward::BlockForward(const AttentionGeometry& geometry, Backend backend,
 void BlockForward::attend(const KeyBlock& block, const KeyTokens& tokens) {
   if (blocks_left_ == 0) fail("attention: more blocks of keys than were announced");
   args_.more = --blocks_left_ > 0;
-  args_.shape = block_shape(geometry_, pass_, tokens);
+  args_.shape = block_shape(geometry_, backend_, pass_, tokens);
   args_.k = block.keys, args_.v = block.values;
   args_.kv_row = block.row, args_.kv_batch = tokens.count * block.row;
   backend_.kernels.attention_forward(args_, backend_.stream);
@@ -122,7 +123,7 @@ BlockBackward::BlockBackward(const AttentionGeometry& geometry, Backend backend,
 
 void BlockBackward::attend(const KeyBlock& block, const KeyTokens& tokens, float* dkeys,
                            std::int64_t row) {
-  args_.shape = block_shape(geometry_, pass_, tokens);
+  args_.shape = block_shape(geometry_, backend_, pass_, tokens);
   args_.k = block.keys, args_.v = block.values;
   args_.kv_row = block.row, args_.kv_batch = tokens.count * block.row;
   args_.dk = dkeys, args_.dv = dkeys + geometry_.kv_width();

@@ -22,14 +22,16 @@ KeyBlock packed_block(const AttentionGeometry& geometry, const float* packed);
 Buffer<float> pack_keys_values(const AttentionGeometry& geometry, Backend backend,
                                View<const float> qkv);
 
-/// Which tokens the keys of a block are: positions [count], documents [B, count] or null.
+/// Which tokens the keys of a block are: positions [count], documents [B, count] or null, where
+/// kernels read them.
 struct KeyTokens {
   std::int64_t count;
   const std::int32_t* positions;
   const std::int32_t* documents;
+  PositionRuns runs = {};
 };
 /// All tokens of rank `source`.
-KeyTokens tokens_of(const PassContext& pass, int source);
+KeyTokens tokens_of(const PassContext& pass, int source, Backend backend);
 
 /// Copies `width` elements of each of `rows` rows.
 void copy_columns(Backend backend, std::int64_t rows, std::int64_t width, const float* from,
@@ -50,7 +52,9 @@ class BlockForward {
   /// The first block writes, the others merge, the last finishes. Fails after it.
   void attend(const KeyBlock& block, const KeyTokens& tokens);
   /// The keys are all of rank `source`.
-  void attend(const KeyBlock& block, int source) { attend(block, tokens_of(pass_, source)); }
+  void attend(const KeyBlock& block, int source) {
+    attend(block, tokens_of(pass_, source, backend_));
+  }
 
  private:
   const AttentionGeometry& geometry_;
@@ -72,7 +76,7 @@ class BlockBackward {
   void attend(const KeyBlock& block, const KeyTokens& tokens, float* dkeys, std::int64_t row);
   /// The keys are all of rank `source`.
   void attend(const KeyBlock& block, int source, float* dkeys, std::int64_t row) {
-    attend(block, tokens_of(pass_, source), dkeys, row);
+    attend(block, tokens_of(pass_, source, backend_), dkeys, row);
   }
 
  private:

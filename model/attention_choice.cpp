@@ -14,19 +14,6 @@ namespace {
 // communication thread (parallel/mpi_group.cpp).
 constexpr double kFlopsPerSecond = 30e9, kNodeBytes = 4e9, kNetworkBytes = 1e9, kLatency = 50e-6;
 
-std::string_view name_of(AttentionSchemeKind scheme) {
-  switch (scheme) {
-    case AttentionSchemeKind::kAllgather:
-      return "allgather";
-    case AttentionSchemeKind::kUlysses:
-      return "ulysses";
-    case AttentionSchemeKind::kHybrid:
-      return "hybrid";
-    default:
-      return "ring";
-  }
-}
-
 /// Of the rank that sends the most.
 AttentionTraffic largest(AttentionSchemeKind scheme, const AttentionGeometry& geometry,
                          const SequenceSharing& sharing) {

@@ -1,9 +1,51 @@
 #include "model/attention_heads.hpp"
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
+#include "parallel/host_copy.hpp"
+
 namespace longspan::model {
+namespace {
+
+/// Of the tokens of rank 0, 1, ... one behind the other.
+struct GroupPositions {
+  PositionRuns runs;
+  Uploaded<std::int32_t> all;
+};
+/// Likewise, sequence after sequence.
+struct GroupDocuments {
+  Uploaded<std::int32_t> all;
+};
+
+const GroupPositions& group_positions(const PassContext& pass, Backend backend) {
+  return pass.constant->get<GroupPositions>(0, [&] {
+    std::vector<std::int32_t> all;
+    for (const auto& theirs : pass.shards.positions)
+      all.insert(all.end(), theirs.begin(), theirs.end());
+    const PositionRuns runs = runs_of(all);
+    return std::make_unique<GroupPositions>(
+        GroupPositions{runs, {backend.device, backend.stream, std::move(all)}});
+  });
+}
+
+/// Null: one document per sequence.
+const std::int32_t* group_documents(const PassContext& pass, Backend backend) {
+  if (pass.documents.empty()) return nullptr;
+  const auto& made = pass.own->get<GroupDocuments>(0, [&] {
+    std::vector<std::int32_t> all;
+    for (std::int64_t b = 0; b < pass.batch.sequences; ++b)
+      for (const auto& theirs : pass.documents)
+        all.insert(all.end(), theirs.begin() + b * pass.tokens(),
+                   theirs.begin() + (b + 1) * pass.tokens());
+    return std::make_unique<GroupDocuments>(
+        GroupDocuments{{backend.device, backend.stream, std::move(all)}});
+  });
+  return made.all.data();
+}
+
+}  // namespace
 
 HeadShare head_share(const AttentionGeometry& geometry, int rank, int ranks) {
   const std::int64_t group = geometry.heads / geometry.kv_heads;
@@ -16,8 +58,8 @@ HeadShare head_share(const AttentionGeometry& geometry, int rank, int ranks) {
 
 /// An even share of the heads may begin and end inside a group: at most three runs, the rest of a
 /// group, whole groups, and the beginning of one. No two read the same key/value head.
-std::vector<HeadExchange::HeadRun> HeadExchange::runs_of(const HeadShare& share,
-                                                         std::int64_t group) {
+std::vector<HeadExchange::HeadRun> HeadExchange::head_runs(const HeadShare& share,
+                                                           std::int64_t group) {
   std::vector<HeadRun> runs;
   for (std::int64_t head = 0; head < share.count;) {
     const std::int64_t at = share.first + head, left = share.count - head;
@@ -36,17 +78,14 @@ HeadExchange::HeadExchange(const AttentionGeometry& geometry, Backend backend,
       group_(*pass.shards.group),
       sequences_(pass.batch.sequences),
       tokens_(pass.tokens()),
-      length_(pass.tokens() * pass.shards.ranks()) {
+      length_(pass.tokens() * pass.shards.ranks()),
+      positions_(group_positions(pass, backend).all.data()),
+      documents_(group_documents(pass, backend)) {
   for (int r = 0; r < pass.shards.ranks(); ++r)
     shares_.push_back(head_share(geometry, r, pass.shards.ranks()));
   mine_ = shares_[static_cast<std::size_t>(pass.shards.index)];
-  runs_ = runs_of(mine_, geometry.heads / geometry.kv_heads);
-  for (const auto& theirs : pass.shards.positions)
-    positions_.insert(positions_.end(), theirs.begin(), theirs.end());
-  for (std::int64_t b = 0; b < sequences_; ++b)
-    for (const auto& theirs : pass.documents)
-      documents_.insert(documents_.end(), theirs.begin() + b * tokens_,
-                        theirs.begin() + (b + 1) * tokens_);
+  position_runs_ = group_positions(pass, backend).runs;
+  runs_ = head_runs(mine_, geometry.heads / geometry.kv_heads);
 }
 
 HeadExchange::Transfer HeadExchange::gather_qkv(View<const float> qkv) const {
@@ -137,9 +176,9 @@ void HeadExchange::receive_gradients(Transfer& transfer, View<float> dqkv) const
       const std::int64_t shared = std::max<std::int64_t>(0, written - s.kv_first) * size;
       for (const auto& [to, at, width] : columns(s)) {
         const std::int64_t added = to < geometry_.query_width() ? 0 : std::min(shared, width);
-        for (std::int64_t t = 0; added > 0 && t < tokens_; ++t)
-          backend_.kernels.add(added, from + at + t * row, dqkv.row(b * tokens_ + t) + to,
-                               backend_.stream);
+        if (added > 0)
+          backend_.kernels.add_rows(tokens_, added, from + at, row, dqkv.row(b * tokens_) + to,
+                                    dqkv.cols(), backend_.stream);
         copy_columns(backend_, tokens_, width - added, from + at + added, row,
                      dqkv.row(b * tokens_) + to + added, dqkv.cols());
       }
@@ -241,11 +280,12 @@ AttentionShape HeadExchange::shape(const HeadRun& run, std::int64_t b) const {
   shape.batch = 1, shape.queries = shape.keys = length_;
   shape.heads = run.count, shape.kv_heads = run.kv_count;
   shape.head_size = geometry_.head_size;
-  shape.query_positions = shape.key_positions = positions_.data();
-  if (!documents_.empty())
-    shape.query_documents = shape.key_documents = documents_.data() + b * length_;
+  shape.query_positions = shape.key_positions = positions_;
+  if (documents_ != nullptr) shape.query_documents = shape.key_documents = documents_ + b * length_;
   shape.mask = geometry_.mask;
   shape.scale = geometry_.scale;
+  shape.bf16_operands = geometry_.bf16;
+  shape.query_runs = shape.key_runs = position_runs_;
   return shape;
 }
 

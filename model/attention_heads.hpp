@@ -71,7 +71,7 @@ class HeadExchange {
     std::int64_t first, count, kv_first, kv_count;
   };
 
-  static std::vector<HeadRun> runs_of(const HeadShare& share, std::int64_t group);
+  static std::vector<HeadRun> head_runs(const HeadShare& share, std::int64_t group);
   std::int64_t query_width(const HeadShare& s) const { return s.count * geometry_.head_size; }
   std::int64_t qkv_width(const HeadShare& s) const {
     return (s.count + 2 * s.kv_count) * geometry_.head_size;
@@ -101,8 +101,9 @@ class HeadExchange {
   std::vector<HeadShare> shares_;  ///< of every rank
   HeadShare mine_;
   std::vector<HeadRun> runs_;
-  std::vector<std::int32_t> positions_;  ///< [P * T]
-  std::vector<std::int32_t> documents_;  ///< [B, P * T]; empty: one a sequence
+  const std::int32_t* positions_;  ///< [P * T], where kernels read them
+  PositionRuns position_runs_;
+  const std::int32_t* documents_;  ///< [B, P * T]; null: one a sequence
 };
 
 }  // namespace longspan::model

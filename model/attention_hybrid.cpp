@@ -1,4 +1,6 @@
+#include <memory>
 #include <utility>
+#include <vector>
 
 #include "model/attention_heads.hpp"
 #include "model/attention_ring.hpp"
@@ -7,36 +9,49 @@
 namespace longspan::model {
 namespace {
 
-/// One call of forward or backward: the context group as a grid of inner groups, which exchange
-/// tokens for heads, and outer ones, round which the keys and values of these heads travel.
-struct Grid {
-  explicit Grid(const PassContext& pass)
-      : batch(pass.batch),
-        inner{inner_shards, batch, pass.training, {}},
-        outer{outer_shards, batch, pass.training, {}} {
-    const SequenceShards& all = pass.shards;
+using PerRank = std::vector<std::vector<std::int32_t>>;
+
+PerRank slice(const PerRank& from, int first, int count) {
+  return PerRank(from.begin() + first, from.begin() + first + count);
+}
+
+/// The context group as a grid of inner groups, which exchange tokens for heads, and outer ones,
+/// round which the keys and values of these heads travel.
+struct GridShards {
+  explicit GridShards(const SequenceShards& all) {
     if (!all.inner || !all.outer)
       fail("attention.scheme=hybrid needs the inner and outer groups of split_context()");
-    inner_shards.group = all.inner.get(), inner_shards.index = all.inner->rank();
-    outer_shards.group = all.outer.get(), outer_shards.index = all.outer->rank();
-    const int width = all.inner->size(), first = outer_shards.index * width;
-    const auto slice = [&](const std::vector<std::vector<std::int32_t>>& from) {
-      return std::vector<std::vector<std::int32_t>>(from.begin() + first,
-                                                    from.begin() + first + width);
-    };
-    inner_shards.positions = slice(all.positions);
-    if (!pass.documents.empty()) inner.documents = slice(pass.documents);
+    inner.group = all.inner.get(), inner.index = all.inner->rank();
+    outer.group = all.outer.get(), outer.index = all.outer->rank();
+    const int width = all.inner->size();
+    inner.positions = slice(all.positions, outer.index * width, width);
     // What an inner group holds together is what one rank of the outer ring holds.
-    const std::int64_t tokens = pass.tokens();
     for (int r = 0; r < all.outer->size(); ++r) {
-      auto& positions = outer_shards.positions.emplace_back();
+      auto& positions = outer.positions.emplace_back();
       for (int i = 0; i < width; ++i) {
         const auto& theirs = all.positions[static_cast<std::size_t>(r * width + i)];
         positions.insert(positions.end(), theirs.begin(), theirs.end());
       }
-      if (pass.documents.empty()) continue;
+    }
+  }
+
+  SequenceShards inner, outer;
+  std::shared_ptr<PassCache> of_inner = std::make_shared<PassCache>(),
+                             of_outer = std::make_shared<PassCache>();
+};
+
+/// The same in a pass.
+struct Grid {
+  Grid(const GridShards& shards, const PassContext& pass)
+      : inner{shards.inner, pass.batch, pass.training, {}, {}, shards.of_inner},
+        outer{shards.outer, pass.batch, pass.training, {}, {}, shards.of_outer} {
+    if (pass.documents.empty()) return;
+    const int width = shards.inner.ranks();
+    inner.documents = slice(pass.documents, shards.outer.index * width, width);
+    const std::int64_t tokens = pass.tokens();
+    for (int r = 0; r < shards.outer.ranks(); ++r) {
       auto& documents = outer.documents.emplace_back();
-      for (std::int64_t b = 0; b < batch.sequences; ++b)
+      for (std::int64_t b = 0; b < pass.batch.sequences; ++b)
         for (int i = 0; i < width; ++i) {
           const auto& theirs = pass.documents[static_cast<std::size_t>(r * width + i)];
           documents.insert(documents.end(), theirs.begin() + b * tokens,
@@ -44,13 +59,15 @@ struct Grid {
         }
     }
   }
-  Grid(const Grid&) = delete;
-  Grid& operator=(const Grid&) = delete;
 
-  SequenceShards inner_shards, outer_shards;
-  const MicroBatch& batch;
   PassContext inner, outer;
 };
+
+const Grid& grid_of(const PassContext& pass) {
+  const auto& shards =
+      pass.constant->get<GridShards>(0, [&] { return std::make_unique<GridShards>(pass.shards); });
+  return pass.own->get<Grid>(0, [&] { return std::make_unique<Grid>(shards, pass); });
+}
 
 class HybridAttention : public AttentionScheme {
  public:
@@ -59,7 +76,7 @@ class HybridAttention : public AttentionScheme {
 
   void forward(View<const float> qkv, AttentionSaved& saved,
                const PassContext& pass) const override {
-    const Grid grid(pass);
+    const Grid& grid = grid_of(pass);
     const HeadExchange heads(geometry_, backend_, grid.inner);
     HeadExchange::Transfer inputs = heads.gather_qkv(qkv);
     for (const PendingPtr& sequence : inputs.pending) sequence->wait();
@@ -77,7 +94,7 @@ class HybridAttention : public AttentionScheme {
 
   void backward(View<const float> dout_NHK, View<const float> qkv, const AttentionSaved& saved,
                 View<float> dqkv, const PassContext& pass) const override {
-    const Grid grid(pass);
+    const Grid& grid = grid_of(pass);
     const HeadExchange heads(geometry_, backend_, grid.inner);
     Buffer<float> delta =
         heads.gather_scalars(attention_delta(geometry_, backend_, dout_NHK, saved, pass));

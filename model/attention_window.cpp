@@ -1,10 +1,12 @@
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "model/attention_ring.hpp"
+#include "parallel/host_copy.hpp"
 
 namespace longspan::model {
 namespace {
@@ -14,7 +16,7 @@ struct Run {
   std::int64_t row, position, count;
 };
 
-std::vector<Run> runs_of(const std::vector<std::int32_t>& positions) {
+std::vector<Run> position_runs(const std::vector<std::int32_t>& positions) {
   std::vector<Run> runs;
   for (std::size_t i = 0; i < positions.size(); ++i) {
     if (positions[i] < 0) continue;
@@ -65,25 +67,28 @@ struct Exchange {
   int to, from;
   std::vector<RowRange> outgoing, incoming;  ///< rows here that `to` sees; there, that we see
   std::int64_t sequences, outgoing_rows, incoming_rows;  ///< rows of one sequence
-  std::vector<std::int32_t> positions, documents;        ///< of the incoming rows
+  Uploaded<std::int32_t> positions, documents;           ///< of the incoming rows
+  PositionRuns runs;
 
-  KeyTokens tokens() const {
-    return {incoming_rows, positions.data(), documents.empty() ? nullptr : documents.data()};
-  }
+  KeyTokens tokens() const { return {incoming_rows, positions.data(), documents.data(), runs}; }
+};
+struct Exchanges {
+  std::vector<Exchange> all;
 };
 
 /// The same number on every rank, in the order of the distance: exchanges of several ranks cannot
 /// wait for each other in a circle, and what two ranks send each other is received in the order in
 /// which it was sent. A distance at which nobody sees anything does not appear; at the others a
 /// rank may have nothing to send or receive.
-std::vector<Exchange> exchanges(const AttentionMask& mask, const PassContext& pass) {
+std::vector<Exchange> exchanges(const AttentionMask& mask, const PassContext& pass,
+                                Backend backend) {
   const SequenceShards& shards = pass.shards;
   const int ranks = shards.ranks(), me = shards.index;
   const auto positions = [&](int rank) -> const std::vector<std::int32_t>& {
     return shards.positions[static_cast<std::size_t>(rank)];
   };
   std::vector<std::vector<Run>> runs;
-  for (int r = 0; r < ranks; ++r) runs.push_back(runs_of(positions(r)));
+  for (int r = 0; r < ranks; ++r) runs.push_back(position_runs(positions(r)));
   const auto seen = [&](int queries, int keys) {
     return keys_seen(mask, runs[static_cast<std::size_t>(queries)],
                      runs[static_cast<std::size_t>(keys)]);
@@ -105,12 +110,27 @@ std::vector<Exchange> exchanges(const AttentionMask& mask, const PassContext& pa
         to.insert(to.end(), begin, begin + range.count);
       }
     };
-    append(positions(e.from), 0, e.positions);
+    std::vector<std::int32_t> incoming, documents;
+    append(positions(e.from), 0, incoming);
+    e.runs = runs_of(incoming);
+    e.positions = {backend.device, backend.stream, std::move(incoming)};
     for (std::int64_t b = 0; !pass.documents.empty() && b < e.sequences; ++b)
-      append(pass.documents[static_cast<std::size_t>(e.from)], b * pass.tokens(), e.documents);
+      append(pass.documents[static_cast<std::size_t>(e.from)], b * pass.tokens(), documents);
+    if (!documents.empty()) e.documents = {backend.device, backend.stream, std::move(documents)};
     all.push_back(std::move(e));
   }
   return all;
+}
+
+/// Worked out once a pass: all layers have the same mask.
+const std::vector<Exchange>& exchanges_of(const AttentionMask& mask, const PassContext& pass,
+                                          Backend backend) {
+  const std::int64_t variant = mask.causal ? mask.window : -mask.window;
+  return pass.own
+      ->get<Exchanges>(
+          variant,
+          [&] { return std::make_unique<Exchanges>(Exchanges{exchanges(mask, pass, backend)}); })
+      .all;
 }
 
 /// Calls visit(row here, row in the packed message, count) for the ranges of every sequence.
@@ -145,7 +165,7 @@ class Window {
         backend_(backend),
         qkv_(qkv),
         pass_(pass),
-        exchanges_(exchanges(geometry.mask, pass)) {}
+        exchanges_(exchanges_of(geometry.mask, pass, backend)) {}
 
   std::size_t count() const { return exchanges_.size(); }
   const Exchange& operator[](std::size_t i) const { return exchanges_[i]; }
@@ -183,12 +203,12 @@ class Window {
   }
   void add_gradients(std::size_t i, Transfer& transfer, View<float> dqkv) const {
     const Buffer<float> arrived = transfer.wait();
-    each_outgoing(
-        exchanges_[i], pass_.tokens(), [&](std::int64_t row, std::int64_t packed, std::int64_t n) {
-          for (std::int64_t r = 0; r < n; ++r)
-            backend_.kernels.add(width(), arrived.view().row(packed + r),
-                                 dqkv.row(row + r) + geometry_.query_width(), backend_.stream);
-        });
+    each_outgoing(exchanges_[i], pass_.tokens(),
+                  [&](std::int64_t row, std::int64_t packed, std::int64_t n) {
+                    backend_.kernels.add_rows(n, width(), arrived.view().row(packed), width(),
+                                              dqkv.row(row) + geometry_.query_width(), dqkv.cols(),
+                                              backend_.stream);
+                  });
   }
   /// [B * rows_a_sequence, 2 * G * K].
   Buffer<float> rows(std::int64_t rows_a_sequence) const {
@@ -200,7 +220,7 @@ class Window {
   Backend backend_;
   View<const float> qkv_;
   const PassContext& pass_;
-  std::vector<Exchange> exchanges_;
+  const std::vector<Exchange>& exchanges_;
 };
 
 }  // namespace
@@ -208,7 +228,7 @@ class Window {
 std::vector<RowRange> keys_in_window(const AttentionMask& mask,
                                      const std::vector<std::int32_t>& query_positions,
                                      const std::vector<std::int32_t>& key_positions) {
-  return keys_seen(mask, runs_of(query_positions), runs_of(key_positions));
+  return keys_seen(mask, position_runs(query_positions), position_runs(key_positions));
 }
 
 void window_ring_forward(const AttentionGeometry& geometry, Backend backend, View<const float> qkv,

@@ -71,10 +71,8 @@ Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& confi
       backend_(backend) {}
 
 Dropout Block::dropout(const PassContext& pass, int site) const {
-  if (!pass.training || config_.dropout == 0.0f) return {};
-  return {config_.dropout,
-          derive_key(pass.batch.dropout_key, static_cast<std::uint64_t>(2 * index_ + site + 1)),
-          pass.batch.sequence_numbers_B.data(), pass.own_positions(), pass.own_tokens()};
+  const auto which = static_cast<std::uint64_t>(2 * index_ + site + 1);
+  return pass.dropout(config_.dropout, derive_key(pass.batch.dropout_key, which), backend_);
 }
 
 void Block::project_qkv(View<const float> x_ND, Saved& saved, const PassContext& pass,

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace longspan::model {
 
@@ -21,6 +22,12 @@ enum class ScheduleKind { kCosine, kLinear, kConstant };
 /// What the ranks with the same part of the weights share instead of each having all of it, each
 /// including the one before: nothing, optimizer states, gradients, weights (ZeRO 1, 2, 3).
 enum class OptimizerShard { kNone, kStates, kGradients, kParameters };
+
+/// As settings write it.
+const char* name_of(Precision precision);
+const char* name_of(AttentionSchemeKind scheme);
+const char* name_of(Keep keep);
+const char* name_of(OptimizerShard shard);
 
 struct ModelConfig {
   std::int64_t layers = 4;

@@ -2,23 +2,24 @@
 
 #include <cmath>
 #include <numeric>
+#include <utility>
 
+#include "model/attention_blocks.hpp"
 #include "parallel/error.hpp"
 
 namespace longspan::model {
 
 Decoder::Decoder(Transformer& model, const AttentionConfig& attention, std::int64_t capacity)
-    : model_(model),
-      mask_{true, attention.window},
-      capacity_(capacity),
-      positions_(static_cast<std::size_t>(capacity)) {
+    : model_(model), mask_{true, attention.window}, capacity_(capacity) {
   const ModelConfig& config = model.config();
   if (attention.mask != MaskKind::kCausal)
     fail_usage(
         "attention.mask=full: the model sees the future and cannot generate; train with "
         "attention.mask=causal");
   model.hold_weights();
-  std::iota(positions_.begin(), positions_.end(), 0);
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(capacity));
+  std::iota(positions.begin(), positions.end(), 0);
+  positions_ = {model.backend().device, model.backend().stream, std::move(positions)};
   for (std::int64_t i = 0; i < config.layers; ++i)
     cache_.emplace_back(model.backend().device, capacity, 2 * config.kv_heads * config.head_size);
 }
@@ -35,8 +36,8 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
         "shorter prompt",
         length_ + count, capacity_);
 
-  const std::vector<std::int32_t> positions(positions_.begin() + length_,
-                                            positions_.begin() + length_ + count);
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(count));
+  std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(length_));
   const RotaryTable rotary(positions, config.head_size, config.rope_theta, backend);
   Buffer<float> x_ND(backend.device, count, width), normed_ND(backend.device, count, width);
   Buffer<float> branch_ND(backend.device, count, width),
@@ -54,16 +55,18 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
     if (config.precision == Precision::kBf16)
       backend.kernels.round_to_bf16(qkv.size(), qkv.data(), backend.stream);
     Buffer<float>& cache = cache_[layer];
-    for (std::int64_t t = 0; t < count; ++t)
-      backend.device.copy(cache.view().row(length_ + t), qkv.view().row(t) + query_width,
-                          static_cast<std::size_t>(2 * kv_width) * sizeof(float), backend.stream);
+    copy_columns(backend, count, 2 * kv_width, qkv.data() + query_width, qkv.cols(),
+                 cache.view().row(length_), cache.cols());
 
     AttentionForwardArgs args;
     args.shape.batch = 1, args.shape.queries = count, args.shape.keys = length_ + count;
     args.shape.heads = config.heads, args.shape.kv_heads = config.kv_heads,
     args.shape.head_size = config.head_size;
-    args.shape.query_positions = positions.data(), args.shape.key_positions = positions_.data();
-    args.shape.mask = mask_;
+    args.shape.query_positions = positions_.data() + length_;
+    args.shape.key_positions = positions_.data();
+    args.shape.query_runs = {1, {{length_, count}}};
+    args.shape.key_runs = {1, {{0, length_ + count}}};
+    args.shape.mask = mask_, args.shape.bf16_operands = config.precision == Precision::kBf16;
     args.shape.scale = 1.0f / std::sqrt(static_cast<float>(config.head_size));
     args.q = qkv.data(), args.q_row = qkv.cols();
     args.k = cache.data(), args.v = cache.data() + kv_width, args.kv_row = cache.cols();
@@ -86,7 +89,6 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
   model_.output().logits(normed_ND.view().slice_rows(0, 1), logits_V);
   backend.device.copy(logits.data(), logits_V.data(), logits.size() * sizeof(float),
                       backend.stream);
-  backend.stream.synchronize();
   return logits;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model/transformer.hpp"
+#include "parallel/host_copy.hpp"
 
 namespace longspan::model {
 
@@ -25,7 +26,7 @@ class Decoder {
   std::int64_t capacity_, length_ = 0;
   std::vector<Buffer<float>>
       cache_;  ///< per layer [capacity, 2 * G * K]: keys, then values of a token
-  std::vector<std::int32_t> positions_;
+  Uploaded<std::int32_t> positions_;  ///< 0, 1, ...
 };
 
 }  // namespace longspan::model

@@ -2,30 +2,50 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <utility>
 #include <vector>
 
 #include "model/tensor_rows.hpp"
+#include "parallel/host_copy.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::model {
 namespace {
 
+struct OwnIds {
+  Uploaded<std::int32_t> rows;
+};
+struct Readable {
+  Uploaded<std::int32_t> tokens;
+};
+struct ReadableRows {
+  Uploaded<std::int32_t> rows;
+};
+
 /// Positions with padding mapped to 0: its gradient is zero, but it must not read outside the
-/// table.
-std::vector<std::int32_t> readable(const std::vector<std::int32_t>& positions) {
-  std::vector<std::int32_t> result(positions);
-  for (auto& p : result) p = std::max(p, 0);
-  return result;
+/// table. For kernels.
+const std::int32_t* readable(const PassContext& pass, Backend backend) {
+  const auto& made = pass.constant->get<Readable>(0, [&] {
+    std::vector<std::int32_t> positions(pass.shards.mine());
+    for (auto& p : positions) p = std::max(p, 0);
+    return std::make_unique<Readable>(
+        Readable{{backend.device, backend.stream, std::move(positions)}});
+  });
+  return made.tokens.data();
 }
 
 /// The same of every own row.
-std::vector<std::int32_t> readable_rows(const PassContext& pass) {
-  std::vector<std::int32_t> result;
-  for (std::int64_t row = 0; row < pass.own_rows(); ++row)
-    result.push_back(std::max(pass.own_positions()[row % pass.own_tokens()], 0));
-  return result;
+const std::int32_t* readable_rows(const PassContext& pass, Backend backend) {
+  const auto& made = pass.own->get<ReadableRows>(0, [&] {
+    std::vector<std::int32_t> rows;
+    for (std::int64_t row = 0; row < pass.own_rows(); ++row)
+      rows.push_back(std::max(pass.own_positions()[row % pass.own_tokens()], 0));
+    return std::make_unique<ReadableRows>(
+        ReadableRows{{backend.device, backend.stream, std::move(rows)}});
+  });
+  return made.rows.data();
 }
 
 }  // namespace
@@ -58,17 +78,20 @@ Embedding::Embedding(ParameterStore& store, const ModelConfig& config, Backend b
 void Embedding::prepare(std::int64_t length) {
   if (config_.position != PositionKind::kSinusoidal) return;
   sinusoids_ = Buffer<float>(backend_.device, length, config_.width);
-  for (std::int64_t i = 0; i < config_.width; ++i) {
-    const std::int64_t pair = i / 2;
-    const double frequency =
-        std::pow(10000.0, -2.0 * static_cast<double>(pair) / static_cast<double>(config_.width));
-    for (std::int64_t p = 0; p < length; ++p) {
-      const double angle = static_cast<double>(p) * frequency;
-      // Scaled to the size of the token embeddings, which start with deviation 0.02.
-      sinusoids_[p * config_.width + i] =
-          static_cast<float>(0.02 * (i % 2 == 0 ? std::sin(angle) : std::cos(angle)));
+  const auto fill = [&](View<float> table) {
+    for (std::int64_t i = 0; i < config_.width; ++i) {
+      const std::int64_t pair = i / 2;
+      const double frequency =
+          std::pow(10000.0, -2.0 * static_cast<double>(pair) / static_cast<double>(config_.width));
+      for (std::int64_t p = 0; p < length; ++p) {
+        const double angle = static_cast<double>(p) * frequency;
+        // Scaled to the size of the token embeddings, which start with deviation 0.02.
+        table[p * config_.width + i] =
+            static_cast<float>(0.02 * (i % 2 == 0 ? std::sin(angle) : std::cos(angle)));
+      }
     }
-  }
+  };
+  write_from_host(backend_.device, backend_.stream, sinusoids_.view(), fill);
 }
 
 const float* Embedding::position_table() const {
@@ -78,44 +101,41 @@ const float* Embedding::position_table() const {
 }
 
 Dropout Embedding::dropout(const PassContext& pass) const {
-  if (!pass.training || config_.dropout == 0.0f) return {};
-  return {config_.dropout, derive_key(pass.batch.dropout_key, 0),
-          pass.batch.sequence_numbers_B.data(), pass.own_positions(), pass.own_tokens()};
+  return pass.dropout(config_.dropout, derive_key(pass.batch.dropout_key, 0), backend_);
 }
 
-std::vector<std::int32_t> Embedding::own_ids(const PassContext& pass) const {
-  std::vector<std::int32_t> ids(pass.batch.inputs_BT.begin(), pass.batch.inputs_BT.end());
-  for (auto& id : ids) {
-    const std::int64_t row = id - vocabulary_.begin;
-    id = row >= 0 && row < vocabulary_.count ? static_cast<std::int32_t>(row) : -1;
-  }
-  return ids;
+const std::int32_t* Embedding::own_ids(const PassContext& pass) const {
+  const auto& made = pass.own->get<OwnIds>(0, [&] {
+    std::vector<std::int32_t> ids(pass.batch.inputs_BT.begin(), pass.batch.inputs_BT.end());
+    for (auto& id : ids) {
+      const std::int64_t row = id - vocabulary_.begin;
+      id = row >= 0 && row < vocabulary_.count ? static_cast<std::int32_t>(row) : -1;
+    }
+    return std::make_unique<OwnIds>(OwnIds{{backend_.device, backend_.stream, std::move(ids)}});
+  });
+  return made.rows.data();
 }
 
 void Embedding::add_positions(View<float> x_ND, const PassContext& pass) const {
   if (position_table() == nullptr) return;
-  const auto positions = readable_rows(pass);
   Buffer<float> table_rows_ND(backend_.device, x_ND.rows(), x_ND.cols());
   EmbeddingForwardArgs args;
   args.rows = x_ND.rows(), args.width = config_.width;
-  args.ids = positions.data();
+  args.ids = readable_rows(pass, backend_);
   args.table = position_table();
   args.y = table_rows_ND.data();
   backend_.kernels.embedding_forward(args, backend_.stream);
   backend_.kernels.add(x_ND.size(), table_rows_ND.data(), x_ND.data(), backend_.stream);
-  backend_.stream.synchronize();
 }
 
 void Embedding::forward(View<float> x_ND, const PassContext& pass) const {
-  const auto positions = readable(pass.shards.mine());
-  const auto ids = own_ids(pass);
   PartialRows tokens(x_ND, pass, backend_);
   EmbeddingForwardArgs args;
   args.rows = pass.rows(), args.width = config_.width;
-  args.ids = ids.data();
+  args.ids = own_ids(pass);
   args.table = store_.weight(table_).data();
   args.position_table = pass.tensor.alone() ? position_table() : nullptr;
-  args.positions = positions.data(), args.tokens = pass.tokens();
+  args.positions = readable(pass, backend_), args.tokens = pass.tokens();
   args.y = tokens.view().data();
   backend_.kernels.embedding_forward(args, backend_.stream);
   if (!pass.tensor.alone()) {
@@ -126,7 +146,6 @@ void Embedding::forward(View<float> x_ND, const PassContext& pass) const {
   if (drop.probability > 0.0f)
     backend_.kernels.residual_forward(
         {x_ND.rows(), x_ND.cols(), nullptr, x_ND.data(), x_ND.data(), drop}, backend_.stream);
-  backend_.stream.synchronize();  // `positions` lives on this function's stack
 }
 
 void Embedding::backward(View<float> dx_ND, const PassContext& pass) {
@@ -134,41 +153,37 @@ void Embedding::backward(View<float> dx_ND, const PassContext& pass) {
   if (drop.probability > 0.0f)
     backend_.kernels.residual_backward(
         {dx_ND.rows(), dx_ND.cols(), dx_ND.data(), dx_ND.data(), drop}, backend_.stream);
-  const auto positions = readable(pass.shards.mine());
-  const auto ids = own_ids(pass);
   const bool learned = config_.position == PositionKind::kLearned;
   const GatheredRows gathered(dx_ND, pass, backend_);
   EmbeddingBackwardArgs args;
   args.rows = pass.rows(), args.width = config_.width;
-  args.ids = ids.data();
+  args.ids = own_ids(pass);
   args.dy = gathered.view().data();
   args.dtable = store_.gradient(table_).data();
   if (learned && pass.tensor.alone()) args.dposition_table = store_.gradient(positions_).data();
-  args.positions = positions.data(), args.tokens = pass.tokens();
+  args.positions = readable(pass, backend_), args.tokens = pass.tokens();
   backend_.kernels.embedding_backward(args, backend_.stream);
-  backend_.stream.synchronize();
   if (!learned || pass.tensor.alone()) return;
   // Every rank adds its own rows to its copy of the position table.
-  const auto own = readable_rows(pass);
-  args.rows = dx_ND.rows(), args.ids = own.data();
+  args.rows = dx_ND.rows(), args.ids = readable_rows(pass, backend_);
   args.dy = dx_ND.data();
   args.dtable = store_.gradient(positions_).data();
   backend_.kernels.embedding_backward(args, backend_.stream);
-  backend_.stream.synchronize();
 }
 
 void Embedding::forward_tokens(View<const std::int32_t> ids, std::int64_t first_position,
                                View<float> x_ND) const {
   std::vector<std::int32_t> positions(static_cast<std::size_t>(ids.size()));
   std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(first_position));
+  const Uploaded<std::int32_t> uploaded_ids(backend_.device, backend_.stream, ids),
+      uploaded_positions(backend_.device, backend_.stream, std::move(positions));
   EmbeddingForwardArgs args;
-  args.rows = ids.size(), args.width = config_.width, args.ids = ids.data();
+  args.rows = ids.size(), args.width = config_.width, args.ids = uploaded_ids.data();
   args.table = store_.weight(table_).data();
   args.position_table = position_table();
-  args.positions = positions.data(), args.tokens = ids.size();
+  args.positions = uploaded_positions.data(), args.tokens = ids.size();
   args.y = x_ND.data();
   backend_.kernels.embedding_forward(args, backend_.stream);
-  backend_.stream.synchronize();
 }
 
 }  // namespace longspan::model

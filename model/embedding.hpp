@@ -29,8 +29,9 @@ class Embedding {
 
  private:
   const float* position_table() const;
-  /// Rows of this rank's part of the table for the inputs of all tokens; -1 = another rank's.
-  std::vector<std::int32_t> own_ids(const PassContext& pass) const;
+  /// Rows of this rank's part of the table for the inputs of all tokens; -1 = another rank's. For
+  /// kernels, as long as the pass.
+  const std::int32_t* own_ids(const PassContext& pass) const;
   void add_positions(View<float> x_ND, const PassContext& pass) const;
   Dropout dropout(const PassContext& pass) const;
 

@@ -176,10 +176,12 @@ std::int64_t loss_memory(const ModelConfig& m, const MemoryConfig& memory, const
   const std::int64_t vocabulary = m.vocabulary / share.tensor;
   const std::int64_t chunk = std::min(
       share.rows(), memory.loss_chunk > 0 ? memory.loss_chunk : default_loss_chunk(vocabulary));
-  // With tensor ranks the gathered rows of a chunk, and its statistics, of this rank and of all.
-  const std::int64_t gathered = share.tensor == 1 ? 1 : m.width + 3 * (1 + share.tensor);
+  // One rank: the losses of all rows. With tensor ranks the gathered rows of a chunk, and its
+  // statistics, of this rank and of all.
+  const std::int64_t beside =
+      share.tensor == 1 ? share.rows() : chunk * (m.width + 3 * (1 + share.tensor));
   // The last layer's output, its norm and the norm's gradient.
-  return 4 * (share.own_rows() * 3 * m.width + chunk * (vocabulary + gathered)) +
+  return 4 * (share.own_rows() * 3 * m.width + chunk * vocabulary + beside) +
          (m.precision == Precision::kBf16 ? rounded_bytes(chunk, vocabulary, m.width) : 0);
 }
 
@@ -191,8 +193,7 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
   const ModelConfig part = part_of_model(m, t);
   const std::int64_t heads = t * part.heads, query = heads * m.head_size,
                      kv = t * part.kv_heads * m.head_size, qkv = query + 2 * kv,
-                     product = t * part.mlp_width;
-  const std::int64_t hidden = m.mlp == MlpKind::kGelu ? product : 2 * product;
+                     hidden = (m.mlp == MlpKind::kGelu ? 1 : 2) * t * part.mlp_width;
   const std::int64_t norm_rows = m.norm == NormKind::kLayerNorm ? 4 : 2;
   const SchemeMemory sharing = scheme_memory(part, keep, share);
   const bool bf16 = m.precision == Precision::kBf16, all = keep == Keep::kAll,
@@ -202,11 +203,11 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
   const std::int64_t size = bf16 ? 2 : 4;                // of what products read
   const std::int64_t gathered = t == 1 ? 0 : 4 * t * d;  // all ranks' rows of the stream
   // Bytes per token. What a layer may keep: its input; attention output and log-sum-exp; two norms,
-  // x2 and the norms' statistics; qkv, or what was exchanged for it; the MLP's hidden and product.
+  // x2 and the norms' statistics; qkv, or what was exchanged for it; the MLP's hidden numbers.
   const std::int64_t input = 4 * d, attention = 4 * (query + heads);
   const std::int64_t norms = 2 * size * d + 4 * d + 4 * norm_rows;
   const std::int64_t kept_qkv = exchanges ? 4 * (qkv + t * sharing.kept) : size * qkv;
-  const std::int64_t kept = input + (all ? attention + norms + kept_qkv + size * (hidden + product)
+  const std::int64_t kept = input + (all     ? attention + norms + kept_qkv + size * hidden
                                      : block ? 0
                                              : attention);
   const std::int64_t at_work_qkv = 4 * (qkv + (keep == Keep::kAttention ? 0 : t * sharing.kept));
@@ -217,15 +218,14 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
     return m.bias ? 4 * std::min<std::int64_t>(128, (of_rows + 15) / 16) * outputs : 0;
   };
   // Backward of one layer on top of the kept: the residual gradient and a branch's, then the widest
-  // of four steps. The MLP, a chunk of tokens at a time: the product's gradient, and where they
-  // are not kept as fp32 hidden, product and what is rounded of them.
+  // of four steps. The MLP, a chunk of tokens at a time: the product and its gradient, what is
+  // rounded of it, and hidden where it is not kept as fp32.
   const std::int64_t chunk =
       std::min(rows * t, memory.mlp_chunk > 0 ? memory.mlp_chunk : default_mlp_chunk(m));
   const std::int64_t part_product = part.mlp_width,
                      part_hidden = m.mlp == MlpKind::kGelu ? part_product : 2 * part_product;
-  const std::int64_t halves = bf16 && !all ? 2 * part_product : 0;
   const std::int64_t made =
-      (all && !bf16 ? 0 : 4 * part_hidden) + (all ? 0 : 4 * part_product) + halves;
+      (all && !bf16 ? 0 : 4 * part_hidden) + 4 * part_product + (bf16 ? 2 * part_product : 0);
   const std::int64_t rounded =
       bf16 ? std::max(rounded_bytes(chunk, part_hidden, d), rounded_bytes(chunk, d, part_product))
            : 0;
@@ -233,7 +233,7 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
                                 chunk * (made + 4 * part_product) + rounded +
                                 bias_sums(chunk, std::max(part_hidden, d));
   // Attention's gradients, once the MLP's part and its norm's input are gone.
-  const std::int64_t gone = size * d + 4 * d + (all ? size * (hidden + product) : 0);
+  const std::int64_t gone = size * d + 4 * d + (all ? size * hidden : 0);
   const std::int64_t widened = all && !exchanges ? at_work_qkv - kept_qkv : 0;
   const std::int64_t attention_step =
       rows * (recomputed - gone + widened + 4 * (query + qkv + heads + t * sharing.at_work));
@@ -256,8 +256,7 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
       all ? 0 : size * d + 2 * norm_rows + at_work_qkv + (block ? attention : 0);
   const std::int64_t forward_norms =
       all ? 0 : size * d + 4 * d + 2 * norm_rows + (block ? attention : 0);
-  const std::int64_t forward_mlp =
-      all && !bf16 ? 0 : chunk * (4 * (part_hidden + part_product) + halves);
+  const std::int64_t forward_mlp = chunk * made;
   const std::int64_t forward =
       rows * 4 * d + std::max(rows * (forward_attention + gathered),
                               rows * (forward_norms + 2 * gathered) + forward_mlp);

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+
+#include "parallel/host_copy.hpp"
 
 namespace longspan::model {
 namespace {
@@ -9,7 +12,7 @@ namespace {
 constexpr std::int64_t kStatistics = 3;  // of a row, see kernels/loss.hpp
 
 /// Of the ranks' statistics of `row`, those of the whole vocabulary; in rank order, in double.
-/// Returns the row's loss.
+/// Returns the row's loss. On the host.
 double combine_statistics(View<const float> parts, std::int64_t row, std::int64_t rows,
                           std::int64_t ranks, float* whole) {
   double maximum = parts.row(row)[0], sum = 0, target = 0;
@@ -81,9 +84,9 @@ double VocabularyLoss::forward_backward(View<const float> x_ND, View<const std::
   if (!tensor_.alone())
     return forward_backward_shared(x_ND, targets_N, gradient_scale, dx_ND, sequences);
   const std::int64_t rows = x_ND.rows(), most = std::min(rows, chunk_);
+  const Uploaded<std::int32_t> targets(backend_.device, backend_.stream, targets_N);
   Buffer<float> logits_CV(backend_.device, most, vocabulary_);
-  Buffer<float> losses_C(backend_.device, most);
-  double sum = 0;
+  Buffer<float> losses_N(backend_.device, rows);
   for (std::int64_t first = 0; first < rows; first += most) {
     const std::int64_t count = std::min(most, rows - first);
     const View<float> chunk_logits = logits_CV.view().slice_rows(0, count);
@@ -91,18 +94,38 @@ double VocabularyLoss::forward_backward(View<const float> x_ND, View<const std::
 
     CrossEntropyArgs loss;
     loss.rows = count, loss.vocabulary = vocabulary_, loss.row_stride = vocabulary_;
-    loss.logits = chunk_logits.data(), loss.targets = targets_N.data() + first,
-    loss.losses = losses_C.data();
+    loss.logits = chunk_logits.data(), loss.targets = targets.data() + first;
+    loss.losses = losses_N.data() + first;
     loss.backward = !dx_ND.empty(), loss.gradient_scale = gradient_scale;
     backend_.kernels.cross_entropy(loss, backend_.stream);
-    backend_.stream.synchronize();
-    for (std::int64_t i = 0; i < count; ++i) sum += losses_C[i];
     if (dx_ND.empty()) continue;
 
     input_gradient(chunk_logits, dx_ND.slice_rows(first, count));
     accumulate_weight_gradient(chunk_logits, x_ND.slice_rows(first, count));
   }
+  // The only moment at which the host waits for the forward pass.
+  const OnHost<float> losses(backend_.device, backend_.stream, losses_N);
+  double sum = 0;
+  for (const float row_loss : losses.view()) sum += row_loss;
   return sum;
+}
+
+std::vector<std::int32_t> VocabularyLoss::gathered_targets(View<const std::int32_t> targets_N,
+                                                           std::int64_t rows, std::int64_t tokens,
+                                                           std::int64_t most) const {
+  const std::int64_t ranks = tensor_.ranks;
+  std::vector<std::int32_t> targets;
+  targets.reserve(static_cast<std::size_t>(ranks * rows));
+  for (std::int64_t first = 0; first < rows; first += most)
+    for (std::int64_t rank = 0; rank < ranks; ++rank)
+      for (std::int64_t row = first; row < std::min(first + most, rows); ++row) {
+        const std::int64_t target =
+            targets_N[(row / tokens * ranks + rank) * tokens + row % tokens];
+        const std::int64_t id = target - first_id_;
+        const bool here = id >= 0 && id < vocabulary_;
+        targets.push_back(static_cast<std::int32_t>(target < 0 ? -1 : here ? id : vocabulary_));
+      }
+  return targets;
 }
 
 double VocabularyLoss::forward_backward_shared(View<const float> x_ND,
@@ -115,48 +138,42 @@ double VocabularyLoss::forward_backward_shared(View<const float> x_ND,
   Buffer<float> logits_CV(backend_.device, ranks * most, vocabulary_);
   Buffer<float> mine_C3(backend_.device, ranks * most, kStatistics);
   Buffer<float> parts_C3(backend_.device, ranks * ranks * most, kStatistics);
-  std::vector<std::int32_t> targets;
+  const std::vector<std::int32_t> targets = gathered_targets(targets_N, rows, tokens, most);
+  const Uploaded<std::int32_t> uploaded(
+      backend_.device, backend_.stream,
+      View<const std::int32_t>(targets.data(), static_cast<std::int64_t>(targets.size())));
   double sum = 0;
   for (std::int64_t first = 0; first < rows; first += most) {
-    // Own rows [first, first + count) of rank 0, 1, ...: their order does not matter to a loss.
     const std::int64_t count = std::min(most, rows - first), all = ranks * count;
     const View<float> x = gathered_CD.view().slice_rows(0, all),
                       logits_part = logits_CV.view().slice_rows(0, all),
                       mine = mine_C3.view().slice_rows(0, all),
                       parts = parts_C3.view().slice_rows(0, ranks * all);
-    backend_.stream.synchronize();
     tensor_.group->all_gather(x_ND.slice_rows(first, count), x)->wait();
-    targets.clear();
-    for (std::int64_t rank = 0; rank < ranks; ++rank)
-      for (std::int64_t row = first; row < first + count; ++row) {
-        const std::int64_t target =
-            targets_N[(row / tokens * ranks + rank) * tokens + row % tokens];
-        const std::int64_t id = target - first_id_;
-        const bool here = id >= 0 && id < vocabulary_;
-        targets.push_back(static_cast<std::int32_t>(target < 0 ? -1 : here ? id : vocabulary_));
-      }
     logits(x, logits_part);
 
     CrossEntropyArgs loss;
     loss.rows = all, loss.vocabulary = vocabulary_, loss.row_stride = vocabulary_;
-    loss.logits = logits_part.data(), loss.targets = targets.data();
+    loss.logits = logits_part.data(), loss.targets = uploaded.data() + ranks * first;
     loss.gradient_scale = gradient_scale;
     loss.pass = CrossEntropyPass::kStatistics, loss.statistics = mine.data();
     backend_.kernels.cross_entropy(loss, backend_.stream);
-    backend_.stream.synchronize();
     tensor_.group->all_gather(mine, parts)->wait();
-    for (std::int64_t row = 0; row < all; ++row) {
-      if (targets[static_cast<std::size_t>(row)] < 0) continue;
-      const double row_loss = combine_statistics(parts, row, all, ranks, mine.row(row));
-      if (row / count == tensor_.index) sum += row_loss;
-    }
+    const OnHost<float> statistics(backend_.device, backend_.stream, parts);
+    write_from_host(backend_.device, backend_.stream, mine, [&](View<float> whole) {
+      for (std::int64_t row = 0; row < all; ++row) {
+        if (targets[static_cast<std::size_t>(ranks * first + row)] < 0) continue;
+        const double row_loss =
+            combine_statistics(statistics.view(), row, all, ranks, whole.row(row));
+        if (row / count == tensor_.index) sum += row_loss;
+      }
+    });
     if (dx_ND.empty()) continue;
 
     loss.pass = CrossEntropyPass::kGradient;
     backend_.kernels.cross_entropy(loss, backend_.stream);
     accumulate_weight_gradient(logits_part, x);
     input_gradient(logits_part, x);  // nobody needs the gathered rows any more
-    backend_.stream.synchronize();
     tensor_.group->reduce_scatter_sum(x, dx_ND.slice_rows(first, count))->wait();
   }
   return sum;

@@ -5,6 +5,7 @@
 /// (Shoeybi et al. 2019, section 3).
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "model/layer.hpp"
@@ -31,6 +32,11 @@ class VocabularyLoss {
  private:
   double forward_backward_shared(View<const float> x_ND, View<const std::int32_t> targets_N,
                                  float gradient_scale, View<float> dx_ND, std::int64_t sequences);
+  /// The targets of all tensor ranks as this rank's part of the vocabulary counts them, chunk after
+  /// chunk of `most` own rows: rows [first, first + most) of rank 0, 1, ... Their order does not
+  /// matter to a loss.
+  std::vector<std::int32_t> gathered_targets(View<const std::int32_t> targets_N, std::int64_t rows,
+                                             std::int64_t tokens, std::int64_t most) const;
   /// dW += dlogits^T x; dx = dlogits W.
   void accumulate_weight_gradient(View<const float> dlogits, View<const float> x_ND);
   void input_gradient(View<const float> dlogits, View<float> dx_ND) const;

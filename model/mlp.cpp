@@ -31,50 +31,41 @@ Mlp::Mlp(ParameterStore& store, const std::string& name, const ModelConfig& conf
             output_deviation, bf16_, backend),
       backend_(backend) {}
 
-void Mlp::activate(const Operand& x_CD, View<float> hidden, View<float> product_CF) const {
+void Mlp::project(const Operand& x_CD, View<float> hidden) const {
   up_.forward(x_CD, hidden);
   if (bf16_) backend_.kernels.round_to_bf16(hidden.size(), hidden.data(), backend_.stream);
+}
+
+Operand Mlp::activate(View<const float> hidden, View<float> product_CF,
+                      const Activation& rounded_CF) const {
   if (kind_ == MlpKind::kGelu)
     backend_.kernels.gelu_forward({hidden.size(), hidden.data(), product_CF.data()},
                                   backend_.stream);
   else
     backend_.kernels.swiglu_forward({hidden.rows(), width_, hidden.data(), product_CF.data()},
                                     backend_.stream);
+  if (!bf16_) return product_CF;
+  rounded_CF.store(0, product_CF, backend_);
+  return rounded_CF.operand().slice_rows(0, product_CF.rows());
 }
 
 void Mlp::forward(const Operand& x_ND, View<float> y_ND, Saved* saved) const {
   const std::int64_t rows = x_ND.rows(), most = std::min(rows, chunk_);
   Saved kept;
-  if (saved != nullptr) {
-    kept.hidden = Activation(rows, up_.outputs(), bf16_, backend_);
-    kept.product_NF = Activation(rows, width_, bf16_, backend_);
-  }
+  if (saved != nullptr) kept.hidden = Activation(rows, up_.outputs(), bf16_, backend_);
   // In fp32 what is kept is computed in its place.
   const bool in_place = saved != nullptr && !bf16_;
-  Buffer<float> hidden, product_CF;
-  Activation rounded_CF;
-  if (!in_place) {
-    hidden = Buffer<float>(backend_.device, most, up_.outputs());
-    product_CF = Buffer<float>(backend_.device, most, width_);
-    if (bf16_ && saved == nullptr) rounded_CF = Activation(most, width_, true, backend_);
-  }
+  Buffer<float> hidden, product_CF(backend_.device, most, width_);
+  if (!in_place) hidden = Buffer<float>(backend_.device, most, up_.outputs());
+  const Activation rounded_CF = bf16_ ? Activation(most, width_, true, backend_) : Activation();
   for (std::int64_t first = 0; first < rows; first += most) {
     const std::int64_t count = std::min(most, rows - first);
     const View<float> h =
         in_place ? kept.hidden.fp32_rows(first, count) : hidden.view().slice_rows(0, count);
-    const View<float> p =
-        in_place ? kept.product_NF.fp32_rows(first, count) : product_CF.view().slice_rows(0, count);
-    activate(x_ND.slice_rows(first, count), h, p);
-    const View<float> y = y_ND.slice_rows(first, count);
-    if (!bf16_) {
-      down_.forward(p, y);
-      continue;
-    }
-    const Activation& target = saved != nullptr ? kept.product_NF : rounded_CF;
-    const std::int64_t at = saved != nullptr ? first : 0;
-    target.store(at, p, backend_);
-    if (saved != nullptr) kept.hidden.store(first, h, backend_);
-    down_.forward(target.operand().slice_rows(at, count), y);
+    project(x_ND.slice_rows(first, count), h);
+    if (saved != nullptr && bf16_) kept.hidden.store(first, h, backend_);
+    down_.forward(activate(h, product_CF.view().slice_rows(0, count), rounded_CF),
+                  y_ND.slice_rows(first, count));
   }
   if (saved != nullptr) *saved = std::move(kept);
 }
@@ -92,28 +83,20 @@ void Mlp::activation_backward(View<float> hidden, View<float> dproduct_CF) const
 void Mlp::backward(View<const float> dy_ND, const Operand& x_ND, Saved& saved, View<float> dx_ND) {
   const std::int64_t rows = x_ND.rows(), most = std::min(rows, chunk_);
   const bool kept = !saved.hidden.empty(), in_place = kept && !bf16_;
-  Buffer<float> dproduct_CF(backend_.device, most, width_), hidden, product_CF;
-  Activation rounded_CF;
+  Buffer<float> dproduct_CF(backend_.device, most, width_), hidden,
+      product_CF(backend_.device, most, width_);
   if (!in_place) hidden = Buffer<float>(backend_.device, most, up_.outputs());
-  if (!kept) {
-    product_CF = Buffer<float>(backend_.device, most, width_);
-    if (bf16_) rounded_CF = Activation(most, width_, true, backend_);
-  }
+  const Activation rounded_CF = bf16_ ? Activation(most, width_, true, backend_) : Activation();
   for (std::int64_t first = 0; first < rows; first += most) {
     const std::int64_t count = std::min(most, rows - first);
     const Operand x = x_ND.slice_rows(first, count);
     const View<float> h =
         in_place ? saved.hidden.fp32_rows(first, count) : hidden.view().slice_rows(0, count);
-    Operand product = product_CF;
-    if (kept) {
-      if (bf16_) saved.hidden.load(first, h, backend_);
-      product = saved.product_NF.operand().slice_rows(first, count);
-    } else {
-      const View<float> p = product_CF.view().slice_rows(0, count);
-      activate(x, h, p);
-      if (bf16_) rounded_CF.store(0, p, backend_);
-      product = bf16_ ? rounded_CF.operand().slice_rows(0, count) : Operand(p);
-    }
+    if (!kept)
+      project(x, h);
+    else if (bf16_)
+      saved.hidden.load(first, h, backend_);
+    const Operand product = activate(h, product_CF.view().slice_rows(0, count), rounded_CF);
     const View<float> dproduct = dproduct_CF.view().slice_rows(0, count);
     down_.backward(dy_ND.slice_rows(first, count), product, dproduct);
     activation_backward(h, dproduct);

@@ -13,8 +13,9 @@ namespace longspan::model {
 class Mlp {
  public:
   struct Saved {
-    Activation hidden;      ///< before the activation: [N, F], or gate and up side by side [N, 2F]
-    Activation product_NF;  ///< after it
+    /// Before the activation: [N, F], or gate and up side by side [N, 2F]. What stands after it is
+    /// computed again: that takes one pass over memory, and F of the 2F or 3F numbers a token.
+    Activation hidden;
   };
   /// `chunk`: tokens at a time; 0 = default_mlp_chunk(config).
   Mlp(ParameterStore& store, const std::string& name, const ModelConfig& config,
@@ -26,9 +27,11 @@ class Mlp {
   void backward(View<const float> dy_ND, const Operand& x_ND, Saved& saved, View<float> dx_ND);
 
  private:
-  /// hidden = up(x), product = activation(hidden). With bf16 both are rounded, hidden before the
-  /// activation: it sees what is kept.
-  void activate(const Operand& x_CD, View<float> hidden, View<float> product_CF) const;
+  /// hidden = up(x), rounded with bf16: the activation sees what is kept.
+  void project(const Operand& x_CD, View<float> hidden) const;
+  /// product = activation(hidden), as the way down reads it: `rounded_CF` holds it with bf16.
+  Operand activate(View<const float> hidden, View<float> product_CF,
+                   const Activation& rounded_CF) const;
   void activation_backward(View<float> hidden, View<float> dproduct_CF) const;
 
   MlpKind kind_;

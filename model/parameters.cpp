@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "parallel/error.hpp"
+#include "parallel/host_copy.hpp"
 #include "parallel/random.hpp"
 
 namespace longspan::model {
@@ -39,6 +40,7 @@ void ParameterStore::begin_unit() {
 }
 
 void ParameterStore::allocate(Device& device, OptimizerShard shard) {
+  device_ = &device;
   weights_at_.assign(units_.size(), nullptr);
   gradients_at_.assign(units_.size(), nullptr);
   const bool whole_weights = shard != OptimizerShard::kParameters;
@@ -68,23 +70,26 @@ void ParameterStore::initialize(std::uint64_t seed, const FlatPiece& piece) cons
     const std::int64_t begin = std::max(p.offset, piece.range.begin) - p.offset;
     const std::int64_t end = std::min(p.offset + p.count(), piece.range.end()) - p.offset;
     if (end <= begin) continue;
-    float* w = piece.data + (p.offset + begin - piece.range.begin);
-    if (p.initial.standard_deviation == 0.0f) {
-      std::fill_n(w, end - begin, p.initial.constant);
-      continue;
-    }
+    const View<float> weights(piece.data + (p.offset + begin - piece.range.begin), end - begin);
     const std::uint64_t key = derive_key(seed, hash_name(p.name));
     // Element i of a block is element (row + block row) * columns + column of the whole tensor.
     const std::int64_t columns = p.shape.back(), all_columns = p.global_shape.back();
     const std::int64_t first_row = p.shape.size() > 1 ? p.block_offset.front() : 0;
     const std::int64_t first_column = p.block_offset.back();
+    write_from_host(*device_, device_->stream(), weights, [&](View<float> to) {
+      float* const w = to.data();
+      if (p.initial.standard_deviation == 0.0f) {
+        std::fill_n(w, end - begin, p.initial.constant);
+        return;
+      }
 #pragma omp parallel for schedule(static)
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t whole =
-          (first_row + i / columns) * all_columns + first_column + i % columns;
-      w[i - begin] =
-          p.initial.standard_deviation * normal_at(key, static_cast<std::uint64_t>(whole));
-    }
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t whole =
+            (first_row + i / columns) * all_columns + first_column + i % columns;
+        w[i - begin] =
+            p.initial.standard_deviation * normal_at(key, static_cast<std::uint64_t>(whole));
+      }
+    });
   }
 }
 
@@ -152,7 +157,8 @@ std::vector<ShardedArray> ParameterStore::arrays(const std::string& prefix,
     const std::size_t before = result.size();
     const auto add = [&](std::int64_t row, std::int64_t rows, std::int64_t column,
                          std::int64_t count, float* data) {
-      ShardedArray array{prefix + p.name, DType::kF32, p.global_shape, p.block_offset, {}, data};
+      ShardedArray array{prefix + p.name, DType::kF32, p.global_shape, p.block_offset, {}, data,
+                         device_};
       array.offset.front() += row;
       array.offset.back() += column;
       array.shape = p.shape.size() == 1 ? Shape{count} : Shape{rows, count};

@@ -73,8 +73,8 @@ class ParameterStore {
   Id add(Parameter parameter);  ///< its offset and unit are set here
   /// What is added from here on is the next unit.
   void begin_unit();
-  /// Makes the whole vectors, but not those that exist in parts only under `shard`: weights
-  /// uninitialised, gradients zero.
+  /// Chooses the device of everything here, and makes the whole vectors, but not those that exist
+  /// in parts only under `shard`: weights uninitialised, gradients zero.
   void allocate(Device& device, OptimizerShard shard = OptimizerShard::kNone);
   /// From now on there is a bfloat16 copy of the weights of the units from `first_unit` on; after
   /// allocate().
@@ -119,8 +119,8 @@ class ParameterStore {
   /// How many tensor ranks hold the same block as this one of the array that is called `name`
   /// (arrays() below); 1 if it is none of these.
   int replicas_of(const std::string& name) const;
-  /// The parameters as tensors over `flat` (the weights, or an optimizer state of the same layout),
-  /// named `prefix` + name.
+  /// The parameters as tensors over `flat`, memory of the same device (the weights, or an optimizer
+  /// state of the same layout), named `prefix` + name.
   std::vector<ShardedArray> arrays(const std::string& prefix, View<float> flat) const;
   /// The same of some runs of the flat vector, in ascending order: every tensor appears at least
   /// once, with no elements if no run meets it, and as up to three rectangles (part of a row, whole
@@ -132,6 +132,7 @@ class ParameterStore {
   View<float> placed(const std::vector<float*>& at, const char* what, Id id) const;
 
   int tensor_ranks_;
+  Device* device_ = nullptr;  ///< of allocate()
   std::vector<Parameter> parameters_;
   std::int64_t count_ = 0;
   std::vector<FlatRange> units_{{0, 0}};

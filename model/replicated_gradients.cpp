@@ -39,7 +39,6 @@ void sum_over_holders(View<float> data, int replicas, const TensorShards& tensor
   Buffer<float> parts(backend.device, replicas, count);
   const auto bytes = static_cast<std::size_t>(count) * sizeof(float);
   backend.device.copy(parts.view().row(place), data.data(), bytes, backend.stream);
-  backend.stream.synchronize();
   for (int step = 1; step < replicas; ++step) {
     const int to = (place + step) % replicas, from = (place - step + replicas) % replicas;
     tensor.group->send_receive(data, first + to, parts.view().slice_rows(from, 1), first + from)
@@ -69,7 +68,6 @@ void sum_packed(const std::vector<Run>& runs, int replicas, const TensorShards& 
                           static_cast<std::size_t>(part.count) * sizeof(float), backend.stream);
       at += part.count;
     }
-    backend.stream.synchronize();
   };
   const auto flush = [&] {
     copy(true);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/layer.hpp"
+#include "parallel/host_copy.hpp"
 
 namespace longspan::model {
 
@@ -17,8 +18,8 @@ class RotaryTable {
 
  private:
   std::int64_t head_size_;
-  std::vector<std::int32_t>
-      rows_;  ///< 0, 1, ...: the table holds one row per local token, not per position
+  /// 0, 1, ...: the table holds one row per local token, not per position.
+  Uploaded<std::int32_t> rows_;
   Buffer<float> cos_sin_;
   Backend backend_;
 };

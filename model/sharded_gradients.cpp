@@ -119,7 +119,6 @@ class UnitGradients : public ShardedGradients {
     backend_.kernels.add(mine.count,
                          oldest.whole.data() + (mine.begin - map_.unit(oldest.unit).begin),
                          owned(oldest.unit), backend_.stream);
-    backend_.stream.synchronize();
     on_the_way_.pop_front();
   }
 

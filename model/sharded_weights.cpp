@@ -106,7 +106,6 @@ class UnitWeights : public ShardedWeights {
     u.whole = Buffer<float>(device_, all.count);
     device_.copy(u.whole.data() + (mine.begin - all.begin), owned(unit),
                  static_cast<std::size_t>(mine.count) * sizeof(float), device_.stream());
-    device_.stream().synchronize();
     u.gathering = group_.all_gather_parts(u.whole);
   }
 

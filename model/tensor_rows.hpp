@@ -34,7 +34,6 @@ class GatheredRows {
  private:
   void gather(View<const float> own, const PassContext& pass, Backend backend) {
     room_ = Buffer<float>(backend.device, own.rows() * pass.tensor.ranks, own.cols());
-    backend.stream.synchronize();
     pass.tensor.gather_sequence(own, pass.batch.sequences, room_);
     operand_ = Operand(room_);
   }
@@ -57,7 +56,6 @@ class PartialRows {
   /// Once, when the summand is written. Collective over the tensor group.
   void sum() {
     if (pass_.tensor.alone()) return;
-    backend_.stream.synchronize();
     pass_.tensor.scatter_sum(room_, pass_.batch.sequences, own_);
     room_.clear();
   }

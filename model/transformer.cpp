@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <cstring>
 #include <utility>
 
+#include "model/attention_blocks.hpp"
 #include "model/tensor_rows.hpp"
 #include "parallel/error.hpp"
 
@@ -62,7 +62,7 @@ Transformer::Transformer(const ModelConfig& config, const AttentionConfig& atten
 
 PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) {
   store_.begin_pass();
-  PassContext pass{shards_, batch, training, {}, tensor_};
+  PassContext pass{shards_, batch, training, {}, tensor_, constant_};
   if (batch.documents_BT.empty()) return pass;
   const std::size_t count = static_cast<std::size_t>(batch.documents_BT.size());
   pass.documents.resize(static_cast<std::size_t>(shards_.ranks()));
@@ -72,15 +72,15 @@ PassContext Transformer::begin_pass(const MicroBatch& batch, bool training) {
   }
   // Everybody needs to know where everybody's documents end. The bits travel as floats: nothing
   // computes with them.
-  std::vector<float> mine(count), all(count * pass.documents.size());
-  std::memcpy(mine.data(), batch.documents_BT.data(), count * sizeof(float));
-  shards_.group
-      ->all_gather({mine.data(), static_cast<std::int64_t>(count)},
-                   {all.data(), static_cast<std::int64_t>(all.size())})
-      ->wait();
+  Device& device = backend_.device;
+  Buffer<float> mine(device, batch.documents_BT.size()),
+      all(device, shards_.ranks(), batch.documents_BT.size());
+  device.copy(mine.data(), batch.documents_BT.data(), count * sizeof(float), backend_.stream);
+  shards_.group->all_gather(mine, all)->wait();
   for (std::size_t r = 0; r < pass.documents.size(); ++r) {
     pass.documents[r].resize(count);
-    std::memcpy(pass.documents[r].data(), all.data() + r * count, count * sizeof(float));
+    device.copy(pass.documents[r].data(), all.view().row(static_cast<std::int64_t>(r)),
+                count * sizeof(float), backend_.stream);
   }
   return pass;
 }
@@ -220,13 +220,10 @@ Buffer<float> Transformer::logits(const MicroBatch& batch) {
       all(backend_.device, tensor_.ranks * pass.rows(), part);
   loss_->logits(gathered.view(), mine);
   done_output_weights();
-  backend_.stream.synchronize();
   tensor_.group->all_gather(mine.view(), all)->wait();
-  for (std::int64_t i = 0; i < all.view().rows(); ++i)
-    backend_.device.copy(result.view().row(i % pass.rows()) + i / pass.rows() * part,
-                         all.view().row(i), static_cast<std::size_t>(part) * sizeof(float),
-                         backend_.stream);
-  backend_.stream.synchronize();
+  for (int rank = 0; rank < tensor_.ranks; ++rank)
+    copy_columns(backend_, pass.rows(), part, all.view().row(rank * pass.rows()), part,
+                 result.data() + rank * part, result.cols());
   return result;
 }
 

@@ -90,6 +90,7 @@ class Transformer {
   std::optional<Norm> final_norm_;
   std::optional<VocabularyLoss> loss_;
   std::unique_ptr<RotaryTable> rotary_;
+  std::shared_ptr<PassCache> constant_ = std::make_shared<PassCache>();  ///< of shards_
 };
 
 }  // namespace longspan::model

@@ -14,6 +14,8 @@
 
 namespace longspan {
 
+class Device;
+
 enum class DType { kF32, kBF16, kU8, kU16, kU32, kI32, kI64, kU64, kF64 };
 
 std::size_t size_of(DType dtype);
@@ -80,6 +82,7 @@ struct ShardedArray {
   Shape offset;
   Shape shape;
   void* data = nullptr;
+  Device* device = nullptr;  ///< whose memory `data` is; null: the host's
 
   std::int64_t bytes() const {
     return element_count(shape) * static_cast<std::int64_t>(size_of(dtype));

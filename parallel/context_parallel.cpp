@@ -51,10 +51,11 @@ double SequenceShards::exposed_seconds() const {
   return sum;
 }
 
-void split_context(SequenceShards& shards, const Communicator& context, int inner) {
+void split_context(SequenceShards& shards, const Communicator& context, int inner,
+                   const MakeGroup& make_group) {
   const int rank = context.rank();
-  shards.inner = make_mpi_group(context.split(rank / inner, rank, "context inner"));
-  shards.outer = make_mpi_group(context.split(rank % inner, rank, "context outer"));
+  shards.inner = make_group(context.split(rank / inner, rank, "context inner"));
+  shards.outer = make_group(context.split(rank % inner, rank, "context outer"));
 }
 
 SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, ProcessGroup* group,

@@ -51,7 +51,9 @@ SequenceShards shard_sequence(std::int64_t length, SequenceLayout layout, Proces
                               std::int64_t multiple = 1);
 
 /// Makes shards.inner and shards.outer: inner groups of `inner` consecutive ranks, which divides
-/// the ranks of `context`, the communicator behind shards.group. Collective over it.
-void split_context(SequenceShards& shards, const Communicator& context, int inner);
+/// the ranks of `context`, the communicator behind shards.group; `make_group` as that one was made.
+/// Collective over it.
+void split_context(SequenceShards& shards, const Communicator& context, int inner,
+                   const MakeGroup& make_group = make_mpi_group);
 
 }  // namespace longspan

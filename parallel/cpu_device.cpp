@@ -62,6 +62,7 @@ class CpuDevice final : public Device {
  public:
   std::string name() const override { return "cpu"; }
   Stream& stream() override { return stream_; }
+  bool host_accessible() const override { return true; }
 
   void* allocate(std::size_t bytes) override {
     if (bytes == 0) return nullptr;

@@ -31,9 +31,25 @@ class Device {
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void release(void* memory, std::size_t bytes) noexcept = 0;
 
+  /// Whether the host may read and write this memory itself, once stream() has come so far. If not,
+  /// only copy() and fill_zero() reach it (host_copy.hpp).
+  virtual bool host_accessible() const { return false; }
+
+  /// Either side may be this device's memory or the host's. Ordered on the stream; where a side is
+  /// the host's, it has been read or is filled on return.
   virtual void copy(void* to, const void* from, std::size_t bytes, Stream& stream) = 0;
+  /// The same of `rows` runs of `bytes`, whose beginnings are `to_row` and `from_row` bytes apart.
+  virtual void copy_rows(void* to, std::size_t to_row, const void* from, std::size_t from_row,
+                         std::size_t bytes, std::int64_t rows, Stream& stream) {
+    for (std::int64_t row = 0; bytes > 0 && row < rows; ++row)
+      copy(static_cast<std::byte*>(to) + static_cast<std::size_t>(row) * to_row,
+           static_cast<const std::byte*>(from) + static_cast<std::size_t>(row) * from_row, bytes,
+           stream);
+  }
   virtual void fill_zero(void* to, std::size_t bytes, Stream& stream) = 0;
   virtual Stream& stream() = 0;  ///< the compute stream
+  /// For copies beside the compute stream, of memory that it does not write meanwhile.
+  virtual Stream& copy_stream() { return stream(); }
 
   virtual std::int64_t bytes_in_use() const = 0;
   virtual std::int64_t peak_bytes() const = 0;  ///< largest bytes_in_use() since the last reset

@@ -125,6 +125,19 @@ void Recorder::fail(int group, std::uint64_t ticket) {
   if (tickets_ - ticket <= kRecords) ring_[ticket % kRecords].failed = true;
 }
 
+trace::Span Recorder::span(int group, Operation operation, std::int64_t bytes) const {
+  std::string name(to_string(operation)), of;
+  std::optional<trace::Track> track;
+  {
+    const std::lock_guard lock(mutex_);
+    const GroupState& state = groups_[static_cast<std::size_t>(group)].state;
+    of = state.name;
+    if (state.thread == Thread::kTransfer) track = trace::Track{"transfers: " + of};
+  }
+  if (!track) name += " (" + of + ")";
+  return trace::Span(std::move(name), {{"bytes", static_cast<double>(bytes)}}, std::move(track));
+}
+
 void Recorder::begin_wait(int group, std::int64_t sequence) {
   if (paused_) return;
   const std::lock_guard lock(mutex_);
@@ -157,6 +170,7 @@ double Recorder::waited_seconds() const {
 }
 
 void Recorder::enter(Phase phase, std::int64_t step) {
+  trace::recorder().enter(std::string(to_string(phase)));
   const std::lock_guard lock(mutex_);
   phase_ = phase;
   step_ = step;

@@ -14,6 +14,8 @@
 #include <string_view>
 #include <vector>
 
+#include "parallel/trace.hpp"
+
 namespace longspan::flight {
 
 using Clock = std::chrono::steady_clock;
@@ -109,6 +111,8 @@ class Recorder {
   void end(int group, std::uint64_t ticket);
   /// It has been given up. It stays open.
   void fail(int group, std::uint64_t ticket);
+  /// The same for trace.hpp: on the track of the calling thread, or that of the group's transfers.
+  trace::Span span(int group, Operation operation, std::int64_t bytes) const;
 
   /// The training thread waits for an operation that the transfer thread carries out.
   void begin_wait(int group, std::int64_t sequence);
@@ -156,7 +160,9 @@ class Scope {
  public:
   Scope(int group, Operation operation, Element element, std::int64_t bytes)
       : group_(recorder().paused() ? -1 : group),
-        ticket_(group_ < 0 ? 0 : recorder().begin(group, operation, element, bytes)) {}
+        ticket_(group_ < 0 ? 0 : recorder().begin(group, operation, element, bytes)) {
+    if (group_ >= 0 && trace::recorder().on()) span_ = recorder().span(group, operation, bytes);
+  }
   ~Scope() {
     if (group_ >= 0) recorder().end(group_, ticket_);
   }
@@ -166,6 +172,7 @@ class Scope {
  private:
   int group_;
   std::uint64_t ticket_;
+  trace::Span span_;
 };
 
 }  // namespace longspan::flight

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -15,7 +16,9 @@
 namespace longspan {
 
 /// A collective on its way. Its buffers belong to it until wait() returns; wait() throws Error if
-/// it failed.
+/// it failed. On a device whose work is asynchronous, it begins behind what the compute stream was
+/// given before it was started, and what the stream is given after wait() comes behind it: callers
+/// need not synchronise.
 class Pending {
  public:
   virtual ~Pending() = default;
@@ -66,5 +69,8 @@ class ProcessGroup {
 
 /// Collectives over a duplicate of `comm`, by MPI. Collective.
 std::unique_ptr<ProcessGroup> make_mpi_group(const Communicator& comm);
+
+/// Makes the groups whose tensors lie on the device of a run. Collective over the communicator.
+using MakeGroup = std::function<std::unique_ptr<ProcessGroup>(const Communicator&)>;
 
 }  // namespace longspan

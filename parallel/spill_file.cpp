@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "parallel/error.hpp"
+#include "parallel/trace.hpp"
 
 namespace longspan {
 namespace {
@@ -35,8 +36,8 @@ bool is_full(int error) {
 
 }  // namespace
 
-SpillFile::SpillFile(const std::string& directory, std::int64_t bytes)
-    : directory_(directory.empty() ? "." : directory) {
+SpillFile::SpillFile(const std::string& directory, std::int64_t bytes, Device& device)
+    : directory_(directory.empty() ? "." : directory), device_(device) {
   std::string name = directory_ + "/longspan-offload-XXXXXX";
   file_ = mkostemp(name.data(), O_CLOEXEC);
   if (file_ < 0)
@@ -55,7 +56,11 @@ SpillFile::SpillFile(const std::string& directory, std::int64_t bytes)
   std::thread([&] {
     if (bytes > 0 && fallocate(file_, 0, 0, bytes) != 0) error = errno;
   }).join();
-  if (!is_full(error)) thread_ = std::thread([this] { work(); });
+  if (!is_full(error))
+    thread_ = std::thread([this] {
+      trace::name_thread("offload");
+      work();
+    });
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (!is_full(error)) return;
   close(file_);
@@ -92,7 +97,7 @@ void SpillFile::prefetch() {
   Entry& entry = stack_.back();
   for (const auto& [rows, cols] : entry.shapes)
     entry.buffers.push_back(rows * cols == 0 ? Buffer<float>()
-                                             : Buffer<float>(cpu_device(), rows, cols));
+                                             : Buffer<float>(device_, rows, cols));
   entry.asked_for = true;
   submit(entry, false);
 }
@@ -152,27 +157,44 @@ void SpillFile::work() {
 }
 
 void SpillFile::transfer(const Job& job) {
+  const trace::Span span(job.write ? "write activations" : "read activations");
   std::int64_t at = job.entry->offset;
   for (Buffer<float>& buffer : job.entry->buffers) {
     char* const data = reinterpret_cast<char*>(buffer.data());
     const std::int64_t bytes = buffer.size() * static_cast<std::int64_t>(sizeof(float));
-    for (std::int64_t done = 0; done < bytes;) {
-      const auto count = static_cast<std::size_t>(std::min(bytes - done, kChunk));
-      const ssize_t moved = job.write ? pwrite(file_, data + done, count, at + done)
-                                      : pread(file_, data + done, count, at + done);
-      if (moved < 0 && errno == EINTR) continue;
-      if (moved < 0 && job.write && is_full(errno)) fail_full(directory_, bytes, errno);
-      if (moved <= 0)
-        fail(
-            "memory.offload=file: {} of {} bytes {} {} failed: {}: check that disk, or set "
-            "memory.offload-directory to another",
-            job.write ? "writing" : "reading", bytes, job.write ? "to" : "from", directory_,
-            moved < 0 ? std::strerror(errno) : "the file is shorter than what was written");
-      done += moved;
+    for (std::int64_t done = 0; done < bytes; done += kChunk) {
+      const std::int64_t count = std::min(bytes - done, kChunk);
+      if (device_.host_accessible()) {
+        move(data + done, count, at + done, job.write);
+        continue;
+      }
+      // In the order of the compute stream: behind what has written the buffer, or used its memory.
+      const auto size = static_cast<std::size_t>(count);
+      staging_.resize(std::max(staging_.size(), size));
+      if (job.write) device_.copy(staging_.data(), data + done, size, device_.stream());
+      move(staging_.data(), count, at + done, job.write);
+      if (!job.write) device_.copy(data + done, staging_.data(), size, device_.stream());
     }
     at += bytes;
   }
   if (job.write) job.entry->buffers.clear();
+}
+
+void SpillFile::move(char* data, std::int64_t bytes, std::int64_t offset, bool write) {
+  for (std::int64_t done = 0; done < bytes;) {
+    const auto count = static_cast<std::size_t>(bytes - done);
+    const ssize_t moved = write ? pwrite(file_, data + done, count, offset + done)
+                                : pread(file_, data + done, count, offset + done);
+    if (moved < 0 && errno == EINTR) continue;
+    if (moved < 0 && write && is_full(errno)) fail_full(directory_, bytes, errno);
+    if (moved <= 0)
+      fail(
+          "memory.offload=file: {} of {} bytes {} {} failed: {}: check that disk, or set "
+          "memory.offload-directory to another",
+          write ? "writing" : "reading", bytes, write ? "to" : "from", directory_,
+          moved < 0 ? std::strerror(errno) : "the file is shorter than what was written");
+    done += moved;
+  }
 }
 
 }  // namespace longspan

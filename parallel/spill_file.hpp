@@ -21,10 +21,10 @@ class SpillFile {
  public:
   using Group = std::vector<Buffer<float>>;
 
-  /// Opens the file in `directory` and, where the file system can, reserves `bytes` at once, so
-  /// that a disk too small is found before the work begins. Throws Error with the directory and
-  /// what it has.
-  SpillFile(const std::string& directory, std::int64_t bytes);
+  /// For buffers of `device`. Opens the file in `directory` and, where the file system can,
+  /// reserves `bytes` at once, so that a disk too small is found before the work begins. Throws
+  /// Error with the directory and what it has.
+  SpillFile(const std::string& directory, std::int64_t bytes, Device& device = cpu_device());
   SpillFile(const SpillFile&) = delete;
   SpillFile& operator=(const SpillFile&) = delete;
   ~SpillFile();  ///< the file goes with the process or with this object
@@ -60,8 +60,12 @@ class SpillFile {
   void wait_idle();
   void work();
   void transfer(const Job& job);
+  /// Moves `bytes` of memory of the host, or fails.
+  void move(char* data, std::int64_t bytes, std::int64_t offset, bool write);
 
   std::string directory_;
+  Device& device_;
+  std::vector<char> staging_;  ///< between the file and memory that the host cannot reach
   int file_ = -1;
   std::deque<Entry> stack_;  ///< a deque: entries stay where they are
   std::int64_t end_ = 0;     ///< bytes of the file in use

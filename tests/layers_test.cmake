@@ -16,7 +16,7 @@ set(doors
     "xxhash\\.h" "^io/"
     "zlib\\.h" "^io/"
     "omp\\.h" "^(model/kernels/cpu|parallel|launcher)/"
-    "cuda" "^parallel/cuda/"
+    "cuda|cublas|cudnn" "^(parallel|model/kernels)/cuda/"
     "nccl" "^parallel/cuda/")
 list(LENGTH doors door_count)
 math(EXPR last_door "${door_count} - 2")
@@ -37,7 +37,7 @@ foreach(folder parallel model io slurm launcher)
           math(EXPR behind "${door} + 1")
           list(GET doors ${door} foreign)
           list(GET doors ${behind} allowed)
-          if(header MATCHES "^${foreign}" AND NOT file MATCHES "${allowed}")
+          if(header MATCHES "^(${foreign})" AND NOT file MATCHES "${allowed}")
             message(SEND_ERROR "${file}: <${header}> belongs behind ${allowed}")
             math(EXPR broken "${broken} + 1")
           endif()

@@ -17,6 +17,17 @@ struct AttentionMask {
   std::int64_t window = 0;
 };
 
+/// What the host knows of the positions of a side's tokens: up to two runs that count up by one,
+/// one behind the other, as contiguous and zigzag shards have them. Only a hint: kernels that serve
+/// whole rectangles and triangles alone (cuDNN's) are used where it is given. It must be true.
+struct PositionRuns {
+  struct Run {
+    std::int64_t first_position = 0, tokens = 0;  ///< no padding in it
+  };
+  int count = 0;  ///< 0: nothing is known
+  Run run[2];     ///< tokens add up to the side's
+};
+
 /// q: [batch, queries, heads, head_size], k, v: [batch, keys, kv_heads, head_size], o like q; heads
 /// is a multiple of kv_heads and query head h reads key head h / (heads / kv_heads). head_size: a
 /// multiple of 4 up to 256 (tuned for 64 and 128). The last two dims are contiguous; *_row elements
@@ -31,6 +42,10 @@ struct AttentionShape {
   const std::int32_t* key_documents = nullptr;    ///< [batch, keys], or null
   AttentionMask mask;
   float scale = 0.0f;  ///< usually 1 / sqrt(head_size)
+  /// q, k, v and dout hold bf16 values, or may be rounded to them: products may run on matrix units
+  /// in bf16, with fp32 sums. False: exact products in fp32. The CPU's are always exact.
+  bool bf16_operands = false;
+  PositionRuns query_runs = {}, key_runs = {};  ///< hints, see above
 };
 
 /// o = softmax(scale q k^T) v, lse = log sum exp(scale q k^T) over the visible keys (natural
@@ -88,6 +103,9 @@ struct AttentionDeltaArgs {
   std::int64_t dout_row = 0, dout_batch = 0;
   float* delta = nullptr;
 };
+
+/// Throws Error if the shape is outside the contract of AttentionShape.
+void check_shape(const AttentionShape& shape);
 
 /// Query-key pairs the mask leaves visible: the A of "4 A d FLOPs". Exact for any positions and
 /// documents; of one sequence, the first of the batch.

@@ -38,6 +38,12 @@ class Kernels {
   virtual void adamw(const AdamwArgs& args, Stream& stream) = 0;
   /// y += x.
   virtual void add(std::int64_t count, const float* x, float* y, Stream& stream) = 0;
+  /// The same of `rows` rows of `cols` elements, whose beginnings are x_row and y_row apart.
+  virtual void add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row,
+                        float* y, std::int64_t y_row, Stream& stream) {
+    for (std::int64_t row = 0; cols > 0 && row < rows; ++row)
+      add(cols, x + row * x_row, y + row * y_row, stream);
+  }
   /// Adds the column sums of x [rows, cols] to y [cols]: the gradient of a bias.
   virtual void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y,
                                Stream& stream) = 0;

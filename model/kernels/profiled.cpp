@@ -1,51 +1,23 @@
 #include "model/kernels/profiled.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <chrono>
-#include <utility>
 
 namespace longspan::model {
-namespace {
 
-constexpr double kFp32 = 4, kBf16 = 2;  ///< bytes of an element
-
-double product(std::int64_t a, std::int64_t b) {
-  return static_cast<double>(a) * static_cast<double>(b);
-}
-
-double gemm_bytes(const GemmArgs& a) {
-  return product(a.m, a.k) * (a.a_bf16 ? kBf16 : kFp32) +
-         product(a.k, a.n) * (a.b_bf16 ? kBf16 : kFp32) +
-         product(a.m, a.n) * kFp32 * (a.accumulate ? 2 : 1);
-}
-
-/// Channels of all query heads, and of all key heads, over the batch.
-struct AttentionSize {
-  double queries, keys, flops_forward;
-};
-AttentionSize size_of(const AttentionShape& s) {
-  const double channels = product(s.batch, s.head_size);
-  return {channels * product(s.queries, s.heads), channels * product(s.keys, s.kv_heads),
-          4.0 * channels * product(visible_pairs(s), s.heads)};
-}
-
-}  // namespace
-
-template <class Call>
-void ProfiledKernels::measure(const std::string& name, double flops, double bytes, Stream& stream,
-                              Call&& call) {
+void ProfiledKernels::observe(const OperationCall& operation, Stream& stream,
+                              const std::function<void()>& call) {
+  stream.synchronize();  // what was submitted by others, such as copies
   const auto begin = std::chrono::steady_clock::now();
-  std::forward<Call>(call)();
+  call();
   stream.synchronize();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-  OperationTotals& totals = totals_[name];
-  totals.name = name;
+  OperationTotals& totals = totals_[operation.name];
+  totals.name = operation.name;
   totals.calls += 1;
   totals.seconds += seconds.count();
-  totals.flops += flops;
-  totals.bytes += bytes;
+  totals.flops += operation.flops;
+  totals.bytes += operation.bytes;
 }
 
 std::vector<OperationTotals> ProfiledKernels::totals() const {
@@ -55,133 +27,6 @@ std::vector<OperationTotals> ProfiledKernels::totals() const {
     return a.seconds > b.seconds;
   });
   return all;
-}
-
-void ProfiledKernels::gemm(const GemmArgs& args, Stream& stream) {
-  measure(fmt::format("matrix product {} x {} x {}", args.m, args.n, args.k),
-          2.0 * product(args.m, args.n) * static_cast<double>(args.k), gemm_bytes(args), stream,
-          [&] { kernels_.gemm(args, stream); });
-}
-
-void ProfiledKernels::norm_forward(const NormForwardArgs& args, Stream& stream) {
-  measure("norm forward", 0, 2 * kFp32 * product(args.rows, args.width), stream,
-          [&] { kernels_.norm_forward(args, stream); });
-}
-
-void ProfiledKernels::norm_backward(const NormBackwardArgs& args, Stream& stream) {
-  measure("norm backward", 0, (args.accumulate_dx ? 4 : 3) * kFp32 * product(args.rows, args.width),
-          stream, [&] { kernels_.norm_backward(args, stream); });
-}
-
-void ProfiledKernels::gelu_forward(const GeluForwardArgs& args, Stream& stream) {
-  measure("GELU forward", 0, 2 * kFp32 * product(args.count, 1), stream,
-          [&] { kernels_.gelu_forward(args, stream); });
-}
-
-void ProfiledKernels::gelu_backward(const GeluBackwardArgs& args, Stream& stream) {
-  measure("GELU backward", 0, 3 * kFp32 * product(args.count, 1), stream,
-          [&] { kernels_.gelu_backward(args, stream); });
-}
-
-void ProfiledKernels::swiglu_forward(const SwigluForwardArgs& args, Stream& stream) {
-  measure("SwiGLU forward", 0, 3 * kFp32 * product(args.rows, args.width), stream,
-          [&] { kernels_.swiglu_forward(args, stream); });
-}
-
-void ProfiledKernels::swiglu_backward(const SwigluBackwardArgs& args, Stream& stream) {
-  measure("SwiGLU backward", 0, 5 * kFp32 * product(args.rows, args.width), stream,
-          [&] { kernels_.swiglu_backward(args, stream); });
-}
-
-void ProfiledKernels::residual_forward(const ResidualForwardArgs& args, Stream& stream) {
-  measure("residual forward", 0, (args.x ? 3 : 2) * kFp32 * product(args.rows, args.width), stream,
-          [&] { kernels_.residual_forward(args, stream); });
-}
-
-void ProfiledKernels::residual_backward(const ResidualBackwardArgs& args, Stream& stream) {
-  measure("residual backward", 0, 2 * kFp32 * product(args.rows, args.width), stream,
-          [&] { kernels_.residual_backward(args, stream); });
-}
-
-void ProfiledKernels::rotary(const RotaryArgs& args, Stream& stream) {
-  measure("rotary positions", 0, 2 * kFp32 * product(args.rows, args.heads * args.head_size),
-          stream, [&] { kernels_.rotary(args, stream); });
-}
-
-void ProfiledKernels::embedding_forward(const EmbeddingForwardArgs& args, Stream& stream) {
-  measure("embedding forward", 0,
-          (args.position_table ? 3 : 2) * kFp32 * product(args.rows, args.width), stream,
-          [&] { kernels_.embedding_forward(args, stream); });
-}
-
-void ProfiledKernels::embedding_backward(const EmbeddingBackwardArgs& args, Stream& stream) {
-  measure("embedding backward", 0,
-          (args.dposition_table ? 5 : 3) * kFp32 * product(args.rows, args.width), stream,
-          [&] { kernels_.embedding_backward(args, stream); });
-}
-
-void ProfiledKernels::attention_forward(const AttentionForwardArgs& args, Stream& stream) {
-  const AttentionSize size = size_of(args.shape);
-  measure("attention forward", size.flops_forward,
-          kFp32 * ((args.merge ? 3 : 2) * size.queries + 2 * size.keys), stream,
-          [&] { kernels_.attention_forward(args, stream); });
-}
-
-void ProfiledKernels::attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
-  measure("attention delta", 0,
-          2 * kFp32 * product(args.batch * args.queries, args.heads * args.head_size), stream,
-          [&] { kernels_.attention_delta(args, stream); });
-}
-
-void ProfiledKernels::attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
-  const AttentionSize size = size_of(args.shape);
-  measure("attention backward", 2 * size.flops_forward, kFp32 * (4 * size.queries + 6 * size.keys),
-          stream, [&] { kernels_.attention_backward(args, stream); });
-}
-
-void ProfiledKernels::cross_entropy(const CrossEntropyArgs& args, Stream& stream) {
-  measure("cross-entropy", 0, (args.backward ? 2 : 1) * kFp32 * product(args.rows, args.row_stride),
-          stream, [&] { kernels_.cross_entropy(args, stream); });
-}
-
-void ProfiledKernels::adamw(const AdamwArgs& args, Stream& stream) {
-  measure("AdamW", 0, 7 * kFp32 * product(args.count, 1), stream,
-          [&] { kernels_.adamw(args, stream); });
-}
-
-void ProfiledKernels::add(std::int64_t count, const float* x, float* y, Stream& stream) {
-  measure("add", 0, 3 * kFp32 * product(count, 1), stream,
-          [&] { kernels_.add(count, x, y, stream); });
-}
-
-void ProfiledKernels::add_column_sums(std::int64_t rows, std::int64_t cols, const float* x,
-                                      float* y, Stream& stream) {
-  measure("column sums", 0, kFp32 * product(rows, cols), stream,
-          [&] { kernels_.add_column_sums(rows, cols, x, y, stream); });
-}
-
-double ProfiledKernels::sum_of_squares(std::int64_t count, const float* x, Stream& stream) {
-  double sum = 0;
-  measure("sum of squares", 0, kFp32 * product(count, 1), stream,
-          [&] { sum = kernels_.sum_of_squares(count, x, stream); });
-  return sum;
-}
-
-void ProfiledKernels::round_to_bf16(std::int64_t count, float* x, Stream& stream) {
-  measure("rounding to bf16", 0, 2 * kFp32 * product(count, 1), stream,
-          [&] { kernels_.round_to_bf16(count, x, stream); });
-}
-
-void ProfiledKernels::to_bf16(std::int64_t rows, std::int64_t cols, const float* x,
-                              std::int64_t x_row, std::uint16_t* y, Stream& stream) {
-  measure("rounding to bf16", 0, (kFp32 + kBf16) * product(rows, cols), stream,
-          [&] { kernels_.to_bf16(rows, cols, x, x_row, y, stream); });
-}
-
-void ProfiledKernels::from_bf16(std::int64_t count, const std::uint16_t* x, float* y,
-                                Stream& stream) {
-  measure("widening from bf16", 0, (kFp32 + kBf16) * product(count, 1), stream,
-          [&] { kernels_.from_bf16(count, x, y, stream); });
 }
 
 }  // namespace longspan::model

@@ -7,63 +7,32 @@
 #include <string>
 #include <vector>
 
-#include "model/kernels/kernels.hpp"
+#include "model/kernels/observed.hpp"
 
 namespace longspan::model {
 
-/// Of all calls of one operation; matrix products of different shapes are different operations.
+/// Of all calls of one operation.
 struct OperationTotals {
-  std::string name;  ///< "matrix product 512 x 768 x 3072", "attention backward"
+  std::string name;
   std::int64_t calls = 0;
   double seconds = 0;
-  /// Model FLOPs, as metrics.jsonl counts them: attention 4 or 8 per visible pair and channel,
-  /// recomputation inside a kernel not counted. 0 for what is bound by memory.
-  double flops = 0;
-  double bytes = 0;  ///< that must be read or written at least once
+  double flops = 0, bytes = 0;  ///< as of OperationCall
 };
 
 /// Passes every call on, waits until it is done, and adds up. On a device whose stream runs ahead
 /// the waiting changes the step; on the CPU it costs two looks at the clock a call. One thread at a
 /// time.
-class ProfiledKernels final : public Kernels {
+class ProfiledKernels final : public ObservedKernels {
  public:
-  /// `kernels` must outlive it.
-  explicit ProfiledKernels(Kernels& kernels) : kernels_(kernels) {}
+  using ObservedKernels::ObservedKernels;
   void clear() { totals_.clear(); }
   /// Most time first.
   std::vector<OperationTotals> totals() const;
 
-  void gemm(const GemmArgs& args, Stream& stream) override;
-  void norm_forward(const NormForwardArgs& args, Stream& stream) override;
-  void norm_backward(const NormBackwardArgs& args, Stream& stream) override;
-  void gelu_forward(const GeluForwardArgs& args, Stream& stream) override;
-  void gelu_backward(const GeluBackwardArgs& args, Stream& stream) override;
-  void swiglu_forward(const SwigluForwardArgs& args, Stream& stream) override;
-  void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream) override;
-  void residual_forward(const ResidualForwardArgs& args, Stream& stream) override;
-  void residual_backward(const ResidualBackwardArgs& args, Stream& stream) override;
-  void rotary(const RotaryArgs& args, Stream& stream) override;
-  void embedding_forward(const EmbeddingForwardArgs& args, Stream& stream) override;
-  void embedding_backward(const EmbeddingBackwardArgs& args, Stream& stream) override;
-  void attention_forward(const AttentionForwardArgs& args, Stream& stream) override;
-  void attention_delta(const AttentionDeltaArgs& args, Stream& stream) override;
-  void attention_backward(const AttentionBackwardArgs& args, Stream& stream) override;
-  void cross_entropy(const CrossEntropyArgs& args, Stream& stream) override;
-  void adamw(const AdamwArgs& args, Stream& stream) override;
-  void add(std::int64_t count, const float* x, float* y, Stream& stream) override;
-  void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y,
-                       Stream& stream) override;
-  double sum_of_squares(std::int64_t count, const float* x, Stream& stream) override;
-  void round_to_bf16(std::int64_t count, float* x, Stream& stream) override;
-  void to_bf16(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row,
-               std::uint16_t* y, Stream& stream) override;
-  void from_bf16(std::int64_t count, const std::uint16_t* x, float* y, Stream& stream) override;
-
  private:
-  template <class Call>
-  void measure(const std::string& name, double flops, double bytes, Stream& stream, Call&& call);
+  void observe(const OperationCall& operation, Stream& stream,
+               const std::function<void()>& call) override;
 
-  Kernels& kernels_;
   std::map<std::string, OperationTotals> totals_;
 };
 

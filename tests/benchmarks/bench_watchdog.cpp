@@ -164,7 +164,7 @@ int benchmark(int argc, char** argv) {
                   {"--data.path", path + "/data.h5", "--run.directory", path + "/run"});
   launcher::TrainingRun run(
       launcher::parse_config(std::string(LONGSPAN_SOURCE_DIR) + "/configs/tiny.ini", settings),
-      world);
+      world, launcher::cpu_compute());
   run.restore();
   measure(run, true, timeout, tiny ? 1 : 10);  // warms up
 

@@ -232,6 +232,7 @@ def parse_arguments():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the batch (default 1)")
     parser.add_argument("--variants", default="eager,compile", help="of PyTorch (default eager,compile)")
+    parser.add_argument("--allocators", help="of PyTorch (default: every one that is installed, of malloc,jemalloc,tcmalloc)")
     parser.add_argument("--longspan", type=pathlib.Path, default=ROOT / "build/longspan", help="default build/longspan")
     parser.add_argument("--only", choices=("longspan", "pytorch"), help="leave the other one out")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
@@ -255,6 +256,10 @@ def main():
     variants = [] if arguments.only == "longspan" else arguments.variants.split(",")
     if unknown := set(variants) - {"eager", "compile"}:
         sys.exit(f"--variants: {', '.join(sorted(unknown))} is not known, valid are eager and compile")
+    allocators = installed_allocators()
+    wanted = arguments.allocators.split(",") if arguments.allocators else list(allocators)
+    if missing := set(wanted) - set(allocators):
+        sys.exit(f"--allocators: {', '.join(sorted(missing))} is not here, installed are {', '.join(allocators)}")
     load = os.getloadavg()[0]
 
     runs, failed, versions = {}, {}, []
@@ -265,7 +270,7 @@ def main():
         if arguments.only != "pytorch":
             dataset = make_dataset(arguments.longspan, folder, request, arguments.steps)
         candidates = {f"PyTorch {variant}, {name}": (variant, library)
-                      for variant in variants for name, library in installed_allocators().items()}  # fmt: skip
+                      for variant in variants for name, library in allocators.items() if name in wanted}  # fmt: skip
         for number in range(arguments.rounds):
             todo = [("Longspan", None)] if arguments.only != "pytorch" else []
             todo += list(candidates.items())

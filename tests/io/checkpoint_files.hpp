@@ -16,6 +16,7 @@
 #include "io/checkpoint.hpp"
 #include "parallel/array.hpp"
 #include "parallel/error.hpp"
+#include "tests/support/error_of.hpp"
 
 namespace longspan::io::testing {
 
@@ -121,19 +122,7 @@ inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-/// The message of the Error that `work` throws; fails the test if it does not, or with another
-/// status.
-template <class Work>
-std::string error_of(Work&& work, ExitStatus status) {
-  try {
-    work();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.status(), status) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no error was thrown";
-  return "";
-}
+using testing_support::error_of;
 
 inline void flip_byte(const std::string& path, std::uint64_t offset) {
   std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);

@@ -13,6 +13,7 @@
 #include "io/prepare_dataset.hpp"
 #include "io/token_dataset.hpp"
 #include "parallel/error.hpp"
+#include "tests/support/error_of.hpp"
 #include "tests/support/temporary_directory.hpp"
 
 namespace longspan::io {
@@ -52,15 +53,9 @@ inline std::string gzip(const std::string& text) {
 /// The message of the Error that `work` throws, which must have `status` and be one line.
 template <class Work>
 std::string error_of(Work&& work, ExitStatus status) {
-  try {
-    std::forward<Work>(work)();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.status(), status) << error.what();
-    EXPECT_FALSE(contains(error.what(), "\n")) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
+  const std::string text = testing_support::error_of(std::forward<Work>(work), status);
+  EXPECT_FALSE(contains(text, "\n")) << text;
+  return text;
 }
 
 inline PrepareSummary prepare(const PrepareRequest& request) {

@@ -12,24 +12,14 @@
 #include <vector>
 
 #include "parallel/error.hpp"
+#include "tests/support/error_of.hpp"
 #include "tests/support/temporary_directory.hpp"
 
 namespace longspan::io::hdf5 {
 namespace {
 
+using testing_support::error_of;
 using testing_support::TemporaryDirectory;
-
-template <class Work>
-std::string error_of(Work&& work, ExitStatus status) {
-  try {
-    work();
-  } catch (const Error& e) {
-    EXPECT_EQ(e.status(), status) << e.what();
-    return e.what();
-  }
-  ADD_FAILURE() << "no error";
-  return "";
-}
 
 template <class Work>
 std::string damage_of(Work&& work) {

@@ -37,7 +37,7 @@ TEST(Diagnose, NamesTheGradientNearestToTheLossUnderEveryMode) {
   world.barrier();
   for (const auto shard : {model::OptimizerShard::kNone, model::OptimizerShard::kStates,
                            model::OptimizerShard::kGradients, model::OptimizerShard::kParameters}) {
-    TrainingRun run(tiny(folder, shard), world);
+    TrainingRun run(tiny(folder, shard), world, cpu_compute());
     run.restore();
     const std::vector<io::Batch> batches = {run.loader().next()};
     run.sharding().begin_micro_batch(true);

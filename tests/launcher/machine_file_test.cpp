@@ -59,10 +59,10 @@ TEST(MachineFile, ShippedOnesAreReadAndEveryNumberSaysWhereItIsFrom) {
 TEST(MachineFile, RatesAreInterpolatedByTheLogarithmOfTheWidth) {
   MachineRates rates;
   rates.linear_flops = {{64, 1e9}, {256, 3e9}};
-  EXPECT_EQ(rates.linear_at(1), 1e9);
-  EXPECT_DOUBLE_EQ(rates.linear_at(128), 2e9);
-  EXPECT_EQ(rates.linear_at(256), 3e9);
-  EXPECT_EQ(rates.linear_at(9999), 3e9);
+  EXPECT_EQ(rates.linear_flops.at(1), 1e9);
+  EXPECT_DOUBLE_EQ(rates.linear_flops.at(128), 2e9);
+  EXPECT_EQ(rates.linear_flops.at(256), 3e9);
+  EXPECT_EQ(rates.linear_flops.at(9999), 3e9);
 }
 
 TEST(MachineFile, EveryRankHasItsAdapterUnlessTheFileSaysOtherwise) {

@@ -139,10 +139,10 @@ TEST(Calibration, IsAMachineFileWithPlausibleRates) {
   const MachineDescription m = load_machine(calibrated_folder() + "/longspan/local.ini");
   EXPECT_EQ(m.name, "local");
   EXPECT_TRUE(m.shares_cores);
-  EXPECT_GE(m.fp32.linear_flops.size(), 3u);
-  for (const auto& [width, rate] : m.fp32.linear_flops) EXPECT_GT(rate, 1e8) << width;
-  EXPECT_GT(m.fp32.attention_forward_flops, 1e8);
-  EXPECT_GT(m.fp32.attention_backward_flops, 1e8);
+  EXPECT_GE(m.fp32.linear_flops.entries.size(), 3u);
+  for (const auto& [width, rate] : m.fp32.linear_flops.entries) EXPECT_GT(rate, 1e8) << width;
+  EXPECT_GT(m.fp32.attention_forward_flops.at(1024), 1e8);
+  EXPECT_GT(m.fp32.attention_backward_flops.at(1024), 1e8);
   EXPECT_GT(m.pointwise_bandwidth, 1e8);
   EXPECT_GT(m.inside.bandwidth, 1e7);
   // What was written is what is read.

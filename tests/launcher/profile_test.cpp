@@ -26,7 +26,7 @@ const model::OperationTotals* find(const StepProfile& profile, const std::string
 
 TEST(Profile, CountsWhatItPassesOn) {
   const model::Backend cpu = model::cpu_backend();
-  model::ProfiledKernels profiled(cpu.kernels);
+  model::ProfiledKernels profiled(cpu);
   StepProfiler profiler(&profiled);
   std::vector<float> a(6, 2.0f), b(12, 3.0f), c(8, 0.0f);
   model::GemmArgs args;

@@ -209,27 +209,11 @@ TEST_F(Report, ReadsWhatTrainingWrites) {
   ASSERT_EQ(longspan({"prepare", "--kind", "text", "--output", data, folder_.file("text")}).status,
             0);
   for (const char* stop_after : {"4", "0"}) {
-    const auto result = longspan({"launch",
-                                  "--ranks",
-                                  "2",
-                                  "--config",
-                                  LONGSPAN_SOURCE_DIR "/configs/tiny.ini",
-                                  "--data.path",
-                                  data,
-                                  "--run.directory",
-                                  run,
-                                  "--run.threads",
-                                  "1",
-                                  "--train.steps",
-                                  "8",
-                                  "--train.stop-after",
-                                  stop_after,
-                                  "--checkpoint.every",
-                                  "2",
-                                  "--train.validate-every",
-                                  "4",
-                                  "--log.profile",
-                                  "on"});
+    const auto result = longspan(testing_support::launch_tiny(
+        2, data, run,
+        "--run.threads 1 --train.steps 8 --checkpoint.every 2 --train.validate-every 4 "
+        "--log.profile on",
+        {"--train.stop-after", stop_after}));
     ASSERT_EQ(result.status, std::string(stop_after) == "4" ? 75 : 0) << result.err;
   }
   const ReportedRun read = read_reported_run(run);

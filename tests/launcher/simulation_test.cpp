@@ -14,7 +14,9 @@
 #include "launcher/options.hpp"
 #include "model/flops.hpp"
 #include "parallel/error.hpp"
+#include "support/error_of.hpp"
 #include "support/process.hpp"
+#include "support/round_machine.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -22,17 +24,7 @@ namespace {
 using testing_support::longspan;
 
 MachineDescription round_machine(int ranks_per_node = 2) {
-  MachineDescription m;
-  m.name = "round", m.path = "test";
-  m.ranks_per_node = ranks_per_node;
-  m.fp32.linear_flops = {{1, 1e9}};
-  m.fp32.attention_forward_flops = 1e8, m.fp32.attention_backward_flops = 2e8;
-  m.fp32.peak_flops = 2e9;
-  m.bf16 = m.fp32;
-  m.memory_bytes = 1e12, m.pointwise_bandwidth = 1e9, m.program_bytes = 1000;
-  m.inside = {1e7, 1e-4}, m.between = {5e6, 2e-4};
-  m.write_bandwidth = 1e6, m.read_bandwidth = 1e6;
-  return m;
+  return testing_support::round_machine(ranks_per_node, {1e7, 1e-4}, {5e6, 2e-4});
 }
 
 Plan plan_of(std::vector<std::string> settings, int ranks, const MachineDescription& machine) {
@@ -50,13 +42,7 @@ SimulationOptions alone() {
 }
 
 std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    EXPECT_EQ(e.status(), ExitStatus::kUsage);
-    return e.what();
-  }
-  return "";
+  return testing_support::error_of(call, ExitStatus::kUsage);
 }
 
 /// Links from those that hide everything to those that hide nothing.
@@ -112,8 +98,8 @@ TEST(Simulation, GradientsFollowTheUnitsOfTheModel) {
     const auto wire = [&](double elements) { return 4 * elements / bandwidth + 2 * 2e-4; };
     const StepPieces pieces = step_pieces(p.config, m, p.placement, {2, 1, 1}, p.share,
                                           context_traffic(p.config, {2, 1, 1}, p.scheme.scheme, 1));
-    const double backward =
-        2 * pieces.products.all() + pieces.attention_backward + pieces.pointwise_backward;
+    const double backward = pieces.activation + 2 * pieces.products.all() +
+                            pieces.attention_backward + pieces.pointwise_backward;
     double now = 0, link = wire(end);
     for (int i = 0; i < 3; ++i) {
       now += backward;

@@ -140,8 +140,23 @@ AttentionProblem AttentionProblem::slice(const Ints& queries, const Ints& keys) 
   return part;
 }
 
+void AttentionRunner::forward(const model::AttentionForwardArgs& args) {
+  model::cpu::attention_forward(args);
+}
+void AttentionRunner::delta(const model::AttentionDeltaArgs& args) {
+  model::cpu::attention_delta(args);
+}
+void AttentionRunner::backward(const model::AttentionBackwardArgs& args) {
+  model::cpu::attention_backward(args);
+}
+AttentionRunner& cpu_attention() {
+  static AttentionRunner runner;
+  return runner;
+}
+
 AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
-                                   const AttentionForward* merged, bool more) {
+                                   const AttentionForward* merged, bool more,
+                                   AttentionRunner& runner) {
   const AttentionShape& shape = problem.bind();
   const std::int64_t width = shape.heads * shape.head_size,
                      kv_width = shape.kv_heads * shape.head_size;
@@ -155,7 +170,7 @@ AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
     o.fill(merged->o);
     result.lse = merged->lse, result.sum = merged->sum;
   }
-  model::cpu::attention_forward({.shape = shape,
+  runner.forward({.shape = shape,
                                  .q = q.data.data(),
                                  .k = k.data.data(),
                                  .v = v.data.data(),
@@ -176,7 +191,7 @@ AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
 }
 
 AttentionGradients attention_backward(AttentionProblem& problem, const AttentionForward& saved,
-                                      std::int64_t gap, float start) {
+                                      std::int64_t gap, float start, AttentionRunner& runner) {
   const AttentionShape& shape = problem.bind();
   const std::int64_t width = shape.heads * shape.head_size,
                      kv_width = shape.kv_heads * shape.head_size;
@@ -189,7 +204,7 @@ AttentionGradients attention_backward(AttentionProblem& problem, const Attention
   auto dk = Strided(shape.batch, shape.keys, kv_width, 5 * gap).fill(start);
   auto dv = Strided(shape.batch, shape.keys, kv_width, 5 * gap).fill(start);
   Floats delta(shape.batch * shape.heads * shape.queries, kNan);
-  model::cpu::attention_delta({.batch = shape.batch,
+  runner.delta({.batch = shape.batch,
                                .queries = shape.queries,
                                .heads = shape.heads,
                                .head_size = shape.head_size,
@@ -200,7 +215,7 @@ AttentionGradients attention_backward(AttentionProblem& problem, const Attention
                                .dout_row = dout.row,
                                .dout_batch = dout.batch_stride,
                                .delta = delta.data()});
-  model::cpu::attention_backward({.shape = shape,
+  runner.backward({.shape = shape,
                                   .q = q.data.data(),
                                   .k = k.data.data(),
                                   .v = v.data.data(),

@@ -129,6 +129,7 @@ class FaultyKernels : public model::Kernels {
 class PoisonedDevice : public Device {
  public:
   std::string name() const override { return real_.name(); }
+  bool host_accessible() const override { return true; }
   void* allocate(std::size_t bytes) override {
     void* memory = real_.allocate(bytes);
     if (bytes > 0) std::memset(memory, 0xff, bytes);

@@ -1,0 +1,36 @@
+/// Where a run computes: the device of run.device, its operations, and the groups whose tensors lie
+/// there. Chosen once, here, and handed down: nothing else in the program asks for a device.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "launcher/run_config.hpp"
+#include "model/kernels/kernels.hpp"
+#include "parallel/communicator.hpp"
+#include "parallel/process_group.hpp"
+
+namespace longspan::launcher {
+
+struct Compute {
+  model::Backend backend;
+  MakeGroup make_group;
+  std::string name;       ///< "cpu", or what the device calls itself
+  std::string line = {};  ///< for the log: the device, or why it is the CPU
+  std::shared_ptr<void> keeps =
+      {};  ///< what the backend's references live in; null: all the program
+
+  /// The same with other operations in front, such as ProfiledKernels.
+  Compute with(model::Kernels& kernels) const {
+    return {{backend.device, kernels, backend.stream}, make_group, name, line, keeps};
+  }
+};
+
+/// The processor, and groups over MPI.
+Compute cpu_compute();
+
+/// What run.device means on this rank: auto takes GPUs if every rank of `world` has one of its own.
+/// Throws the same Error on every rank if run.device=cuda and one cannot have its GPU. Collective.
+Compute open_compute(const RunSettings& run, const Communicator& world);
+
+}  // namespace longspan::launcher
