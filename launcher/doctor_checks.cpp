@@ -25,6 +25,7 @@
 #include "io/hdf5.hpp"
 #include "launcher/compute.hpp"
 #include "launcher/doctor.hpp"
+#include "launcher/gpu.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/memory_plan.hpp"
 #include "model/kernels/kernels.hpp"
@@ -124,7 +125,40 @@ Findings check_node(int ranks_here) {
   return judge_node(facts, ranks_here);
 }
 
-Findings check_gpu() {
+namespace {
+
+/// The plug-in and what it can use: what run.device=cuda would get.
+Findings check_gpu_plugin() {
+  const auto finding = [](Health health, std::string found, std::string remedy = "") {
+    return Finding{"GPU", "plug-in", health, std::move(found), std::move(remedy)};
+  };
+  const bool needed = gpu_may_be_here();
+  try {
+    model::GpuPlugin& plugin = open_gpu_plugin();
+    const std::string what = gpu_plugin_path() + ", " + plugin.versions();
+    if (!needed) return {finding(Health::kInfo, what)};
+    try {
+      Findings findings = {finding(Health::kGood, what)};
+      const int count = plugin.gpu_count();
+      for (int i = 0; i < count; ++i) {
+        const model::GpuDescription gpu = plugin.describe(i);
+        const bool usable = gpu.major >= 8;
+        findings.push_back({"GPU", fmt::format("device {}", i),
+                            usable ? Health::kGood : Health::kWarning, to_string(gpu),
+                            usable ? "" : "the kernels need compute capability 8.0 or later"});
+      }
+      return findings;
+    } catch (const Error& error) {
+      return {finding(Health::kWarning, what + "; " + error.what(), "training runs on the CPU")};
+    }
+  } catch (const Error& error) {
+    return {finding(needed ? Health::kWarning : Health::kInfo, error.what(),
+                    needed ? "training runs on the CPU" : "")};
+  }
+}
+
+/// What the system says of its GPUs, whether or not the plug-in can use them.
+Findings check_driver() {
   const std::string topic = "GPU";
   Findings findings;
   const Library driver("libcuda.so.1");
@@ -144,15 +178,6 @@ Findings check_gpu() {
   findings.push_back({topic, "driver", count > 0 ? Health::kGood : Health::kInfo,
                       fmt::format("CUDA {}.{}, {} GPU{}", version / 1000, version % 1000 / 10,
                                   count, count == 1 ? "" : "s")});
-  for (int i = 0; i < count; ++i) {
-    char name[128] = "";
-    std::size_t bytes = 0;
-    if (auto* f = driver.function<int(char*, int, int)>("cuDeviceGetName")) f(name, sizeof name, i);
-    if (auto* f = driver.function<int(std::size_t*, int)>("cuDeviceTotalMem_v2")) f(&bytes, i);
-    findings.push_back(
-        {topic, fmt::format("device {}", i), Health::kGood,
-         fmt::format("{}, {}", name, io::format_bytes(static_cast<std::int64_t>(bytes)))});
-  }
   const Library nccl("libnccl.so.2");
   int nccl_version = 0;
   if (auto* f = nccl ? nccl.function<int(int*)>("ncclGetVersion") : nullptr) f(&nccl_version);
@@ -161,6 +186,14 @@ Findings check_gpu() {
                           ? "none"
                           : fmt::format("{}.{}.{}", nccl_version / 10000, nccl_version / 100 % 100,
                                         nccl_version % 100)});
+  return findings;
+}
+
+}  // namespace
+
+Findings check_gpu() {
+  Findings findings = check_driver();
+  for (Finding& finding : check_gpu_plugin()) findings.push_back(std::move(finding));
   return findings;
 }
 

@@ -38,7 +38,8 @@ Loaded load(const std::string& path, const std::string& device) {
   RunConfig config = parse_ini(reader.facts().config);
   config.memory = {};  // nothing is trained here
   config.run.device = device;
-  Loaded loaded{config, io::Tokenizer(reader.facts().tokenizer), open_compute(config.run), nullptr};
+  Loaded loaded{config, io::Tokenizer(reader.facts().tokenizer),
+                open_compute(config.run, Communicator::self()), nullptr};
   loaded.transformer = std::make_unique<model::Transformer>(
       config.model, config.attention, config.memory,
       shard_sequence(config.data.sequence_length, SequenceLayout::kContiguous, nullptr),

@@ -24,6 +24,10 @@ struct StepMetrics {
   double data_seconds = 0;  ///< spent waiting for data, the slowest rank
   std::int64_t peak_memory_bytes = 0;     ///< resident, or of the GPU; the largest rank
   std::optional<double> validation_loss;  ///< only where it was measured
+  double hfu = 0;  ///< as mfu, with what was not kept and computed again (as Chowdhery et al. 2022)
+  /// Only on GPUs that tell (gpu_meter.hpp).
+  std::optional<double> gpu_utilisation, gpu_power_watts, joules_per_token;
+  std::optional<std::int64_t> gpu_memory_bytes;
 };
 
 /// One object a line, without '\n'. Numbers read back to the same bits; what is not finite is null.

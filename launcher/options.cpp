@@ -73,6 +73,13 @@ class Registry {
     bind("directory", r.directory, "path", "where the run writes; empty = runs/<run.name>");
     bind("seed", r.seed, "", "of initial weights, data order and dropout");
     bind("device", r.device, "", "auto, cpu or cuda; auto falls back to the CPU and says so");
+    bind("communication", r.communication, "",
+         "between GPUs: nccl; staged (through the host's memory and MPI: without NCCL, and as a "
+         "check; the bits of MPI); auto = nccl where every rank finds it");
+    bind("share-gpu", r.share_gpu, "", "several ranks may compute on one GPU, in turns: for tests");
+    bind("deterministic", r.deterministic, "",
+         "on = the same bits in every run on a GPU too (own attention kernels, matrix products "
+         "never chosen by the clock); the CPU always is");
     bind("threads", r.threads, "threads", "per rank; 0 = cores of the node / ranks on it");
     bind("hang-timeout", r.hang_timeout, "seconds",
          "after which a rank that keeps the others waiting is named and the job ends; auto or 0 = "
@@ -155,8 +162,9 @@ class Registry {
         "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "
         "(or of its control group's limit) / the ranks on it, otherwise no limit");
     bind("offload", m.offload, "",
-         "file: block inputs, and with memory.keep=attention attention outputs too, wait in a file "
-         "between forward and backward, written and read behind the compute");
+         "block inputs, and with memory.keep=attention attention outputs too, wait elsewhere between "
+         "forward and backward, moved behind the compute. file: in a file; host: a GPU's in the "
+         "host's page-locked memory (on the CPU they are in the host's memory already)");
     bind("offload-directory", m.offload_directory, "path",
          "where each rank makes its file, which has no name and goes with the process: a fast disk "
          "of the node itself, not /tmp where that is memory; empty = the run directory");

@@ -49,6 +49,9 @@ void check_run(const RunSettings& r, Problems& problems) {
       r.name);
   problems.unless(r.device == "auto" || r.device == "cpu" || r.device == "cuda",
                   "run.device={}: it must be auto, cpu or cuda", r.device);
+  problems.unless(
+      r.communication == "auto" || r.communication == "nccl" || r.communication == "staged",
+      "run.communication={}: it must be auto, nccl or staged", r.communication);
   problems.at_least(0, "run.threads", r.threads);
   problems.unless(parallel::parse_hang_timeout(r.hang_timeout).has_value(),
                   "run.hang-timeout={}: it must be auto, off or a number of seconds, at least 1",

@@ -18,9 +18,12 @@ struct RunSettings {
   std::string name = "run";
   std::string directory;  ///< empty = runs/<name>
   std::uint64_t seed = 1;
-  std::string device = "auto";        ///< auto | cpu | cuda
-  int threads = 0;                    ///< per rank; 0 = cores of the node / ranks on it
-  std::string hang_timeout = "auto";  ///< auto | off | seconds
+  std::string device = "auto";         ///< auto | cpu | cuda
+  std::string communication = "auto";  ///< between GPUs: auto | nccl | staged
+  bool share_gpu = false;              ///< several ranks on one GPU
+  bool deterministic = false;          ///< the same bits in every run, on a GPU too
+  int threads = 0;                     ///< per rank; 0 = cores of the node / ranks on it
+  std::string hang_timeout = "auto";   ///< auto | off | seconds
 };
 
 struct TrainConfig {

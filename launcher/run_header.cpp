@@ -22,7 +22,7 @@ void print_sharing(model::OptimizerShard shard, int owners) {
 
 }  // namespace
 
-void print_header(const TrainingRun& run, double peak_flops) {
+void print_header(const TrainingRun& run, double peak_flops, const std::string& device) {
   const RunConfig& c = run.config();
   const auto memory = run.memory_estimate();
   log::info("{}", version_line());
@@ -30,8 +30,7 @@ void print_header(const TrainingRun& run, double peak_flops) {
             run.mesh().world().size() == 1 ? "" : "s", to_string(run.mesh().shape()), run.threads(),
             run.threads() == 1 ? "" : "s", model::parameter_count(c.model), c.data.path);
   if (!run.mesh_reason().empty()) log::info("{}", run.mesh_reason());
-  if (c.run.device == "auto")
-    log::info("device: cpu (run.device=auto, and this build has no GPU plug-in)");
+  log::info("{}", device);
   log::info(
       "a step: {} sequence{} of {} tokens, {:.4g} GFLOP (model FLOPs: 6 per weight and token, 12 "
       "per visible query-key pair "

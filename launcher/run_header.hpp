@@ -8,6 +8,7 @@ namespace longspan::launcher {
 /// Logs version, mesh, model, work of a step, memory predicted, and why what was chosen was chosen;
 /// warns of settings that are allowed and hardly meant. `peak_flops`: of all ranks together. Every
 /// rank may call it; does not communicate.
-void print_header(const TrainingRun& run, double peak_flops);
+/// `device`: Compute::line.
+void print_header(const TrainingRun& run, double peak_flops, const std::string& device);
 
 }  // namespace longspan::launcher

@@ -14,6 +14,7 @@
 #include "launcher/command.hpp"
 #include "launcher/deadline.hpp"
 #include "launcher/duration.hpp"
+#include "launcher/gpu_meter.hpp"
 #include "launcher/machine.hpp"
 #include "launcher/metrics.hpp"
 #include "launcher/options.hpp"
@@ -123,6 +124,14 @@ void write_line(MetricsWriter& metrics, const StepMetrics& line, bool& waiting) 
   }
 }
 
+void meter_step(GpuMeter& meter, StepMetrics& line) {
+  const GpuReading reading = meter.read(line.tokens);
+  line.gpu_utilisation = reading.utilisation;
+  line.gpu_memory_bytes = reading.memory_bytes;
+  line.gpu_power_watts = reading.power_watts;
+  line.joules_per_token = reading.joules_per_token;
+}
+
 /// `directory`: rank 0's, held by the caller until the end of the run is on record.
 ExitStatus train(const RunConfig& requested, const Communicator& world,
                  std::optional<RunDirectory>& directory, RunRecord& record) {
@@ -139,9 +148,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   // Its folder is in the run's, which is ours now. Whatever may hang comes after it.
   parallel::Watchdog watchdog(*parallel::parse_hang_timeout(requested.run.hang_timeout),
                               requested.directory(), world);
-  std::optional<Compute> compute;
-  agree(world, [&] { compute.emplace(open_compute(requested.run)); });
-  TrainingRun run(requested, world, *compute);
+  const Compute compute = open_compute(requested.run, world);
+  TrainingRun run(requested, world, compute);
   const RunConfig& config = run.config();
   agree(world, [&] {
     if (world.rank() != 0) return;
@@ -154,9 +162,9 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   agree(world, [&] {
     if (directory) directory->write_config(config, "effective configuration; " + version_line());
   });
-  const double peak_flops = measure_peak_flops(
-      compute->backend, config.model.precision == model::Precision::kBf16, world);
-  print_header(run, peak_flops);
+  const double peak_flops =
+      measure_peak_flops(compute.backend, config.model.precision == model::Precision::kBf16, world);
+  print_header(run, peak_flops, compute.line);
   if (directory) record.started(config.directory(), world.size(), run.progress().step);
   if (!resumed.empty())
     log::info("continuing from {} after step {}; a rank read at most {} of its {}", resumed,
@@ -174,6 +182,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
   bool metrics_wait = false;
   MetricsTable table(config.train.steps);
   Stragglers stragglers(world);
+  std::optional<GpuMeter> meter;
+  if (!compute.pci_bus.empty()) meter.emplace(compute.pci_bus, world);
   // One rank that knows is enough.
   std::optional<slurm::JobEndWatch> job_end;
   if (const std::string job = slurm::job_address(); !job.empty() && world.rank() == 0)
@@ -185,7 +195,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
 
   StepProfiler profiler(run.profile());
   StepTraffic traffic(run);
-  StepTrace trace(config.log, world, compute->name);
+  StepTrace trace(config.log, world, compute.name);
   std::vector<double> step_seconds;
   const std::int64_t first_step = run.progress().step;
   // A resumed run remembers the validations before it. Rank 0 has them, and decides for all.
@@ -209,7 +219,7 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     traffic.begin_step();
     trace.begin_step(run.progress().step + 1);
     const StepResult result = train_step(run);
-    compute->backend.stream.synchronize();  // a device may still be at the update
+    compute.backend.stream.synchronize();  // a device may still be at the update
     traffic.end_step();
     const double waited = flight::recorder().waited_seconds() - waited_before;
     const double worked = seconds_since(step_begin) - waited;
@@ -227,15 +237,17 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     line.step_seconds = world.all_reduce_max(seconds_since(step_begin));
     line.tokens_per_second = static_cast<double>(line.tokens - tokens_before) / line.step_seconds;
     line.mfu = run.step_flops() / line.step_seconds / peak_flops;
+    line.hfu = line.mfu * (1 + run.recomputed_step_flops() / run.step_flops());
     line.comm_seconds = world.all_reduce_max(run.communication_seconds() - communication_before);
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
-    const Device& device = compute->backend.device;
+    const Device& device = compute.backend.device;
     line.peak_memory_bytes = world.all_reduce_max(device.host_accessible() ? peak_resident_bytes()
                                                                            : device.peak_bytes());
 
     step_seconds.push_back(line.step_seconds);
     watchdog.step_done(line.step_seconds);
     stragglers.step_done(step, worked);
+    if (meter) meter_step(*meter, line);
     const bool finished = step == config.train.steps;
     if (config.train.validate_every > 0 && (step % config.train.validate_every == 0 || finished)) {
       flight::recorder().enter(Phase::kValidate, step);
@@ -284,6 +296,12 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     });
   }
   const Outcome outcome = measured_outcome(step_seconds, traffic, run);
+  if (outcome.median_seconds > 0)
+    log::info("MFU {:.1f} %, HFU {:.1f} % in the median step",
+              100 * run.step_flops() / outcome.median_seconds / peak_flops,
+              100 * (run.step_flops() + run.recomputed_step_flops()) / outcome.median_seconds /
+                  peak_flops);
+  if (meter) log::info("{}", meter->summary());
   agree(world, [&] {
     if (!directory) return;
     const Prediction prediction = predict_run(run, outcome.ranks_per_node);

@@ -67,6 +67,8 @@ class TrainingRun {
 
   /// Model FLOPs of one optimizer step over all ranks.
   double step_flops() const;
+  /// And what memory.keep computes again.
+  double recomputed_step_flops() const;
   model::MemoryEstimate memory_estimate() const;
   const model::RankShare& share() const { return share_; }
   /// What every layer keeps.
@@ -138,7 +140,7 @@ class TrainingRun {
   const model::Backend backend_;
   model::SchemeChoice scheme_;
   model::RankShare share_;
-  std::unique_ptr<SpillFile> offload_;
+  std::unique_ptr<OffloadStack> offload_;
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<model::ParameterSharding> sharding_;
   std::unique_ptr<model::AdamW> optimizer_;

@@ -142,6 +142,20 @@ StepFlops model_flops(const ModelConfig& m, const AttentionConfig& attention,
                                       static_cast<double>(m.heads * m.head_size * m.layers)};
 }
 
+double recomputed_flops(const ModelConfig& m, const AttentionConfig& attention,
+                        const ActivationPlan& plan, std::int64_t sequences, std::int64_t length) {
+  // The MLP's way out only makes the next layer's input, which is kept.
+  const std::int64_t weights = block_matrix_weights(m) - m.width * m.mlp_width;
+  const double products =
+      2.0 * static_cast<double>(weights) * static_cast<double>(sequences * length);
+  const double scores = 4.0 * attention_pairs(attention, length) * static_cast<double>(sequences) *
+                        static_cast<double>(m.heads * m.head_size);
+  double again = 0;
+  for (const Keep keep : plan.keep_L)
+    again += keep == Keep::kAll ? 0.0 : keep == Keep::kAttention ? products : products + scores;
+  return again;
+}
+
 std::int64_t state_memory(const ModelConfig& m, const RankShare& share) {
   const std::int64_t states =
       4 * sharding_memory(m, share.shard, share.owners, share.tensor).states;
@@ -268,7 +282,7 @@ std::int64_t offloaded_bytes(const ModelConfig& m, const MemoryConfig& memory,
                              const RankShare& share, const ActivationPlan& plan) {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i + 1 < plan.keep_L.size(); ++i)  // the last layer's stay
-    if (memory.offload == Offload::kFile)
+    if (memory.offload != Offload::kNone)
       bytes += layer_memory(m, memory, plan.keep_L[i], share).movable;
   return bytes;
 }
@@ -281,7 +295,7 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const UnitMemory units = unit_memory(m, share);
   for (const Keep keep : used.keep_L) {
     const LayerMemory layer = layer_memory(m, memory, keep, share);
-    const std::int64_t moved = memory.offload == Offload::kFile ? layer.movable : 0;
+    const std::int64_t moved = memory.offload != Offload::kNone ? layer.movable : 0;
     const bool last = chain.options_L.size() + 1 == used.keep_L.size();
     chain.options_L.push_back({{keep, layer.kept - moved, moved,
                                 layer.at_work + (last ? units.last_block : units.block), 0}});

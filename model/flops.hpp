@@ -21,6 +21,13 @@ struct StepFlops {
 StepFlops model_flops(const ModelConfig& model, const AttentionConfig& attention,
                       std::int64_t sequences, std::int64_t sequence_length);
 
+/// What `plan` computes a second time in the backward of these: 2 * weights * tokens of a layer
+/// whose products are not kept (all but the MLP's last), 4 per visible pair and channel where the
+/// attention is not kept either. model_flops() and these over the time is HFU.
+double recomputed_flops(const ModelConfig& model, const AttentionConfig& attention,
+                        const ActivationPlan& plan, std::int64_t sequences,
+                        std::int64_t sequence_length);
+
 /// Visible query-key pairs of one sequence.
 double attention_pairs(const AttentionConfig& attention, std::int64_t sequence_length);
 
@@ -48,7 +55,7 @@ struct LayerMemory {
 LayerMemory layer_memory(const ModelConfig& model, const MemoryConfig& memory, Keep keep,
                          const RankShare& share);
 
-/// Bytes that memory.offload=file has in its file at the most; 0 without. `plan` as below.
+/// Bytes that memory.offload has elsewhere at the most; 0 without. `plan` as below.
 std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memory,
                              const RankShare& share, const ActivationPlan& plan);
 

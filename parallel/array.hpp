@@ -100,4 +100,11 @@ inline std::int64_t part_begin(std::int64_t total, std::int64_t index, std::int6
   return total / count * index + (total % count) * index / count;
 }
 
+/// Part `index` of `count` of all elements, split in that way.
+template <class T>
+View<T> part_of(View<T> all, std::int64_t index, std::int64_t count) {
+  const std::int64_t begin = part_begin(all.size(), index, count);
+  return all.slice(begin, part_begin(all.size(), index + 1, count) - begin);
+}
+
 }  // namespace longspan

@@ -96,8 +96,8 @@ std::uint64_t Recorder::begin(int group, Operation operation, Element element, s
   const std::lock_guard lock(mutex_);
   Group& g = groups_[static_cast<std::size_t>(group)];
   const std::uint64_t ticket = tickets_++;
-  const Record record{group, operation, element,      phase_,      ++g.state.begun,
-                      bytes, step_,     Clock::now(), std::nullopt};
+  const Record record{group, operation, element,      phase_,       ++g.state.begun,
+                      bytes, step_,     Clock::now(), std::nullopt, false};
   ring_[ticket % kRecords] = record;
   g.state.open = record;
   g.ticket = ticket;
@@ -116,6 +116,13 @@ void Recorder::end(int group, std::uint64_t ticket) {
   }
   // A long wait may have been overtaken by a whole ring of other groups' operations.
   if (tickets_ - ticket <= kRecords) ring_[ticket % kRecords].end = now;
+}
+
+void Recorder::fail(int group, std::uint64_t ticket) {
+  const std::lock_guard lock(mutex_);
+  Group& g = groups_[static_cast<std::size_t>(group)];
+  if (g.ticket == ticket && g.state.open) g.state.open->failed = true;
+  if (tickets_ - ticket <= kRecords) ring_[ticket % kRecords].failed = true;
 }
 
 trace::Span Recorder::span(int group, Operation operation, std::int64_t bytes) const {
@@ -144,6 +151,19 @@ void Recorder::end_wait() {
   wait_.reset();
 }
 
+void Recorder::begin_device_wait(int group, std::int64_t sequence) {
+  if (paused_) return;
+  const std::lock_guard lock(mutex_);
+  device_waits_.push_back({group, sequence, Clock::now()});
+}
+
+void Recorder::end_device_wait(int group) {
+  const std::lock_guard lock(mutex_);
+  for (const Wait& wait : device_waits_)
+    if (wait.group == group) waited_seconds_ += seconds(Clock::now() - wait.begin);
+  std::erase_if(device_waits_, [&](const Wait& wait) { return wait.group == group; });
+}
+
 double Recorder::waited_seconds() const {
   const std::lock_guard lock(mutex_);
   return waited_seconds_;
@@ -160,6 +180,7 @@ void Recorder::enter(Phase phase, std::int64_t step) {
 Snapshot Recorder::snapshot(bool with_records) const {
   const std::lock_guard lock(mutex_);
   Snapshot result{step_, phase_, phase_begin_, wait_, {}, {}};
+  if (!result.wait && !device_waits_.empty()) result.wait = device_waits_.front();
   for (const Group& g : groups_)
     if (g.used || with_records) result.groups.push_back(g.state);
   if (with_records) {

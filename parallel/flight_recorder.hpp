@@ -67,6 +67,7 @@ struct Record {
   std::int64_t step = 0;
   Clock::time_point begin = {};
   std::optional<Clock::time_point> end = {};  ///< none while it goes on
+  bool failed = false;                        ///< it will never end
 };
 
 struct GroupState {
@@ -108,12 +109,18 @@ class Recorder {
   /// Returns a ticket for end().
   std::uint64_t begin(int group, Operation operation, Element element, std::int64_t bytes);
   void end(int group, std::uint64_t ticket);
+  /// It has been given up. It stays open.
+  void fail(int group, std::uint64_t ticket);
   /// The same for trace.hpp: on the track of the calling thread, or that of the group's transfers.
   trace::Span span(int group, Operation operation, std::int64_t bytes) const;
 
   /// The training thread waits for an operation that the transfer thread carries out.
   void begin_wait(int group, std::int64_t sequence);
   void end_wait();
+  /// The compute stream of the device waits for an operation, and with it, sooner or later, the
+  /// training thread. Of the group's own thread; one at a time in a group.
+  void begin_device_wait(int group, std::int64_t sequence);
+  void end_device_wait(int group);
   /// Seconds that the training thread has waited for other ranks since the process began.
   double waited_seconds() const;
 
@@ -142,6 +149,7 @@ class Recorder {
   Phase phase_ = Phase::kStart;
   Clock::time_point phase_begin_ = Clock::now();
   std::optional<Wait> wait_;
+  std::vector<Wait> device_waits_;  ///< oldest first
   double waited_seconds_ = 0;
 };
 

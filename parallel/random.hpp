@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "parallel/philox.hpp"
+
 namespace longspan {
 
 using PhiloxBlock = std::array<std::uint32_t, 4>;
@@ -15,17 +17,8 @@ using PhiloxBlock = std::array<std::uint32_t, 4>;
 /// Four random words for `counter` under `key`. Pure; about 10 ns.
 inline PhiloxBlock philox(std::uint64_t key, std::uint64_t counter_high,
                           std::uint64_t counter_low) {
-  auto lo = [](std::uint64_t v) { return static_cast<std::uint32_t>(v); };
-  auto hi = [](std::uint64_t v) { return static_cast<std::uint32_t>(v >> 32); };
-  PhiloxBlock c = {lo(counter_low), hi(counter_low), lo(counter_high), hi(counter_high)};
-  std::uint32_t k0 = lo(key), k1 = hi(key);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xD2511F53u} * c[0];
-    const std::uint64_t p1 = std::uint64_t{0xCD9E8D57u} * c[2];
-    c = {hi(p1) ^ c[1] ^ k0, lo(p1), hi(p0) ^ c[3] ^ k1, lo(p0)};
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
+  PhiloxBlock c;
+  philox_words(key, counter_high, counter_low, c.data());
   return c;
 }
 

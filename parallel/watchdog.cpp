@@ -352,6 +352,7 @@ void Watchdog::write_records() const {
       one["ranks"] = to_ranges(group->members);
     }
     if (r.end) one["end"] = date(*r.end);
+    if (r.failed) one["failed"] = true;
     records.push_back(std::move(one));
   }
   nlohmann::json whole = nlohmann::json::parse(to_json(own_state()));

@@ -104,6 +104,9 @@ struct AttentionDeltaArgs {
   float* delta = nullptr;
 };
 
+/// Throws Error if the shape is outside the contract of AttentionShape.
+void check_shape(const AttentionShape& shape);
+
 /// Query-key pairs the mask leaves visible: the A of "4 A d FLOPs". Exact for any positions and
 /// documents; of one sequence, the first of the batch.
 std::int64_t visible_pairs(const AttentionShape& shape);

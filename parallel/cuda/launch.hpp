@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "parallel/cuda/check.hpp"
 #include "parallel/cuda/stream.hpp"
@@ -40,6 +41,14 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
   config.stream = stream;
   LONGSPAN_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...));
 #endif
+}
+
+/// Bytes of dynamic shared memory that a block may have on the current GPU.
+inline std::int64_t largest_dynamic_shared() {
+  int device = 0, bytes = 0;
+  LONGSPAN_CUDA(cudaGetDevice(&device));
+  LONGSPAN_CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return bytes;
 }
 
 template <class... Parameters, class... Args>

@@ -1,4 +1,4 @@
-// The CPU's matrix product against plain loops in double: every combination of its arguments on odd
+// Matrix products against plain loops in double: every combination of its arguments on odd
 // sizes.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "model/kernels/cpu/bf16_operand.hpp"
-#include "model/kernels/cpu/gemm.hpp"
 #include "parallel/device.hpp"
 #include "parallel/random.hpp"
+#include "support/kernel_backend.hpp"
 
 namespace longspan::model {
 namespace {
@@ -63,7 +63,8 @@ class Problem {
   std::vector<float>& b() { return b_; }
 
   /// rounded_a, rounded_b: the operand is given as bfloat16 numbers and not in fp32.
-  std::vector<float> run(bool rounded_a = false, bool rounded_b = false) const {
+  std::vector<float> run(testing_support::HostKernels& kernels, bool rounded_a = false,
+                         bool rounded_b = false) const {
     std::vector<float> c = initial_;
     GemmArgs args;
     args.m = case_.m, args.n = case_.n, args.k = case_.k;
@@ -78,7 +79,7 @@ class Problem {
     std::vector<std::uint16_t> a, b;
     if (rounded_a) a = rounded(a_), args.a_bf16 = a.data(), args.a = nullptr;
     if (rounded_b) b = rounded(b_), args.b_bf16 = b.data(), args.b = nullptr;
-    cpu::gemm(args);
+    kernels.gemm(args);
     return c;
   }
 
@@ -132,11 +133,19 @@ class Problem {
   std::vector<float> a_, b_, initial_, bias_;
 };
 
+class GemmKernel : public testing_support::EveryBackend {};
+
+/// What only the CPU promises.
+testing_support::HostKernels& on_cpu() {
+  static testing_support::HostKernels kernels(cpu_backend(), 0);
+  return kernels;
+}
+
 bool same_bits(const std::vector<float>& x, const std::vector<float>& y) {
   return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
 }
 
-TEST(GemmKernel, EveryCombinationEqualsTheLoops) {
+TEST_P(GemmKernel, EveryCombinationEqualsTheLoops) {
   const std::int64_t sizes[][3] = {{1, 1, 1},    {1, 67, 129}, {3, 5, 7},
                                    {17, 33, 65}, {64, 64, 64}, {31, 1, 257},
                                    {70, 129, 3}, {5, 300, 40}, {130, 48, 515}};
@@ -152,19 +161,19 @@ TEST(GemmKernel, EveryCombinationEqualsTheLoops) {
                    (bits & 16) != 0,
                    (bits & 32) ? 5 : 0};
       const Problem problem(c);
-      problem.expect_right(problem.run());
+      problem.expect_right(problem.run(kernels()));
     }
 }
 
-TEST(GemmKernel, LongSumsOfAWeightGradient) {
+TEST_P(GemmKernel, LongSumsOfAWeightGradient) {
   for (const bool bf16 : {false, true}) {
     const Problem problem(
         {.m = 40, .n = 48, .k = 9001, .trans_a = true, .accumulate = true, .bf16 = bf16});
-    problem.expect_right(problem.run());
+    problem.expect_right(problem.run(kernels()));
   }
 }
 
-TEST(GemmKernel, BlocksOfALargeProductJoin) {
+TEST_P(GemmKernel, BlocksOfALargeProductJoin) {
   for (const bool trans_a : {false, true})
     for (const bool trans_b : {false, true}) {  // few rows and many columns
       const Problem wide({.m = 3,
@@ -175,14 +184,14 @@ TEST(GemmKernel, BlocksOfALargeProductJoin) {
                           .bias = true,
                           .bf16 = true,
                           .padding = 3});
-      wide.expect_right(wide.run());
+      wide.expect_right(wide.run(kernels()));
     }
   const Problem tall(
       {.m = 4200, .n = 5, .k = 4096, .trans_a = true, .accumulate = true, .bf16 = true});
-  tall.expect_right(tall.run(), 101);
+  tall.expect_right(tall.run(kernels()), 101);
 }
 
-TEST(GemmKernel, OperandsRoundedBeforehandGiveTheSameProduct) {
+TEST_P(GemmKernel, OperandsRoundedBeforehandGiveTheSameProduct) {
   const std::int64_t sizes[][3] = {{1, 67, 129}, {2, 130, 770}, {4, 300, 40}, {15, 90, 768},
                                    {64, 64, 64}, {13, 48, 515}, {5, 9, 9001}, {7, 420, 700}};
   for (const auto& [m, n, k] : sizes)
@@ -197,10 +206,11 @@ TEST(GemmKernel, OperandsRoundedBeforehandGiveTheSameProduct) {
                    true,
                    (bits & 16) ? 5 : 0};
       const Problem problem(c);
-      const auto expected = problem.run();
-      const bool one_dense_block = c.padding == 0 && std::max(m, k) <= 4096 && n * k < (1 << 18);
+      const auto expected = problem.run(kernels());
+      const bool one_dense_block =
+          on_host() && c.padding == 0 && std::max(m, k) <= 4096 && n * k < (1 << 18);
       for (int which = 1; which < 4; ++which) {
-        const auto found = problem.run((which & 1) != 0, (which & 2) != 0);
+        const auto found = problem.run(kernels(), (which & 1) != 0, (which & 2) != 0);
         if (one_dense_block)
           EXPECT_TRUE(same_bits(expected, found)) << c.text() << " rounded " << which;
         else
@@ -209,17 +219,17 @@ TEST(GemmKernel, OperandsRoundedBeforehandGiveTheSameProduct) {
     }
 }
 
-TEST(GemmKernel, WithoutTermsLeavesBiasAndOldValues) {
+TEST_P(GemmKernel, WithoutTermsLeavesBiasAndOldValues) {
   for (int bits = 0; bits < 4; ++bits) {
     const Problem problem(
         {.m = 3, .n = 4, .k = 0, .accumulate = (bits & 1) != 0, .bias = (bits & 2) != 0});
-    problem.expect_right(problem.run());
+    problem.expect_right(problem.run(kernels()));
   }
-  cpu::gemm({.m = 0, .n = 4, .k = 4});
-  cpu::gemm({.m = 4, .n = 0, .k = 4});
+  kernels().gemm({.m = 0, .n = 4, .k = 4});
+  kernels().gemm({.m = 4, .n = 0, .k = 4});
 }
 
-TEST(GemmKernel, SameBitsEveryTimeAndFromEveryThread) {
+TEST(CpuGemmKernel, SameBitsEveryTimeAndFromEveryThread) {
   for (int bits = 0; bits < 16; ++bits) {
     const Case c{.m = 123,
                  .n = 257,
@@ -230,16 +240,16 @@ TEST(GemmKernel, SameBitsEveryTimeAndFromEveryThread) {
                  .bf16 = (bits & 8) != 0};
     const Problem problem(c);
     omp_set_num_threads(2);
-    const auto first = problem.run();
+    const auto first = problem.run(on_cpu());
     for (int repeat = 0; repeat < 3; ++repeat)
-      EXPECT_TRUE(same_bits(first, problem.run())) << c.text();
+      EXPECT_TRUE(same_bits(first, problem.run(on_cpu()))) << c.text();
     // Two callers at once share the compiled product, never its scratch.
     std::vector<float> results[2];
     std::thread callers[2];
     for (int t = 0; t < 2; ++t)
       callers[t] = std::thread([&, t] {
         omp_set_num_threads(2);
-        for (int repeat = 0; repeat < 3; ++repeat) results[t] = problem.run();
+        for (int repeat = 0; repeat < 3; ++repeat) results[t] = problem.run(on_cpu());
       });
     for (auto& caller : callers) caller.join();
     EXPECT_TRUE(same_bits(first, results[0])) << c.text();
@@ -247,7 +257,7 @@ TEST(GemmKernel, SameBitsEveryTimeAndFromEveryThread) {
   }
 }
 
-TEST(GemmKernel, AddressesDoNotChangeTheBits) {
+TEST(CpuGemmKernel, AddressesDoNotChangeTheBits) {
   for (int bits = 0; bits < 16; ++bits) {
     const Case c{.m = 50,
                  .n = 99,
@@ -257,14 +267,14 @@ TEST(GemmKernel, AddressesDoNotChangeTheBits) {
                  .accumulate = (bits & 4) != 0,
                  .bf16 = (bits & 8) != 0};
     const Problem problem(c);
-    const auto first = problem.run();
+    const auto first = problem.run(on_cpu());
     const std::vector<float> shift_the_heap(1003);
     const Problem again(c);
-    EXPECT_TRUE(same_bits(first, again.run())) << c.text();
+    EXPECT_TRUE(same_bits(first, again.run(on_cpu()))) << c.text();
   }
 }
 
-TEST(GemmKernel, NanAndInfinityReachExactlyTheirRowsAndColumns) {
+TEST_P(GemmKernel, NanAndInfinityReachExactlyTheirRowsAndColumns) {
   const float infinity = std::numeric_limits<float>::infinity();
   for (const bool bf16 : {false, true})
     for (const bool trans_a : {false, true})
@@ -272,7 +282,7 @@ TEST(GemmKernel, NanAndInfinityReachExactlyTheirRowsAndColumns) {
         const std::int64_t m = 33, n = 40, k = 70;
         Problem problem({.m = m, .n = n, .k = k, .trans_a = trans_a, .bf16 = bf16});
         problem.a()[trans_a ? 5 * m + 7 : 7 * k + 5] = bad;  // op(a)[7, 5]
-        const auto c = problem.run();
+        const auto c = problem.run(kernels());
         for (std::int64_t i = 0; i < m; ++i)
           for (std::int64_t j = 0; j < n; ++j) {
             const float value = c[i * n + j];
@@ -283,7 +293,7 @@ TEST(GemmKernel, NanAndInfinityReachExactlyTheirRowsAndColumns) {
       }
 }
 
-TEST(GemmKernel, Bf16RoundsToNearestEven) {
+TEST(CpuGemmKernel, Bf16RoundsToNearestEven) {
   std::vector<std::uint32_t> bits;
   for (std::uint32_t i = 0; i < 200000; ++i) bits.push_back(philox(3, 0, i)[0]);
   for (const std::uint32_t tail : {0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu, 0u})
@@ -313,15 +323,18 @@ TEST(GemmKernel, Bf16RoundsToNearestEven) {
   }
 }
 
-TEST(GemmKernel, ReturnsItsScratch) {
+TEST(CpuGemmKernel, ReturnsItsScratch) {
   const std::int64_t before = cpu_device().bytes_in_use();
   for (const bool bf16 : {false, true}) {
     const Problem problem(
         {.m = 200, .n = 300, .k = 400, .trans_a = true, .accumulate = true, .bf16 = bf16});
-    problem.run();
+    problem.run(on_cpu());
   }
   EXPECT_EQ(cpu_device().bytes_in_use(), before);
 }
+
+INSTANTIATE_TEST_SUITE_P(On, GemmKernel, testing::ValuesIn(testing_support::kernel_backends(false)),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace longspan::model

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "model/kernels/cpu/kernels_cpu.hpp"
-#include "support/instruction_sets.hpp"
+#include "support/kernel_backend.hpp"
 #include "support/reference.hpp"
 
 namespace longspan::model {
@@ -17,8 +16,8 @@ using testing_support::random_floats;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-class PointwiseKernel : public testing_support::EveryInstructionSet {};
-class DropoutKernel : public testing_support::EveryInstructionSet {};
+class PointwiseKernel : public testing_support::EveryBackend {};
+class DropoutKernel : public testing_support::EveryBackend {};
 
 /// -50 .. 50 densely around zero, and the special cases.
 std::vector<float> interesting_inputs() {
@@ -35,18 +34,18 @@ TEST_P(PointwiseKernel, Gelu) {
   const std::int64_t count = static_cast<std::int64_t>(x.size());
   const std::vector<float> dy = random_floats(count, 2);
   std::vector<float> y(x.size()), dx(x.size());
-  cpu::gelu_forward({count, x.data(), y.data()});
+  kernels().gelu_forward({count, x.data(), y.data()});
   EXPECT_LT(largest_error(y, reference::gelu_forward({count, x.data(), nullptr}), 1e-2), 1e-6);
   const GeluBackwardArgs backward{count, x.data(), dy.data(), dx.data()};
-  cpu::gelu_backward(backward);
+  kernels().gelu_backward(backward);
   EXPECT_LT(largest_error(dx, reference::gelu_backward(backward), 1e-1), 2e-6);
 
   const auto same = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
   std::vector<float> in_place = x;
-  cpu::gelu_forward({count, in_place.data(), in_place.data()});
+  kernels().gelu_forward({count, in_place.data(), in_place.data()});
   EXPECT_TRUE(std::equal(y.begin(), y.end(), in_place.begin(), same)) << "y = x";
   in_place = dy;
-  cpu::gelu_backward({count, x.data(), in_place.data(), in_place.data()});
+  kernels().gelu_backward({count, x.data(), in_place.data(), in_place.data()});
   EXPECT_TRUE(std::equal(dx.begin(), dx.end(), in_place.begin(), same)) << "dx = dy";
 }
 
@@ -58,20 +57,20 @@ TEST_P(PointwiseKernel, Swiglu) {
     gate_up[0] = -95.0f;
     const std::vector<float> dy = random_floats(rows * width, 4);
     std::vector<float> y(dy.size()), gradient(gate_up.size());
-    cpu::swiglu_forward({rows, width, gate_up.data(), y.data()});
+    kernels().swiglu_forward({rows, width, gate_up.data(), y.data()});
     EXPECT_LT(
         largest_error(y, reference::swiglu_forward({rows, width, gate_up.data(), nullptr}), 1e-2),
         1e-6);
     const auto expected =
         reference::swiglu_backward({rows, width, gate_up.data(), dy.data(), nullptr});
-    cpu::swiglu_backward({rows, width, gate_up.data(), dy.data(), gradient.data()});
+    kernels().swiglu_backward({rows, width, gate_up.data(), dy.data(), gradient.data()});
     EXPECT_LT(largest_error(gradient, expected), 1e-6);
-    cpu::swiglu_backward({rows, width, gate_up.data(), dy.data(), gate_up.data()});
+    kernels().swiglu_backward({rows, width, gate_up.data(), dy.data(), gate_up.data()});
     EXPECT_EQ(gate_up, gradient) << "dgate_up = gate_up";
 
     gate_up[0] = kNaN;
-    cpu::swiglu_forward({rows, width, gate_up.data(), y.data()});
-    cpu::swiglu_backward({rows, width, gate_up.data(), dy.data(), gradient.data()});
+    kernels().swiglu_forward({rows, width, gate_up.data(), y.data()});
+    kernels().swiglu_backward({rows, width, gate_up.data(), dy.data(), gradient.data()});
     EXPECT_TRUE(std::isnan(y[0]) && std::isnan(gradient[0]) &&
                 std::isnan(gradient[static_cast<std::size_t>(width)]));
   }
@@ -99,12 +98,12 @@ TEST_P(PointwiseKernel, Rotary) {
     RotaryArgs args{rows,   heads,       head_size, row_stride, x.data(), positions.data(),
                     tokens, table.data()};
     const auto expected = reference::rotary(args);
-    cpu::rotary(args);
+    kernels().rotary(args);
     // Columns behind the heads are part of `expected`, too: untouched.
     EXPECT_LT(largest_error(x, expected), 5e-7);
     args.inverse = true;
     const auto expected_back = reference::rotary(args);
-    cpu::rotary(args);
+    kernels().rotary(args);
     EXPECT_LT(largest_error(x, expected_back), 5e-7);
     EXPECT_LT(largest_error(x, reference::Doubles(before.begin(), before.end())), 1e-6)
         << "there and back";
@@ -126,7 +125,7 @@ TEST_P(PointwiseKernel, Embedding) {
         rows, width, ids.data(), table.data(), nullptr, positions.data(), tokens, y.data()};
     for (const float* positional : {static_cast<const float*>(nullptr), position_table.data()}) {
       forward.position_table = positional;
-      cpu::embedding_forward(forward);
+      kernels().embedding_forward(forward);
       EXPECT_LT(largest_error(y, reference::embedding_forward(forward)), 2e-7);
     }
 
@@ -148,8 +147,15 @@ TEST_P(PointwiseKernel, Embedding) {
             reference::embedding_backward(args, vocabulary, positional ? max_positions : 0);
         for (double& sum : expected.dtable) sum += 0.5;
         for (double& sum : expected.dposition_table) sum += 0.25;
-        cpu::embedding_backward(args);
+        kernels().embedding_backward(args);
         EXPECT_LT(largest_error(dtable, expected.dtable), 2e-6);
+        // The order is part of the contract: the sums of a plain loop in fp32, bit for bit.
+        std::vector<float> plain(dtable.size(), 0.5f);
+        for (std::int64_t i = 0; i < rows * width; ++i)
+          if (const std::int64_t id = ids[static_cast<std::size_t>(i / width)]; id >= 0)
+            plain[static_cast<std::size_t>(id * width + i % width)] +=
+                dy[static_cast<std::size_t>(i)];
+        EXPECT_EQ(dtable, plain);
         if (positional) {
           EXPECT_LT(largest_error(dpositions, expected.dposition_table), 2e-6);
         }
@@ -180,7 +186,7 @@ TEST_P(DropoutKernel, MaskIsTheDocumentedFormula) {
     for (const float probability : {1e-9f, 0.1f, 0.5f, 0.875f}) {
       std::vector<float> kept(ones.size(), kNaN);
       const Dropout dropout = masked.dropout(probability);
-      cpu::residual_backward({masked.rows, width, ones.data(), kept.data(), dropout});
+      kernels().residual_backward({masked.rows, width, ones.data(), kept.data(), dropout});
       for (std::int64_t row = 0; row < masked.rows; ++row) {
         for (std::int64_t col = 0; col < width; ++col) {
           const float expected =
@@ -201,11 +207,11 @@ TEST_P(DropoutKernel, IsUnbiased) {
   const std::vector<float> ones(static_cast<std::size_t>(rows * width), 1.0f);
   for (const float probability : {0.1f, 0.5f}) {
     std::vector<float> y(ones.size());
-    cpu::residual_backward({rows,
-                            width,
-                            ones.data(),
-                            y.data(),
-                            {probability, 99, sequences.data(), positions.data(), rows}});
+    kernels().residual_backward({rows,
+                                 width,
+                                 ones.data(),
+                                 y.data(),
+                                 {probability, 99, sequences.data(), positions.data(), rows}});
     double mean = 0;
     for (const float v : y) mean += v / static_cast<double>(y.size());
     const double deviation =
@@ -227,25 +233,25 @@ TEST_P(DropoutKernel, ResidualEqualsReference) {
       const auto expected = reference::residual_forward(args);
       std::vector<float> y(x.size()), in_place = r;
       args.y = y.data();
-      cpu::residual_forward(args);
+      kernels().residual_forward(args);
       EXPECT_LT(largest_error(y, expected), 3e-7);
       args.r = args.y = in_place.data();
-      cpu::residual_forward(args);
+      kernels().residual_forward(args);
       EXPECT_EQ(in_place, y) << "y = r";
       if (base == nullptr) continue;
       in_place = x;
       args.x = args.y = in_place.data();
       args.r = r.data();
-      cpu::residual_forward(args);
+      kernels().residual_forward(args);
       EXPECT_EQ(in_place, y) << "y = x";
     }
     std::vector<float> dr(x.size());
-    cpu::residual_backward({masked.rows, width, x.data(), dr.data(), dropout});
+    kernels().residual_backward({masked.rows, width, x.data(), dr.data(), dropout});
     EXPECT_LT(largest_error(dr, reference::residual_backward(
                                     {masked.rows, width, x.data(), nullptr, dropout})),
               3e-7);
     std::vector<float> in_place = x;
-    cpu::residual_backward({masked.rows, width, in_place.data(), in_place.data(), dropout});
+    kernels().residual_backward({masked.rows, width, in_place.data(), in_place.data(), dropout});
     EXPECT_EQ(in_place, dr) << "dr = dy";
   }
 }
@@ -254,12 +260,12 @@ TEST_P(DropoutKernel, ProbabilityOneDropsEverything) {
   const Masked masked;
   const std::vector<float> r = random_floats(masked.rows * 40, 2);
   std::vector<float> y(r.size(), kNaN);
-  cpu::residual_backward({masked.rows, 40, r.data(), y.data(), masked.dropout(1.0f)});
+  kernels().residual_backward({masked.rows, 40, r.data(), y.data(), masked.dropout(1.0f)});
   for (const float v : y) ASSERT_EQ(v, 0.0f);
 }
 
-EVERY_INSTRUCTION_SET(PointwiseKernel);
-EVERY_INSTRUCTION_SET(DropoutKernel);
+EVERY_BACKEND(PointwiseKernel);
+EVERY_BACKEND(DropoutKernel);
 
 }  // namespace
 }  // namespace longspan::model

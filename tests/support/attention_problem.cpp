@@ -140,8 +140,23 @@ AttentionProblem AttentionProblem::slice(const Ints& queries, const Ints& keys) 
   return part;
 }
 
+void AttentionRunner::forward(const model::AttentionForwardArgs& args) {
+  model::cpu::attention_forward(args);
+}
+void AttentionRunner::delta(const model::AttentionDeltaArgs& args) {
+  model::cpu::attention_delta(args);
+}
+void AttentionRunner::backward(const model::AttentionBackwardArgs& args) {
+  model::cpu::attention_backward(args);
+}
+AttentionRunner& cpu_attention() {
+  static AttentionRunner runner;
+  return runner;
+}
+
 AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
-                                   const AttentionForward* merged, bool more) {
+                                   const AttentionForward* merged, bool more,
+                                   AttentionRunner& runner) {
   const AttentionShape& shape = problem.bind();
   const std::int64_t width = shape.heads * shape.head_size,
                      kv_width = shape.kv_heads * shape.head_size;
@@ -155,28 +170,28 @@ AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap,
     o.fill(merged->o);
     result.lse = merged->lse, result.sum = merged->sum;
   }
-  model::cpu::attention_forward({.shape = shape,
-                                 .q = q.data.data(),
-                                 .k = k.data.data(),
-                                 .v = v.data.data(),
-                                 .q_row = q.row,
-                                 .q_batch = q.batch_stride,
-                                 .kv_row = k.row,
-                                 .kv_batch = k.batch_stride,
-                                 .o = o.data.data(),
-                                 .o_row = o.row,
-                                 .o_batch = o.batch_stride,
-                                 .lse = result.lse.data(),
-                                 .sum = merged || more ? result.sum.data() : nullptr,
-                                 .merge = merged != nullptr,
-                                 .more = more});
+  runner.forward({.shape = shape,
+                  .q = q.data.data(),
+                  .k = k.data.data(),
+                  .v = v.data.data(),
+                  .q_row = q.row,
+                  .q_batch = q.batch_stride,
+                  .kv_row = k.row,
+                  .kv_batch = k.batch_stride,
+                  .o = o.data.data(),
+                  .o_row = o.row,
+                  .o_batch = o.batch_stride,
+                  .lse = result.lse.data(),
+                  .sum = merged || more ? result.sum.data() : nullptr,
+                  .merge = merged != nullptr,
+                  .more = more});
   result.o = o.contiguous();
   result.gaps_are_untouched = gap == 0 || o.gaps_are_untouched();
   return result;
 }
 
 AttentionGradients attention_backward(AttentionProblem& problem, const AttentionForward& saved,
-                                      std::int64_t gap, float start) {
+                                      std::int64_t gap, float start, AttentionRunner& runner) {
   const AttentionShape& shape = problem.bind();
   const std::int64_t width = shape.heads * shape.head_size,
                      kv_width = shape.kv_heads * shape.head_size;
@@ -189,37 +204,37 @@ AttentionGradients attention_backward(AttentionProblem& problem, const Attention
   auto dk = Strided(shape.batch, shape.keys, kv_width, 5 * gap).fill(start);
   auto dv = Strided(shape.batch, shape.keys, kv_width, 5 * gap).fill(start);
   Floats delta(shape.batch * shape.heads * shape.queries, kNan);
-  model::cpu::attention_delta({.batch = shape.batch,
-                               .queries = shape.queries,
-                               .heads = shape.heads,
-                               .head_size = shape.head_size,
-                               .o = o.data.data(),
-                               .o_row = o.row,
-                               .o_batch = o.batch_stride,
-                               .dout = dout.data.data(),
-                               .dout_row = dout.row,
-                               .dout_batch = dout.batch_stride,
-                               .delta = delta.data()});
-  model::cpu::attention_backward({.shape = shape,
-                                  .q = q.data.data(),
-                                  .k = k.data.data(),
-                                  .v = v.data.data(),
-                                  .q_row = q.row,
-                                  .q_batch = q.batch_stride,
-                                  .kv_row = k.row,
-                                  .kv_batch = k.batch_stride,
-                                  .dout = dout.data.data(),
-                                  .dout_row = dout.row,
-                                  .dout_batch = dout.batch_stride,
-                                  .lse = saved.lse.data(),
-                                  .delta = delta.data(),
-                                  .dq = dq.data.data(),
-                                  .dq_row = dq.row,
-                                  .dq_batch = dq.batch_stride,
-                                  .dk = dk.data.data(),
-                                  .dv = dv.data.data(),
-                                  .dkv_row = dk.row,
-                                  .dkv_batch = dk.batch_stride});
+  runner.delta({.batch = shape.batch,
+                .queries = shape.queries,
+                .heads = shape.heads,
+                .head_size = shape.head_size,
+                .o = o.data.data(),
+                .o_row = o.row,
+                .o_batch = o.batch_stride,
+                .dout = dout.data.data(),
+                .dout_row = dout.row,
+                .dout_batch = dout.batch_stride,
+                .delta = delta.data()});
+  runner.backward({.shape = shape,
+                   .q = q.data.data(),
+                   .k = k.data.data(),
+                   .v = v.data.data(),
+                   .q_row = q.row,
+                   .q_batch = q.batch_stride,
+                   .kv_row = k.row,
+                   .kv_batch = k.batch_stride,
+                   .dout = dout.data.data(),
+                   .dout_row = dout.row,
+                   .dout_batch = dout.batch_stride,
+                   .lse = saved.lse.data(),
+                   .delta = delta.data(),
+                   .dq = dq.data.data(),
+                   .dq_row = dq.row,
+                   .dq_batch = dq.batch_stride,
+                   .dk = dk.data.data(),
+                   .dv = dv.data.data(),
+                   .dkv_row = dk.row,
+                   .dkv_batch = dk.batch_stride});
   const bool untouched =
       gap == 0 || (dq.gaps_are_untouched() && dk.gaps_are_untouched() && dv.gaps_are_untouched());
   return {dq.contiguous(), dk.contiguous(), dv.contiguous(), untouched};

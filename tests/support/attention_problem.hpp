@@ -1,4 +1,4 @@
-/// Random attention problems, and the CPU kernel run on them: what its tests and its benchmark
+/// Random attention problems, and a kernel run on them: what tests and benchmarks of attention
 /// share.
 #pragma once
 
@@ -44,14 +44,26 @@ struct AttentionGradients {
   bool gaps_are_untouched = true;
 };
 
+/// Who computes: the CPU's kernels, or, in a derived class, others behind the same host pointers.
+class AttentionRunner {
+ public:
+  virtual ~AttentionRunner() = default;
+  virtual void forward(const model::AttentionForwardArgs& args);
+  virtual void delta(const model::AttentionDeltaArgs& args);
+  virtual void backward(const model::AttentionBackwardArgs& args);
+};
+AttentionRunner& cpu_attention();
+
 /// With `merged`, of a call with `more`, the call continues from it; else o, lse and sum start as
 /// NaN. gap > 0: rows and sequences lie apart in memory, with NaN between them.
 AttentionForward attention_forward(AttentionProblem& problem, std::int64_t gap = 0,
-                                   const AttentionForward* merged = nullptr, bool more = false);
+                                   const AttentionForward* merged = nullptr, bool more = false,
+                                   AttentionRunner& runner = cpu_attention());
 
 /// With the o and lse given, which may come from more keys than the problem's. Gradients start at
 /// `start`.
 AttentionGradients attention_backward(AttentionProblem& problem, const AttentionForward& saved,
-                                      std::int64_t gap = 0, float start = 0.0f);
+                                      std::int64_t gap = 0, float start = 0.0f,
+                                      AttentionRunner& runner = cpu_attention());
 
 }  // namespace longspan::testing_support

@@ -29,7 +29,9 @@ Interval visible_interval(std::int64_t position, const AttentionMask& mask) {
   return {static_cast<std::int32_t>(low), static_cast<std::int32_t>(high)};
 }
 
-void check(const AttentionShape& shape) {
+}  // namespace
+
+void check_shape(const AttentionShape& shape) {
   if (shape.head_size < 4 || shape.head_size > 256 || shape.head_size % 4 != 0)
     fail_usage(
         "attention: head size {} is not a multiple of 4 from 4 to 256: change the model's width or "
@@ -42,8 +44,6 @@ void check(const AttentionShape& shape) {
     fail("attention: documents are given for the {} only: give both or none",
          shape.query_documents ? "queries" : "keys");
 }
-
-}  // namespace
 
 std::int64_t visible_pairs(const AttentionShape& shape) {
   const bool documents = shape.query_documents != nullptr;
@@ -74,7 +74,7 @@ MaskIndex::MaskIndex(const AttentionShape& shape)
       low_(shape.queries),
       high_(shape.queries),
       key_positions_(key_panels_ * kKeyPanel, -1) {
-  check(shape);
+  check_shape(shape);
   for (std::int64_t i = 0; i < queries_; ++i) {
     const auto [low, high] = visible_interval(shape.query_positions[i], shape.mask);
     low_[i] = low;

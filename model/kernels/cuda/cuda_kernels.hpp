@@ -1,9 +1,10 @@
-/// The GPU's operations; every method is defined in the .cu file of its subject (gemm.cu, norm.cu,
-/// pointwise.cu, loss.cu, optimizer.cu, attention*.cu). All pointers are device memory. One thread
+/// The GPU's operations; gemm.cpp and attention*.cu define their own, cuda_kernels.cpp
+/// hands the rest on to kernels_cuda.hpp. All pointers are device memory. One thread
 /// at a time.
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "model/kernels/kernels.hpp"
 
@@ -12,12 +13,13 @@ namespace longspan::model {
 /// What operations keep between calls; each is made at its first use, by the file that needs it.
 struct CudaGemmState;
 struct CudaAttentionState;
-struct CudaReductionState;
 
 class CudaKernels final : public Kernels {
  public:
-  /// `device` is a cuda::CudaDevice and outlives this.
-  explicit CudaKernels(Device& device) : device_(device) {}
+  /// `device` is a cuda::CudaDevice and outlives this. `deterministic`: the same bits in every run,
+  /// also where that costs speed: no matrix product's algorithm is chosen by the clock.
+  explicit CudaKernels(Device& device, bool deterministic = false)
+      : device_(device), deterministic_(deterministic) {}
 
   void gemm(const GemmArgs& args, Stream& stream) override;
   void norm_forward(const NormForwardArgs& args, Stream& stream) override;
@@ -37,6 +39,8 @@ class CudaKernels final : public Kernels {
   void cross_entropy(const CrossEntropyArgs& args, Stream& stream) override;
   void adamw(const AdamwArgs& args, Stream& stream) override;
   void add(std::int64_t count, const float* x, float* y, Stream& stream) override;
+  void add_rows(std::int64_t rows, std::int64_t cols, const float* x, std::int64_t x_row, float* y,
+                std::int64_t y_row, Stream& stream) override;
   void add_column_sums(std::int64_t rows, std::int64_t cols, const float* x, float* y,
                        Stream& stream) override;
   double sum_of_squares(std::int64_t count, const float* x, Stream& stream) override;
@@ -45,11 +49,14 @@ class CudaKernels final : public Kernels {
                std::uint16_t* y, Stream& stream) override;
   void from_bf16(std::int64_t count, const std::uint16_t* x, float* y, Stream& stream) override;
 
+  /// Whose attention this is and why, one line.
+  std::string description();
+
  private:
   Device& device_;
+  bool deterministic_;
   std::shared_ptr<CudaGemmState> gemm_;
   std::shared_ptr<CudaAttentionState> attention_;
-  std::shared_ptr<CudaReductionState> reduction_;
 };
 
 }  // namespace longspan::model

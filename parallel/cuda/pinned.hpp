@@ -1,0 +1,35 @@
+/// Page-locked memory of the host: the only kind that the GPU copies from and to without a detour,
+/// and asynchronously.
+#pragma once
+
+#include "parallel/cuda/check.hpp"
+#include "parallel/handle.hpp"
+
+namespace longspan::cuda {
+
+class PinnedMemory {
+ public:
+  PinnedMemory() = default;
+  /// Throws Error with the size if there is none.
+  explicit PinnedMemory(std::size_t bytes) : bytes_(bytes) {
+    void* raw = nullptr;
+    const cudaError_t code = cudaHostAlloc(&raw, bytes, cudaHostAllocDefault);
+    if (code != cudaSuccess) {
+      (void)cudaGetLastError();
+      fail(
+          "no page-locked host memory for {} bytes: {}: free some, or raise the limit of locked "
+          "memory (ulimit -l)",
+          bytes, cudaGetErrorString(code));
+    }
+    memory_ = Memory(raw);
+  }
+  void* data() const { return memory_.get(); }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  using Memory = Handle<void*, nullptr, cudaFreeHost>;
+  Memory memory_{};
+  std::size_t bytes_ = 0;
+};
+
+}  // namespace longspan::cuda
