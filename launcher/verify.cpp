@@ -75,7 +75,8 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
                         {"tokens", "N", ""},
                         {"quick", "", ""},
                         {"full", "", ""},
-                        {"device", "NAME", ""}},
+                        {"device", "NAME", ""},
+                        {"communication", "NAME", ""}},
                        "");
   // The wish to stop, as launch passes it on: there is nothing to save.
   std::signal(SIGUSR1, [](int) { ::_exit(static_cast<int>(ExitStatus::kRequeue)); });
@@ -87,6 +88,8 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
   VerifyReport report;
   RunSettings run;
   run.device = args.text("device");
+  run.communication = args.text("communication");
+  run.share_gpu = true;  // what is checked here is the answer, not the speed
   const Compute compute = open_compute(run, world);
   report.attention = measure_attention(world, scope, compute);
   report.training = measure_training(world, scope, compute);
@@ -98,11 +101,12 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
   return ExitStatus::kDone;
 }
 
-VerifyReport start_on(int ranks, const VerifyScope& scope, const std::string& device,
+VerifyReport start_on(int ranks, const VerifyScope& scope, const Arguments& args,
                       const std::string& rows_file) {
-  std::vector<std::string> words = {"verify",   kOnRanks,   "--rows",
-                                    rows_file,  "--tokens", std::to_string(scope.tokens),
-                                    "--device", device};
+  std::vector<std::string> words = {"verify", kOnRanks, "--rows", rows_file};
+  words.insert(words.end(), {"--tokens", std::to_string(scope.tokens)});
+  words.insert(words.end(), {"--device", args.text("device")});
+  words.insert(words.end(), {"--communication", args.text("communication")});
   if (scope.extent != Extent::kUsual) words.push_back(fmt::format("--{}", name_of(scope.extent)));
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const Places here = {.cores = usable_cores(), .root = ::geteuid() == 0};
@@ -148,6 +152,7 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
        {"quick", "", "one case of every kind: a few seconds"},
        {"full", "", "all combinations: a few minutes"},
        {"device", "NAME", "where the ranks compute: cpu, cuda or auto", "cpu"},
+       {"communication", "NAME", "between GPUs: nccl, staged or auto", "auto"},
        {"json", "", "one JSON object instead of tables"}},
       "longspan verify --ranks 1,2,4");
   if (args.help_wanted()) {
@@ -178,7 +183,7 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
     Progress progress;
     for (const int ranks : rank_counts) {
       progress.update("measuring", "rows", done, total);
-      VerifyReport part = start_on(ranks, scope, args.text("device"), folder.file(ranks));
+      VerifyReport part = start_on(ranks, scope, args, folder.file(ranks));
       report.attention.insert(report.attention.end(), part.attention.begin(), part.attention.end());
       report.training.insert(report.training.end(), part.training.begin(), part.training.end());
       done += rows_of(ranks);

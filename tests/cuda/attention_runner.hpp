@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "model/kernels/cuda/attention.hpp"
+#include "model/kernels/cuda/attention_blocks.hpp"
 #include "support/attention_problem.hpp"
 
 namespace longspan::testing_support {
@@ -16,6 +18,9 @@ class CudaAttentionRunner final : public AttentionRunner {
  public:
   explicit CudaAttentionRunner(Device& device, model::cuda::AttentionOptions options = {})
       : device_(device), attention_(device, options) {}
+  CudaAttentionRunner(Device& device, std::unique_ptr<model::cuda::DenseAttention> dense,
+                      model::cuda::AttentionOptions options = {})
+      : device_(device), attention_(device, std::move(dense), options) {}
 
   void forward(const model::AttentionForwardArgs& args) override {
     start();

@@ -25,7 +25,10 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kAbsoluteLse = 1e-5;
 
-Device& device() { return cuda::cuda_device(); }
+Device& device() {
+  static cuda::CudaDevice device(0);
+  return device;
+}
 
 CudaAttentionRunner& runner() {
   static CudaAttentionRunner runner(device(), {.deterministic = true});
@@ -33,7 +36,9 @@ CudaAttentionRunner& runner() {
 }
 
 enum class Form { kFp32, kBf16 };
-double bound(Form form) { return form == Form::kFp32 ? 2e-6 : 4e-3; }
+double bound(Form form) {
+  return form == Form::kFp32 ? 2e-6 : 4e-3;
+}
 
 /// With Form::kBf16 the inputs become bf16 values.
 AttentionProblem& in_form(Form form, AttentionProblem& problem) {
@@ -185,8 +190,7 @@ TEST_P(CudaAttentionForms, ServeZigzagShards) {
   const AttentionOutputs expected = in_form(form(), whole).reference();
   std::vector<Ints> shards;
   for (int r = 0; r < kRanks; ++r) {
-    Ints own = counting(kChunk, r * kChunk),
-         late = counting(kChunk, (2 * kRanks - 1 - r) * kChunk);
+    Ints own = counting(kChunk, r * kChunk), late = counting(kChunk, (2 * kRanks - 1 - r) * kChunk);
     own.insert(own.end(), late.begin(), late.end());
     shards.push_back(own);
   }
@@ -203,8 +207,7 @@ TEST_P(CudaAttentionForms, ServeZigzagShards) {
     AttentionForward merged;
     for (int step = 0; step < kRanks; ++step) {
       AttentionProblem part = whole.slice(shards[r], shards[(r + step) % kRanks]);
-      merged =
-          forward(in_form(form(), part), 0, step == 0 ? nullptr : &merged, step + 1 < kRanks);
+      merged = forward(in_form(form(), part), 0, step == 0 ? nullptr : &merged, step + 1 < kRanks);
     }
     scatter_add(merged.o, width, shards[r], o.o);
     for (std::int64_t head = 0; head < 2; ++head)

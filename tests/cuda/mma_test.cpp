@@ -75,7 +75,8 @@ TEST(MatrixUnits, MultiplyAsThePtxLayoutsSay) {
   Matrices m{};
   float expected[16][8];
   for (int i = 0; i < 16; ++i)
-    for (int k = 0; k < 16; ++k) m.a[i][k] = bf16_bits(static_cast<float>((i * 7 + k * 3) % 11 - 5));
+    for (int k = 0; k < 16; ++k)
+      m.a[i][k] = bf16_bits(static_cast<float>((i * 7 + k * 3) % 11 - 5));
   for (int k = 0; k < 16; ++k)
     for (int j = 0; j < 8; ++j) m.b[k][j] = bf16_bits(static_cast<float>((k * 5 + j * 2) % 13 - 6));
   for (int i = 0; i < 16; ++i)

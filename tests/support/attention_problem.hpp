@@ -1,4 +1,5 @@
-/// Random attention problems, and a kernel run on them: what tests and benchmarks of attention share.
+/// Random attention problems, and a kernel run on them: what tests and benchmarks of attention
+/// share.
 #pragma once
 
 #include <cstdint>

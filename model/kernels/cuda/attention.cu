@@ -1,9 +1,10 @@
 // Decides which kernel serves a call, and prepares what it reads.
 #include "model/kernels/cuda/attention.hpp"
 
-#include <algorithm>
 #include <cstdint>
+#include <utility>
 
+#include "model/kernels/cuda/attention_blocks.hpp"
 #include "model/kernels/cuda/attention_prepare.hpp"
 #include "model/kernels/cuda/cudnn_attention.hpp"
 #include "parallel/error.hpp"
@@ -19,16 +20,6 @@ AttentionSizes sizes_of(const AttentionShape& shape) {
 /// The maximum of scores is taken before they are scaled there: the scale must not turn them round.
 bool on_matrix_units(const AttentionShape& shape) {
   return shape.bf16_operands && bf16_serves(shape.head_size) && shape.scale > 0.0f;
-}
-
-/// Calls f(first kv head, number of kv heads) for slices of them whose copies fit.
-template <class F>
-void in_slices(const AttentionShape& shape, std::int64_t bytes_per_kv_head, std::int64_t limit,
-               F f) {
-  const std::int64_t fit = limit / std::max<std::int64_t>(1, bytes_per_kv_head);
-  const std::int64_t each = std::clamp<std::int64_t>(fit, 1, shape.kv_heads);
-  for (std::int64_t first = 0; first < shape.kv_heads; first += each)
-    f(first, std::min(each, shape.kv_heads - first));
 }
 
 template <class T>
@@ -47,7 +38,7 @@ std::int64_t copy_bytes(const AttentionShape& shape, std::int64_t tokens) {
 void forward_in_bf16(const AttentionShape& shape, const ForwardParams& all, std::int64_t workspace,
                      Device& device, Stream& stream) {
   const std::int64_t group = shape.heads / shape.kv_heads, size = shape.head_size;
-  in_slices(shape, 2 * copy_bytes(shape, shape.keys), workspace,
+  in_slices(shape.kv_heads, 2 * copy_bytes(shape, shape.keys), workspace,
             [&](std::int64_t first, std::int64_t count) {
               const auto copy = [&](const Tensor<const float>& x) {
                 return Bf16Copy(from_head(x, first, size), shape.batch, shape.keys, count * size,
@@ -71,33 +62,33 @@ void backward_in_bf16(const AttentionShape& shape, const BackwardParams& all, Ma
   const std::int64_t group = shape.heads / shape.kv_heads, size = shape.head_size;
   const DeviceMask for_keys = mask.in_tiles(kBf16KeyGradientTiles),
                    for_queries = mask.in_tiles(kBf16QueryGradientTiles);
-  in_slices(
-      shape, 2 * (copy_bytes(shape, shape.keys) + group * copy_bytes(shape, shape.queries)),
-      workspace, [&](std::int64_t first, std::int64_t count) {
-        const auto copy_keys = [&](const Tensor<const float>& x) {
-          return Bf16Copy(from_head(x, first, size), shape.batch, shape.keys, count * size,
-                          shape.key_positions, device, stream);
-        };
-        const auto copy_queries = [&](const Tensor<const float>& x) {
-          return Bf16Copy(from_head(x, first * group, size), shape.batch, shape.queries,
-                          count * group * size, shape.query_positions, device, stream);
-        };
-        const Bf16Copy k = copy_keys(all.k), v = copy_keys(all.v), q = copy_queries(all.q),
-                       dout = copy_queries(all.dout);
-        BackwardParams slice = all;
-        slice.sizes.kv_heads = static_cast<int>(count);
-        slice.sizes.heads = static_cast<int>(count * group);
-        slice.k_bf16 = k, slice.v_bf16 = v, slice.q_bf16 = q, slice.dout_bf16 = dout;
-        slice.lse = from_head(all.lse, first * group, shape.queries);
-        slice.delta = from_head(all.delta, first * group, shape.queries);
-        slice.dq = from_head(all.dq, first * group, size);
-        slice.dk = from_head(all.dk, first, size);
-        slice.dv = from_head(all.dv, first, size);
-        slice.mask = for_keys;
-        launch_bf16_key_gradients(slice, stream);
-        slice.mask = for_queries;
-        launch_bf16_query_gradients(slice, stream);
-      });
+  in_slices(shape.kv_heads,
+            2 * (copy_bytes(shape, shape.keys) + group * copy_bytes(shape, shape.queries)),
+            workspace, [&](std::int64_t first, std::int64_t count) {
+              const auto copy_keys = [&](const Tensor<const float>& x) {
+                return Bf16Copy(from_head(x, first, size), shape.batch, shape.keys, count * size,
+                                shape.key_positions, device, stream);
+              };
+              const auto copy_queries = [&](const Tensor<const float>& x) {
+                return Bf16Copy(from_head(x, first * group, size), shape.batch, shape.queries,
+                                count * group * size, shape.query_positions, device, stream);
+              };
+              const Bf16Copy k = copy_keys(all.k), v = copy_keys(all.v), q = copy_queries(all.q),
+                             dout = copy_queries(all.dout);
+              BackwardParams slice = all;
+              slice.sizes.kv_heads = static_cast<int>(count);
+              slice.sizes.heads = static_cast<int>(count * group);
+              slice.k_bf16 = k, slice.v_bf16 = v, slice.q_bf16 = q, slice.dout_bf16 = dout;
+              slice.lse = from_head(all.lse, first * group, shape.queries);
+              slice.delta = from_head(all.delta, first * group, shape.queries);
+              slice.dq = from_head(all.dq, first * group, size);
+              slice.dk = from_head(all.dk, first, size);
+              slice.dv = from_head(all.dv, first, size);
+              slice.mask = for_keys;
+              launch_bf16_key_gradients(slice, stream);
+              slice.mask = for_queries;
+              launch_bf16_query_gradients(slice, stream);
+            });
 }
 
 }  // namespace
@@ -115,12 +106,15 @@ Attention::Attention(Device& device, AttentionOptions options)
   if (options.deterministic)
     reason_ = "run.deterministic=on";
   else
-    cudnn_ = CudnnAttention::open(device, reason_);
+    dense_ = open_cudnn_attention(device, reason_);
 }
+Attention::Attention(Device& device, std::unique_ptr<DenseAttention> dense,
+                     AttentionOptions options)
+    : device_(device), options_(options), dense_(std::move(dense)) {}
 Attention::~Attention() = default;
 
 std::string Attention::description() const {
-  return cudnn_ ? cudnn_->description() : "own kernels: " + reason_;
+  return dense_ ? dense_->description() : "own kernels: " + reason_;
 }
 
 void Attention::forward(const AttentionForwardArgs& args, Stream& stream) {
@@ -133,7 +127,7 @@ void Attention::forward(const AttentionForwardArgs& args, Stream& stream) {
   check_alignment("k", args.k, args.kv_row, args.kv_batch);
   check_alignment("v", args.v, args.kv_row, args.kv_batch);
   check_alignment("o", args.o, args.o_row, args.o_batch);
-  if (cudnn_ && cudnn_->forward(args, stream)) return;
+  if (dense_ && forward_in_blocks(*dense_, args, options_.workspace_bytes, device_, stream)) return;
   const std::int64_t statistics = shape.heads * shape.queries;
   ForwardParams params;
   params.sizes = sizes_of(shape);
@@ -170,7 +164,8 @@ void Attention::backward(const AttentionBackwardArgs& args, Stream& stream) {
   check_alignment("dq", args.dq, args.dq_row, args.dq_batch);
   check_alignment("dk", args.dk, args.dkv_row, args.dkv_batch);
   check_alignment("dv", args.dv, args.dkv_row, args.dkv_batch);
-  if (cudnn_ && cudnn_->backward(args, stream)) return;
+  if (dense_ && backward_in_blocks(*dense_, args, options_.workspace_bytes, device_, stream))
+    return;
   const std::int64_t statistics = shape.heads * shape.queries;
   BackwardParams params;
   params.sizes = sizes_of(shape);

@@ -2,7 +2,7 @@
 /// AttentionShape::bf16_operands allows and the head size is 64 or 128, bf16 on matrix units; and
 /// cuDNN's where it is found and its few shapes are asked for. Contracts:
 /// model/kernels/attention.hpp; here rows must also be aligned to 16 bytes. None communicates. Read
-/// next: attention_params.cuh, cudnn_attention.hpp.
+/// next: attention_params.cuh, attention_blocks.hpp.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace longspan::model::cuda {
 
-class CudnnAttention;
+class DenseAttention;
 
 struct AttentionOptions {
   /// Own kernels alone, whose every sum has an order that the shapes fix.
@@ -26,6 +26,8 @@ struct AttentionOptions {
 class Attention {
  public:
   explicit Attention(Device& device, AttentionOptions options = {});
+  /// With another's dense blocks in cuDNN's place: for tests.
+  Attention(Device& device, std::unique_ptr<DenseAttention> dense, AttentionOptions options = {});
   ~Attention();
 
   void forward(const AttentionForwardArgs& args, Stream& stream);
@@ -38,7 +40,7 @@ class Attention {
  private:
   Device& device_;
   AttentionOptions options_;
-  std::unique_ptr<CudnnAttention> cudnn_;  // null: not to be used
+  std::unique_ptr<DenseAttention> dense_;  // null: not to be used
   std::string reason_;                     // why it is not
 };
 

@@ -58,7 +58,8 @@ struct Bf16Tile {
       const int row = i / kPieces, part = i % kPieces, token = first + row;
       uint4 packed = make_uint4(0, 0, 0, 0);
       if (token < count) {
-        const float4* const at = reinterpret_cast<const float4*>(from + token * from_row) + 2 * part;
+        const float4* const at =
+            reinterpret_cast<const float4*>(from + token * from_row) + 2 * part;
         const float4 a = at[0], b = at[1];
         packed = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y),
                             pack_bf16(b.z, b.w));

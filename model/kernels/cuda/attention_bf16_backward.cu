@@ -16,7 +16,9 @@ __device__ inline void clear(float (&c)[kCount][4]) {
 }
 
 /// To exp2's argument; +inf for queries that see nothing anywhere, so that p = 0.
-__device__ inline float shift_of(float lse) { return lse == -INFINITY ? INFINITY : lse * kLog2OfE; }
+__device__ inline float shift_of(float lse) {
+  return lse == -INFINITY ? INFINITY : lse * kLog2OfE;
+}
 
 /// c += left rows [row, row + 16) times right rows [0, 8 kCount), over the columns of both.
 template <int kSize, int kCount>
@@ -107,8 +109,8 @@ __global__ void __launch_bounds__(kBf16Threads, 2) bf16_key_gradients(BackwardPa
     // One thread, one number. Past the end: q and dout are zeros, so whatever p is adds nothing.
     static_assert(2 * kQueries == kBf16Threads);
     const int row = threadIdx.x % kQueries, query = first + row;
-    const float* const from = threadIdx.x < kQueries ? p.lse.of(batch, head, queries)
-                                                     : p.delta.of(batch, head, queries);
+    const float* const from =
+        threadIdx.x < kQueries ? p.lse.of(batch, head, queries) : p.delta.of(batch, head, queries);
     float* const to = threadIdx.x < kQueries ? lse_rows : delta_rows;
     copy_4_async(to + stage * kQueries + row, from + (query < queries ? query : 0),
                  query < queries);
@@ -233,8 +235,7 @@ __global__ void __launch_bounds__(kBf16Threads, 2) bf16_query_gradients(Backward
   for (int r = 0; r < 4; ++r) {
     const bool present = query(r) < queries;
     shift[r] = present ? shift_of(p.lse.of(batch, head, queries)[query(r)]) : INFINITY;
-    delta[r] =
-        shift[r] != INFINITY ? p.delta.of(batch, head, queries)[query(r)] : 0.0f;
+    delta[r] = shift[r] != INFINITY ? p.delta.of(batch, head, queries)[query(r)] : 0.0f;
   }
   clear(dq[0]);
   clear(dq[1]);

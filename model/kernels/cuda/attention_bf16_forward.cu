@@ -168,14 +168,15 @@ __global__ void __launch_bounds__(kBf16Threads, 2) bf16_forward(ForwardParams p)
     const bool empty = total == 0.0f;
     if (quad == 0) {
       if (p.more) sums[query(r)] = total;
-      lse[query(r)] = p.more ? maximum[r] : empty ? -INFINITY : (maximum[r] + log2f(total)) * kLnOf2;
+      lse[query(r)] = p.more  ? maximum[r]
+                      : empty ? -INFINITY
+                              : (maximum[r] + log2f(total)) * kLnOf2;
     }
     const float factor = p.more ? 1.0f : empty ? 0.0f : 1.0f / total;
 #pragma unroll
     for (int n = 0; n < kSize / 8; ++n)
-      *reinterpret_cast<float2*>(o + query(r) * p.o.row + n * 8 + 2 * quad) =
-          make_float2(factor * result[r / 2][n][r % 2 * 2],
-                      factor * result[r / 2][n][r % 2 * 2 + 1]);
+      *reinterpret_cast<float2*>(o + query(r) * p.o.row + n * 8 + 2 * quad) = make_float2(
+          factor * result[r / 2][n][r % 2 * 2], factor * result[r / 2][n][r % 2 * 2 + 1]);
   }
 }
 

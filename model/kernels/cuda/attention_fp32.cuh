@@ -1,6 +1,6 @@
-/// What the exact attention kernels share: tiles in shared memory and products of them in registers,
-/// by a square of 16 x 16 threads. They are there to check with, and for head sizes without a bf16
-/// kernel: simple before fast. Read next: attention_fp32_forward.cu.
+/// What the exact attention kernels share: tiles in shared memory and products of them in
+/// registers, by a square of 16 x 16 threads. They are there to check with, and for head sizes
+/// without a bf16 kernel: simple before fast. Read next: attention_fp32_forward.cu.
 #pragma once
 
 #include "model/kernels/cuda/attention_params.cuh"
@@ -13,7 +13,9 @@ inline constexpr float kLog2E = 1.44269504f;
 inline constexpr float kLn2 = 0.693147181f;
 
 /// Rows of head_size floats lie so far apart that 8 neighbouring rows fall into different banks.
-__host__ __device__ inline int tile_row(int head_size) { return head_size + 4; }
+__host__ __device__ inline int tile_row(int head_size) {
+  return head_size + 4;
+}
 
 /// a b + c, rounded once on the device.
 __device__ inline float multiply_add(float a, float b, float c) {

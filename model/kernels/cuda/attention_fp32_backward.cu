@@ -22,8 +22,7 @@ __device__ inline void softmax_backward(const DeviceMask& mask, int batch, bool 
 #pragma unroll
   for (int i = 0; i < kMicro; ++i) {
     const int row = y * kMicro + i;
-    const MaskedQuery query =
-        whole ? MaskedQuery{} : masked_query(mask, batch, first_query + row);
+    const MaskedQuery query = whole ? MaskedQuery{} : masked_query(mask, batch, first_query + row);
 #pragma unroll
     for (int j = 0; j < kMicro; ++j) {
       const int column = x + kSide * j;
@@ -139,9 +138,8 @@ __global__ void __launch_bounds__(kFp32Threads) fp32_query_gradients(BackwardPar
     float s[kMicro][kMicro], dp[kMicro][kMicro];
     multiply_rows<kMicro>(tiles.q, tiles.k, size, y, x, s);
     multiply_rows<kMicro>(tiles.dout, tiles.v, size, y, x, dp);
-    softmax_backward<kMicro>(p.mask, batch, walk.tile_is_whole(), tile * kTile,
-                             walk.tile() * kTile, tiles.lse, tiles.delta, s, dp, y, x, nullptr,
-                             tiles.ds);
+    softmax_backward<kMicro>(p.mask, batch, walk.tile_is_whole(), tile * kTile, walk.tile() * kTile,
+                             tiles.lse, tiles.delta, s, dp, y, x, nullptr, tiles.ds);
     __syncthreads();
     dq.add_product(tiles.ds, kScoreRow, 1, tiles.k, kTile, size, y, x);
   }
@@ -176,8 +174,7 @@ void launch_fp32_key_gradients(const BackwardParams& params, Stream& stream) {
   });
 }
 
-void launch_fp32_query_gradients(const BackwardParams& params,
-                                 Stream& stream) {
+void launch_fp32_query_gradients(const BackwardParams& params, Stream& stream) {
   with_sizes(params.sizes.head_size, [&](auto micro, auto groups) {
     longspan::cuda::launch(
         fp32_query_gradients<micro(), groups()>,

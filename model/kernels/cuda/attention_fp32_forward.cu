@@ -49,11 +49,11 @@ __global__ void __launch_bounds__(kFp32Threads) fp32_forward(ForwardParams p) {
 #pragma unroll
     for (int n = 0; n < kGroups; ++n)
       if (64 * n + 4 * x < size)
-        result.sum[i][n] =
-            *reinterpret_cast<const float4*>(o + query * p.o.row + 64 * n + 4 * x);
+        result.sum[i][n] = *reinterpret_cast<const float4*>(o + query * p.o.row + 64 * n + 4 * x);
   }
-  load_tile(p.q.of(batch, head, size), p.q.row, first_query, queries, kTile, size, p.sizes.scale,
-            [](int) { return true; }, q_tile);
+  load_tile(
+      p.q.of(batch, head, size), p.q.row, first_query, queries, kTile, size, p.sizes.scale,
+      [](int) { return true; }, q_tile);
 
   const auto present = [&](int key) { return p.mask.key_positions[key] >= 0; };
   TileWalk<QueryTile, KeyTile> walk(p.mask.query_tiles_of(batch)[tile], p.mask.key_tiles_of(batch),

@@ -26,13 +26,15 @@ struct KeyTile {
 struct DeviceMask {
   const std::int32_t *low = nullptr, *high = nullptr;  ///< [queries]; low > high: sees nothing
   const std::int32_t* key_positions = nullptr;         ///< [keys]
-  const std::int32_t *query_documents = nullptr, *key_documents = nullptr;  ///< [batch, ...] or null
+  const std::int32_t *query_documents = nullptr,
+                     *key_documents = nullptr;  ///< [batch, ...] or null
   const QueryTile* query_tiles = nullptr;  ///< [batch or, without documents, 1][query_tile_count]
   const KeyTile* key_tiles = nullptr;
   std::int32_t queries = 0, keys = 0, query_tile_count = 0, key_tile_count = 0;
 
   __device__ const QueryTile* query_tiles_of(int batch) const {
-    return query_tiles + (query_documents ? static_cast<std::int64_t>(batch) * query_tile_count : 0);
+    return query_tiles +
+           (query_documents ? static_cast<std::int64_t>(batch) * query_tile_count : 0);
   }
   __device__ const KeyTile* key_tiles_of(int batch) const {
     return key_tiles + (query_documents ? static_cast<std::int64_t>(batch) * key_tile_count : 0);
@@ -56,8 +58,9 @@ __device__ inline MaskedQuery masked_query(const DeviceMask& mask, int batch, in
 __device__ inline MaskedKey masked_key(const DeviceMask& mask, int batch, int key) {
   if (key >= mask.keys) return {-1, 0};
   return {mask.key_positions[key],
-          mask.key_documents ? mask.key_documents[static_cast<std::int64_t>(batch) * mask.keys + key]
-                             : 0};
+          mask.key_documents
+              ? mask.key_documents[static_cast<std::int64_t>(batch) * mask.keys + key]
+              : 0};
 }
 __device__ inline bool sees(const MaskedQuery& query, const MaskedKey& key) {
   return key.position >= query.low && key.position <= query.high && key.document == query.document;

@@ -1,5 +1,5 @@
-/// The arguments of the attention kernels on the device, and the functions that launch each of them:
-/// attention_kernels.cpp fills these in and decides which kernel serves a call. Strides count
+/// The arguments of the attention kernels on the device, and the functions that launch each of
+/// them: attention_kernels.cpp fills these in and decides which kernel serves a call. Strides count
 /// elements. Heads may be a slice of the tensor's, by pointers to its first.
 #pragma once
 
@@ -67,7 +67,9 @@ inline constexpr TileSizes kBf16ForwardTiles{128, 64};
 inline constexpr TileSizes kBf16KeyGradientTiles{64, 64};
 inline constexpr TileSizes kBf16QueryGradientTiles{128, 32};
 /// The head sizes the bf16 kernels are built for.
-inline bool bf16_serves(std::int64_t head_size) { return head_size == 64 || head_size == 128; }
+inline bool bf16_serves(std::int64_t head_size) {
+  return head_size == 64 || head_size == 128;
+}
 
 void launch_fp32_forward(const ForwardParams& params, Stream& stream);
 void launch_fp32_key_gradients(const BackwardParams& params, Stream& stream);

@@ -54,8 +54,7 @@ __global__ void summarise_queries(const std::int32_t* low, const std::int32_t* h
     all.high_min = min(all.high_min, high[i]);
     all.high_max = max(all.high_max, high[i]);
     if (low[i] > high[i]) continue;
-    const std::int32_t document =
-        documents ? documents[std::int64_t{blockIdx.y} * queries + i] : 0;
+    const std::int32_t document = documents ? documents[std::int64_t{blockIdx.y} * queries + i] : 0;
     all.document_min = min(all.document_min, document);
     all.document_max = max(all.document_max, document);
   }
@@ -94,8 +93,8 @@ __global__ void copy_bf16(Tensor<const float> from, std::int64_t tokens, std::in
   if (token >= tokens) return;
   uint4 packed = make_uint4(0, 0, 0, 0);
   if (positions[token] >= 0) {
-    const float4* const at = reinterpret_cast<const float4*>(
-        from.data + blockIdx.y * from.batch + token * from.row + piece % pieces * 8);
+    const float4* const at = reinterpret_cast<const float4*>(from.data + blockIdx.y * from.batch +
+                                                             token * from.row + piece % pieces * 8);
     const float4 a = at[0], b = at[1];
     packed = make_uint4(pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y),
                         pack_bf16(b.z, b.w));
@@ -110,8 +109,7 @@ __global__ void find_delta(AttentionDeltaArgs args) {
   if (row >= args.batch * args.queries * args.heads) return;
   const std::int64_t head = row % args.heads, query = row / args.heads % args.queries,
                      batch = row / args.heads / args.queries;
-  const float* const o =
-      args.o + batch * args.o_batch + query * args.o_row + head * args.head_size;
+  const float* const o = args.o + batch * args.o_batch + query * args.o_row + head * args.head_size;
   const float* const dout =
       args.dout + batch * args.dout_batch + query * args.dout_row + head * args.head_size;
   float sum = 0.0f;
@@ -120,15 +118,16 @@ __global__ void find_delta(AttentionDeltaArgs args) {
                  b = *reinterpret_cast<const float4*>(dout + d);
     sum += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
   }
-  for (int distance = 16; distance > 0; distance /= 2)
-    sum += __shfl_xor_sync(kWarp, sum, distance);
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(kWarp, sum, distance);
   if (lane == 0) args.delta[(batch * args.heads + head) * args.queries + query] = sum;
 }
 
 unsigned blocks(std::int64_t count, std::int64_t each) {
   return static_cast<unsigned>((count + each - 1) / each);
 }
-int tiles_of(std::int64_t tokens, int tile) { return static_cast<int>(blocks(tokens, tile)); }
+int tiles_of(std::int64_t tokens, int tile) {
+  return static_cast<int>(blocks(tokens, tile));
+}
 
 }  // namespace
 
@@ -145,8 +144,8 @@ DeviceMask MaskMemory::in_tiles(TileSizes tiles) {
   const int query_tiles = tiles_of(queries, tiles.queries), key_tiles = tiles_of(keys, tiles.keys);
   const int masks = shape_.query_documents ? static_cast<int>(shape_.batch) : 1;
   constexpr std::int64_t kQueryInts = sizeof(QueryTile) / 4, kKeyInts = sizeof(KeyTile) / 4;
-  Buffer<std::int32_t>& memory = tiles_.emplace_back(
-      device_, masks * (query_tiles * kQueryInts + (key_tiles + 1) * kKeyInts));
+  Buffer<std::int32_t>& memory =
+      tiles_.emplace_back(device_, masks * (query_tiles * kQueryInts + (key_tiles + 1) * kKeyInts));
   auto* const query_memory = reinterpret_cast<QueryTile*>(memory.data());
   auto* const key_memory = reinterpret_cast<KeyTile*>(query_memory + masks * query_tiles);
   const std::int32_t *low = intervals_.data(), *high = low + queries;

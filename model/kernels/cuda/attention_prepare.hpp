@@ -3,6 +3,7 @@
 /// attention.cu, which uses them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <list>
 
@@ -42,6 +43,16 @@ class Bf16Copy {
 };
 
 void attention_delta(const AttentionDeltaArgs& args, Stream& stream);
+
+/// Calls f(first, count) for slices of the kv heads whose copies, of bytes_per_kv_head, fit into
+/// `limit`; at least one at a time.
+template <class F>
+void in_slices(std::int64_t kv_heads, std::int64_t bytes_per_kv_head, std::int64_t limit, F f) {
+  const std::int64_t each = std::clamp<std::int64_t>(
+      limit / std::max<std::int64_t>(1, bytes_per_kv_head), 1, std::max<std::int64_t>(1, kv_heads));
+  for (std::int64_t first = 0; first < kv_heads; first += each)
+    f(first, std::min(each, kv_heads - first));
+}
 
 /// Rows are read and written 16 bytes at a time. Throws Error, naming the tensor, where that cannot
 /// be.

@@ -1,14 +1,16 @@
+/// cuDNN's attention as a DenseAttention: plans are made at the first call of a shape and kept.
+/// Read next: cudnn_graph.hpp.
 #pragma once
+
 #include <memory>
 #include <string>
-#include "model/kernels/attention.hpp"
+
+#include "model/kernels/cuda/attention_blocks.hpp"
 #include "parallel/device.hpp"
+
 namespace longspan::model::cuda {
-class CudnnAttention {
- public:
-  static std::unique_ptr<CudnnAttention> open(Device&, std::string& reason) { reason.assign(1, (char)120); return nullptr; }
-  bool forward(const AttentionForwardArgs&, Stream&) { return false; }
-  bool backward(const AttentionBackwardArgs&, Stream&) { return false; }
-  std::string description() const { return ""; }
-};
+
+/// Null where cuDNN is not to be had; `reason` then says why, in one line.
+std::unique_ptr<DenseAttention> open_cudnn_attention(Device& device, std::string& reason);
+
 }  // namespace longspan::model::cuda

@@ -1,5 +1,7 @@
 #include "model/kernels/cuda/cudnn_graph.hpp"
 
+#if defined(LONGSPAN_CUDNN)
+
 #include <dlfcn.h>
 
 #include <array>
@@ -14,6 +16,9 @@ namespace {
 using Dims = std::array<std::int64_t, 4>;
 constexpr cudnnDataType_t kFloat = CUDNN_DATA_FLOAT, kBf16 = CUDNN_DATA_BFLOAT16,
                           kInt = CUDNN_DATA_INT32, kBool = CUDNN_DATA_BOOLEAN;
+
+// The attributes that take a handle are called deprecated, and are the way where there is a device.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
 /// Operations in the order they are added, and the tensors between them.
 class Graph {
@@ -93,26 +98,28 @@ class Graph {
   Tensor causal(Tensor scores, const Dims& dims) {
     const Tensor row = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr, between(dims, kInt),
                                  nullptr, kInt, 2);
-    const Tensor column = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr,
-                                    between(dims, kInt), nullptr, kInt, 3);
+    const Tensor column = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr, between(dims, kInt),
+                                    nullptr, kInt, 3);
     const Tensor visible =
         pointwise(CUDNN_POINTWISE_CMP_GE, row, column, between(dims, kBool), nullptr, kBool);
     return pointwise(CUDNN_POINTWISE_BINARY_SELECT, scores, scalar(kCudnnMinusInfinity),
                      between(dims), visible);
   }
 
-  CudnnPlan plan(const CudnnDescriptor& device) {
+  CudnnPlan plan(const CudnnTarget& target) {
     CudnnDescriptor graph(library_, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     std::vector<cudnnBackendDescriptor_t> operations;
     for (const CudnnDescriptor& operation : operations_) operations.push_back(operation.get());
     graph.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
               static_cast<std::int64_t>(operations.size()), operations.data());
+    if (target.handle != nullptr) set_handle(graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, target);
     graph.finalize();
     CudnnDescriptor heuristics(library_, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     heuristics.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
     const cudnnBackendHeurMode_t mode = CUDNN_HEUR_MODE_A;
     heuristics.set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-    heuristics.set(CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, device);
+    if (target.handle == nullptr)
+      heuristics.set(CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, target.properties);
     heuristics.finalize();
     constexpr std::int64_t kMost = 8;
     std::vector<CudnnDescriptor> configurations;
@@ -122,8 +129,7 @@ class Graph {
           configurations.emplace_back(library_, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR).get());
     std::int64_t found = 0;
     library_.check(library_.get_attribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS,
-                                          CUDNN_TYPE_BACKEND_DESCRIPTOR, kMost, &found,
-                                          raw.data()),
+                                          CUDNN_TYPE_BACKEND_DESCRIPTOR, kMost, &found, raw.data()),
                    "asking for engines");
     std::string refusal = "no engine";
     for (std::int64_t i = 0; i < found; ++i) {
@@ -131,7 +137,10 @@ class Graph {
         CudnnPlan made{CudnnDescriptor(library_, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR), 0,
                        static_cast<int>(operations.size())};
         made.plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configurations[i]);
-        made.plan.set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, device);
+        if (target.handle != nullptr)
+          set_handle(made.plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, target);
+        else
+          made.plan.set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, target.properties);
         made.plan.finalize();
         made.workspace_bytes = made.plan.get_int(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
         return made;
@@ -143,6 +152,10 @@ class Graph {
   }
 
  private:
+  static void set_handle(CudnnDescriptor& descriptor, cudnnBackendAttributeName_t name,
+                         const CudnnTarget& target) {
+    descriptor.set(name, CUDNN_TYPE_HANDLE, 1, &target.handle);
+  }
   Tensor add(CudnnDescriptor operation, Tensor result) {
     operation.finalize();
     operations_.push_back(std::move(operation));
@@ -197,8 +210,7 @@ CudnnLibrary::CudnnLibrary(const char* name) {
   find(library, "cudnnGetVersion", get_version);
   version_ = static_cast<std::int64_t>(get_version());
   constexpr std::int64_t kOldest = 91000;  // device properties as an attribute of plans
-  if (version_ < kOldest)
-    fail("{} is cuDNN {}: 9.10 or later is needed", file, version_text());
+  if (version_ < kOldest) fail("{} is cuDNN {}: 9.10 or later is needed", file, version_text());
 }
 
 std::string CudnnLibrary::version_text() const {
@@ -226,8 +238,7 @@ CudnnDescriptor::~CudnnDescriptor() {
 }
 void CudnnDescriptor::set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
                           std::int64_t count, const void* values) {
-  library_->check(library_->set_attribute(raw_, name, type, count, values),
-                  "setting an attribute");
+  library_->check(library_->set_attribute(raw_, name, type, count, values), "setting an attribute");
 }
 void CudnnDescriptor::set(cudnnBackendAttributeName_t name, const CudnnDescriptor& value) {
   const cudnnBackendDescriptor_t raw = value.get();
@@ -246,22 +257,15 @@ std::int64_t CudnnDescriptor::get_int(cudnnBackendAttributeName_t name) const {
   return value;
 }
 
-CudnnDescriptor cudnn_device(const CudnnLibrary& library, int device) {
-  CudnnDescriptor made(library, CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-  const std::int32_t id = device;
-  made.set(CUDNN_ATTR_DEVICEPROP_DEVICE_ID, CUDNN_TYPE_INT32, 1, &id);
-  made.finalize();
-  return made;
-}
-CudnnDescriptor cudnn_device(const CudnnLibrary& library, const std::string& json) {
-  CudnnDescriptor made(library, CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-  made.set(CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
-           static_cast<std::int64_t>(json.size() + 1), json.c_str());
-  made.finalize();
-  return made;
+CudnnTarget cudnn_target(const CudnnLibrary& library, const std::string& json) {
+  CudnnTarget target{nullptr, CudnnDescriptor(library, CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR)};
+  target.properties.set(CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
+                        static_cast<std::int64_t>(json.size() + 1), json.c_str());
+  target.properties.finalize();
+  return target;
 }
 
-CudnnPlan cudnn_forward_plan(const CudnnLibrary& library, const CudnnDescriptor& device,
+CudnnPlan cudnn_forward_plan(const CudnnLibrary& library, const CudnnTarget& target,
                              const CudnnBlock& b) {
   Graph g(library);
   const Dims scores = {b.batch, b.heads, b.queries, b.keys}, row = {b.batch, b.heads, b.queries, 1};
@@ -282,10 +286,10 @@ CudnnPlan cudnn_forward_plan(const CudnnLibrary& library, const CudnnDescriptor&
   g.pointwise(CUDNN_POINTWISE_ADD, top, log, stats);
   const auto p = g.pointwise(CUDNN_POINTWISE_DIV, s, sum, g.between(scores, kBf16));
   g.matmul(p, v, o);
-  return g.plan(device);
+  return g.plan(target);
 }
 
-CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnDescriptor& device,
+CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnTarget& target,
                               const CudnnBlock& b) {
   Graph g(library);
   const Dims scores = {b.batch, b.heads, b.queries, b.keys}, row = {b.batch, b.heads, b.queries, 1};
@@ -299,11 +303,16 @@ CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnDescriptor
   const auto v = columns(g, kCudnnV, kBf16, b.batch, b.heads, b.keys, b.head_size, b.kv);
   const auto dout = rows(g, kCudnnDout, kBf16, b.batch, b.heads, b.queries, b.head_size, b.dout);
   const auto stats = g.tensor(kCudnnStats, kFloat, row, statistics);
+  const auto o = rows(g, kCudnnO, kBf16, b.batch, b.heads, b.queries, b.head_size, b.dout);
   const auto delta = g.tensor(kCudnnDelta, kFloat, row, statistics);
   const auto gradient = [&](CudnnTensor id, std::int64_t tokens) {
     return rows(g, id, kFloat, b.batch, b.heads, tokens, b.head_size, packed(tokens));
   };
   const auto scale = g.scalar(kCudnnScale);
+  const Dims tokens = {b.batch, b.heads, b.queries, b.head_size};
+  const auto products = g.pointwise(CUDNN_POINTWISE_MUL, dout, o, g.between(tokens));
+  const auto total = g.reduce(CUDNN_REDUCE_TENSOR_ADD, products, g.between(row));
+  g.pointwise(CUDNN_POINTWISE_MUL, total, g.scalar(kCudnnOne), delta);
   auto s = g.matmul(q, k, g.between(scores));
   s = g.pointwise(CUDNN_POINTWISE_MUL, s, scale, g.between(scores));
   s = g.pointwise(CUDNN_POINTWISE_SUB, s, stats, g.between(scores));
@@ -315,14 +324,16 @@ CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnDescriptor
   ds = g.pointwise(CUDNN_POINTWISE_MUL, ds, p, g.between(scores));
   ds = g.pointwise(CUDNN_POINTWISE_MUL, ds, scale, g.between(scores));
   g.matmul(g.reshape(ds, g.between(transposed, kBf16, true)), q, gradient(kCudnnDk, b.keys));
-  const auto k_rows = g.tensor(kCudnnVirtual - 1 + 1000, kBf16, {b.batch, b.heads, b.keys, b.head_size},
+  const auto k_rows = g.tensor(kCudnnKeyRows, kBf16, {b.batch, b.heads, b.keys, b.head_size},
                                {b.kv.batch, b.kv.head, b.kv.row, 1}, true);
-  const auto dq_sum = g.tensor(kCudnnDqSum, kFloat, {b.batch, b.heads, b.queries, b.head_size},
-                               {b.heads * b.queries * b.head_size, b.queries * b.head_size,
-                                b.head_size, 1});
+  const auto dq_sum =
+      g.tensor(kCudnnDqSum, kFloat, {b.batch, b.heads, b.queries, b.head_size},
+               {b.heads * b.queries * b.head_size, b.queries * b.head_size, b.head_size, 1});
   g.matmul(ds, g.reshape(k, k_rows), dq_sum);
   g.pointwise(CUDNN_POINTWISE_IDENTITY, dq_sum, nullptr, gradient(kCudnnDq, b.queries));
-  return g.plan(device);
+  return g.plan(target);
 }
 
 }  // namespace longspan::model::cuda
+
+#endif

@@ -5,6 +5,8 @@
 /// cudnn_attention.hpp.
 #pragma once
 
+#if defined(LONGSPAN_CUDNN)
+
 #include <cudnn.h>
 
 #include <cstdint>
@@ -63,9 +65,13 @@ class CudnnDescriptor {
   cudnnBackendDescriptor_t raw_ = nullptr;
 };
 
-/// The GPU a plan is for: of this process, or, where there is none, described by cuDNN's JSON.
-CudnnDescriptor cudnn_device(const CudnnLibrary& library, int device);
-CudnnDescriptor cudnn_device(const CudnnLibrary& library, const std::string& json);
+/// The GPU a plan is for: of this process, by a handle, or, where there is none, described by
+/// cuDNN's JSON.
+struct CudnnTarget {
+  cudnnHandle_t handle = nullptr;
+  CudnnDescriptor properties;  ///< without a handle
+};
+CudnnTarget cudnn_target(const CudnnLibrary& library, const std::string& json);
 
 /// [batch, heads, tokens, head_size] with the last contiguous; strides in elements.
 struct CudnnStrides {
@@ -83,8 +89,22 @@ struct CudnnBlock {
 
 /// What the numbers of a plan's tensors stand for.
 enum CudnnTensor : std::int64_t {
-  kCudnnQ = 1, kCudnnK, kCudnnV, kCudnnO, kCudnnStats, kCudnnScale, kCudnnMinusInfinity, kCudnnDout,
-  kCudnnDelta, kCudnnDq, kCudnnDqSum, kCudnnDk, kCudnnDv, kCudnnVirtual
+  kCudnnQ = 1,
+  kCudnnK,
+  kCudnnV,
+  kCudnnO,
+  kCudnnStats,
+  kCudnnScale,
+  kCudnnOne,
+  kCudnnMinusInfinity,
+  kCudnnDout,
+  kCudnnDelta,
+  kCudnnDq,
+  kCudnnDqSum,
+  kCudnnDk,
+  kCudnnDv,
+  kCudnnKeyRows,
+  kCudnnVirtual
 };
 
 struct CudnnPlan {
@@ -94,10 +114,13 @@ struct CudnnPlan {
 };
 
 /// O and the log-sum-exp of Q, K, V. Throws Error if cuDNN has no engine for it.
-CudnnPlan cudnn_forward_plan(const CudnnLibrary& library, const CudnnDescriptor& device,
+CudnnPlan cudnn_forward_plan(const CudnnLibrary& library, const CudnnTarget& target,
                              const CudnnBlock& block);
-/// dQ, dK, dV of Q, K, V, dO, the log-sum-exp and delta = rowsum(dO O). heads == kv_heads.
-CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnDescriptor& device,
+/// dQ, dK, dV of Q, K, V, dO, O and the log-sum-exp. heads == kv_heads. O, in bf16 with the strides
+/// of dO, is asked for its products with dO alone.
+CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnTarget& target,
                               const CudnnBlock& block);
 
 }  // namespace longspan::model::cuda
+
+#endif

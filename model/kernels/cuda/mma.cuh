@@ -23,7 +23,6 @@
 
 namespace longspan::model::cuda {
 
-
 #if !defined(LONGSPAN_CUDA_EMULATED)
 
 /// Two bf16, rounded to nearest even; `low` in the low half.
@@ -86,7 +85,9 @@ __device__ __forceinline__ void copy_4_async(void* to, const void* from, bool pr
                : "memory");
 }
 /// The copies started since the last call become one group (which may be empty).
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 /// Returns when at most kPending of the latest groups are still under way.
 template <int kPending>
 __device__ __forceinline__ void wait_for_copies() {
@@ -143,8 +144,7 @@ inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b
       for (int i = 0; i < 4; ++i) {
         // The hardware's order of summation is not specified: any will do.
         float sum = 0.0f;
-        for (int k = 0; k < 16; ++k)
-          sum += left[g + i / 2 * 8][k] * right[2 * t + i % 2][k];
+        for (int k = 0; k < 16; ++k) sum += left[g + i / 2 * 8][k] * right[2 * t + i % 2][k];
         lanes[lane]->d[i] += sum;
       }
     }
@@ -157,14 +157,13 @@ struct MatrixRows {
 };
 inline void load_matrices(std::uint32_t (&r)[4], const void* row) {
   MatrixRows mine{static_cast<const std::uint16_t*>(row), r};
-  cuda_emulator::warp<MatrixRows>(
-      0xffffffffu, "ldmatrix", mine, [](MatrixRows** lanes, unsigned) {
-        for (int lane = 0; lane < 32; ++lane)
-          for (int i = 0; i < 4; ++i) {
-            const std::uint16_t* const from = lanes[8 * i + lane / 4]->row + 2 * (lane % 4);
-            lanes[lane]->result[i] = from[0] | static_cast<std::uint32_t>(from[1]) << 16;
-          }
-      });
+  cuda_emulator::warp<MatrixRows>(0xffffffffu, "ldmatrix", mine, [](MatrixRows** lanes, unsigned) {
+    for (int lane = 0; lane < 32; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        const std::uint16_t* const from = lanes[8 * i + lane / 4]->row + 2 * (lane % 4);
+        lanes[lane]->result[i] = from[0] | static_cast<std::uint32_t>(from[1]) << 16;
+      }
+  });
 }
 inline void load_matrices_transposed(std::uint32_t (&r)[4], const void* row) {
   MatrixRows mine{static_cast<const std::uint16_t*>(row), r};
@@ -173,9 +172,9 @@ inline void load_matrices_transposed(std::uint32_t (&r)[4], const void* row) {
         for (int lane = 0; lane < 32; ++lane)
           for (int i = 0; i < 4; ++i) {
             const int first = 8 * i + 2 * (lane % 4);
-            lanes[lane]->result[i] =
-                lanes[first]->row[lane / 4] |
-                static_cast<std::uint32_t>(lanes[first + 1]->row[lane / 4]) << 16;
+            lanes[lane]->result[i] = lanes[first]->row[lane / 4] |
+                                     static_cast<std::uint32_t>(lanes[first + 1]->row[lane / 4])
+                                         << 16;
           }
       });
 }
@@ -190,7 +189,7 @@ struct EmulatedCopies {
     bool present;
   };
   std::vector<Copy> open;
-  std::deque<std::vector<Copy>> groups;
+  std::deque<std::vector<Copy> > groups;
   static EmulatedCopies& own() {
     static EmulatedCopies all[1024];
     return all[threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)];

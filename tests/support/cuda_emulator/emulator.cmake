@@ -1,5 +1,11 @@
 # The GPU plug-in's sources compiled for the host against the emulator: longspan_cuda_emulated, objects for the
 # tests in tests/cuda/, and liblongspan_cuda_emulated.so, which a program opens as it would the real plug-in.
+# Not under the sanitizers, which do not follow fibers from stack to stack: tests/cuda is left out there, and the tests of
+# the kernels run on the CPU alone.
+if(LONGSPAN_SANITIZE)
+  add_custom_target(longspan_plugins)
+  return()
+endif()
 find_package(Boost 1.70 REQUIRED COMPONENTS context)
 file(GLOB emulated_sources CONFIGURE_DEPENDS
      ${PROJECT_SOURCE_DIR}/model/kernels/cuda/*.cu ${PROJECT_SOURCE_DIR}/model/kernels/cuda/*.cpp
@@ -20,6 +26,7 @@ target_link_libraries(longspan_cuda_emulated PUBLIC longspan_model Boost::contex
 add_library(longspan_cuda_emulated_plugin MODULE $<TARGET_OBJECTS:longspan_cuda_emulated>)
 set_target_properties(longspan_cuda_emulated_plugin PROPERTIES OUTPUT_NAME longspan_cuda_emulated
                       LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+target_link_options(longspan_cuda_emulated_plugin PRIVATE -Wl,-Bsymbolic)
 target_link_libraries(longspan_cuda_emulated_plugin PRIVATE Boost::context fmt::fmt)
 
 # Plug-ins that a program must refuse.
