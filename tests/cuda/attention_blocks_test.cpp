@@ -7,11 +7,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cuda/attention_runner.hpp"
-#include "parallel/cuda/device.hpp"
 #include "parallel/cuda/launch.hpp"
 
 namespace longspan {
@@ -26,9 +27,10 @@ using Ints = std::vector<std::int32_t>;
 
 constexpr double kRelative = 4e-3, kAbsoluteLse = 1e-5;
 
-Device& device() {
-  static cuda::CudaDevice device(0);
-  return device;
+/// The emulator's.
+model::Backend backend() {
+  std::string why;
+  return *cuda_backend(why);
 }
 
 /// A strided tensor on the device, read and written as [batch][token][head][d] on the host.
@@ -159,7 +161,7 @@ class PlainDense final : public DenseAttention {
 class AttentionBlocks : public testing::TestWithParam<std::int64_t> {
  protected:
   AttentionBlocks()
-      : runner_(device(), std::make_unique<PlainDense>(calls_), {.workspace_bytes = GetParam()}) {}
+      : runner_(backend(), std::make_unique<PlainDense>(calls_), {.workspace_bytes = GetParam()}) {}
   Calls calls_;
   CudaAttentionRunner runner_;
 };
@@ -280,7 +282,7 @@ TEST_P(AttentionBlocks, SeeNothing) {
 TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
   Calls calls;
   const auto run = [&](AttentionProblem problem, bool willing = true) {
-    CudaAttentionRunner runner(device(), std::make_unique<PlainDense>(calls, willing));
+    CudaAttentionRunner runner(backend(), std::make_unique<PlainDense>(calls, willing));
     const AttentionOutputs expected = problem.reference();
     const AttentionForward actual = attention_forward(problem, 0, nullptr, false, runner);
     expect_equal(actual, expected);

@@ -318,6 +318,13 @@ std::vector<std::string> kernel_backends(bool every_set) {
 
 model::Backend emulated_backend();
 
+std::optional<model::Backend> cuda_backend(std::string& why) {
+  if (!on_gpu()) return emulated_backend();
+  const launcher::Compute* const compute = gpu(why);
+  if (compute == nullptr) return std::nullopt;
+  return compute->backend;
+}
+
 void EveryBackend::SetUp() {
   const std::string& name = GetParam();
   if (name.starts_with("cuda")) {
