@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "parallel/error.hpp"
+#include "parallel/trace.hpp"
 
 namespace longspan::io {
 namespace {

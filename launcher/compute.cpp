@@ -6,6 +6,7 @@
 #include "launcher/gpu.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/error.hpp"
+#include "parallel/watchdog.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -17,6 +18,15 @@ struct Found {
   std::string problem = {};
   ExitStatus status = ExitStatus::kFailed;
 };
+
+/// When a collective between GPUs is given up: the watchdog, which can name the rank that stops the
+/// run, speaks first.
+double deadline_of(const RunSettings& run) {
+  const auto timeout = parallel::parse_hang_timeout(run.hang_timeout);
+  if (!timeout || !timeout->enabled) return 0;
+  return timeout->seconds > 0 ? 2 * timeout->seconds + 10
+                              : parallel::patient_limit(parallel::hang_limit(*timeout, {}));
+}
 
 /// Collective over `node`: all its ranks look together, and compare what they take.
 Found find_gpu(const RunSettings& run, const Communicator& node) {
@@ -38,7 +48,8 @@ Found find_gpu(const RunSettings& run, const Communicator& node) {
     if (run.device == "auto" && !gpu_may_be_here()) fail("no GPU driver here");
     plugin = &open_gpu_plugin();
     count = plugin->gpu_count();
-    options = {gpu_of(node.rank(), count), run.deterministic, run.communication, run.share_gpu};
+    options = {gpu_of(node.rank(), count), run.deterministic, run.communication, run.share_gpu,
+               deadline_of(run)};
     gpu = plugin->describe(options.device);
   });
   const std::vector<std::int64_t> taken =
@@ -84,7 +95,8 @@ Compute open_compute(const RunSettings& run, const Communicator& world) {
   model::GpuBackend& gpu = *found.gpu;
   return {gpu.backend(), [&gpu](const Communicator& comm) { return gpu.make_group(comm); },
           found.name,    found.line,
-          found.pci_bus, found.gpu};
+          found.pci_bus, [&gpu] { return gpu.make_host_offload(); },
+          found.gpu};
 }
 
 }  // namespace longspan::launcher

@@ -2,12 +2,14 @@
 /// there. Chosen once, here, and handed down: nothing else in the program asks for a device.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "launcher/run_config.hpp"
 #include "model/kernels/kernels.hpp"
 #include "parallel/communicator.hpp"
+#include "parallel/offload_stack.hpp"
 #include "parallel/process_group.hpp"
 
 namespace longspan::launcher {
@@ -18,12 +20,20 @@ struct Compute {
   std::string name;          ///< "cpu", or what the device calls itself
   std::string line = {};     ///< for the log: the device, or why it is the CPU
   std::string pci_bus = {};  ///< of the GPU; empty on the CPU
+  /// Where the device's memory waits in the host's; null: it is the host's.
+  std::function<std::unique_ptr<OffloadStack>()> make_host_offload = {};
   std::shared_ptr<void> keeps =
       {};  ///< what the backend's references live in; null: all the program
 
   /// The same with other operations in front, such as ProfiledKernels.
   Compute with(model::Kernels& kernels) const {
-    return {{backend.device, kernels, backend.stream}, make_group, name, line, pci_bus, keeps};
+    return {{backend.device, kernels, backend.stream},
+            make_group,
+            name,
+            line,
+            pci_bus,
+            make_host_offload,
+            keeps};
   }
 };
 

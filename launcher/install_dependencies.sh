@@ -20,6 +20,7 @@ test_packages=(
   libgtest-dev libbenchmark-dev hdf5-tools python3 python3-venv
   slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2   # the cluster of tests/slurm
   clang libclang-rt-14-dev                    # libFuzzer
+  libboost-context-dev                        # fibers: the threads of the emulated GPU
 )
 # Left out where the distribution has none (Ubuntu): what needs it says that it is skipped.
 optional_test_packages=(

@@ -40,7 +40,7 @@ std::string ways_out(const RunConfig& c, const model::RankShare& share, std::int
   if (c.train.micro_batch > 1)
     text += fmt::format(" or train.micro-batch below {}", c.train.micro_batch);
   text += " need less";
-  if (c.memory.offload == model::Offload::kFile) return text;
+  if (c.memory.offload != model::Offload::kNone) return text;
   const std::string moved =
       budget_text(smallest_budget(chain_of(c, model::Offload::kFile, kModes, share)));
   if (moved != budget_text(least))

@@ -51,8 +51,10 @@ inline constexpr std::array<Choice<model::Keep>, 4> kKeep = {
      {"attention", model::Keep::kAttention},
      {"block", model::Keep::kBlock},
      {"auto", model::Keep::kAuto}}};
-inline constexpr std::array<Choice<model::Offload>, 2> kOffload = {
-    {{"none", model::Offload::kNone}, {"file", model::Offload::kFile}}};
+inline constexpr std::array<Choice<model::Offload>, 3> kOffload = {
+    {{"none", model::Offload::kNone},
+     {"file", model::Offload::kFile},
+     {"host", model::Offload::kHost}}};
 inline constexpr std::array<Choice<model::ScheduleKind>, 3> kSchedule = {
     {{"cosine", model::ScheduleKind::kCosine},
      {"linear", model::ScheduleKind::kLinear},

@@ -75,7 +75,7 @@ class Registry {
     bind("device", r.device, "", "auto, cpu or cuda; auto falls back to the CPU and says so");
     bind("communication", r.communication, "",
          "between GPUs: nccl; staged (through the host's memory and MPI: without NCCL, and as a "
-         "check); auto = nccl where the plug-in has it and no GPU is shared");
+         "check; the bits of MPI); auto = nccl where every rank finds it");
     bind("share-gpu", r.share_gpu, "", "several ranks may compute on one GPU, in turns: for tests");
     bind("deterministic", r.deterministic, "",
          "on = the same bits in every run on a GPU too (own attention kernels, matrix products "
@@ -162,8 +162,9 @@ class Registry {
         "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "
         "(or of its control group's limit) / the ranks on it, otherwise no limit");
     bind("offload", m.offload, "",
-         "file: block inputs, and with memory.keep=attention attention outputs too, wait in a file "
-         "between forward and backward, written and read behind the compute");
+         "block inputs, and with memory.keep=attention attention outputs too, wait elsewhere between "
+         "forward and backward, moved behind the compute. file: in a file; host: a GPU's in the "
+         "host's page-locked memory (on the CPU they are in the host's memory already)");
     bind("offload-directory", m.offload_directory, "path",
          "where each rank makes its file, which has no name and goes with the process: a fast disk "
          "of the node itself, not /tmp where that is memory; empty = the run directory");

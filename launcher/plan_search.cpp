@@ -44,8 +44,8 @@ class RankMemory {
     constexpr std::array kModes = {Keep::kAll, Keep::kAttention, Keep::kBlock};
     for (std::size_t i = 0; i < kModes.size(); ++i) {
       const model::LayerMemory layer = model::layer_memory(c.model, c.memory, kModes[i], share);
-      const bool file = c.memory.offload == model::Offload::kFile;
-      modes_[i] = {file ? layer.kept - layer.movable : layer.kept, file ? layer.movable : 0,
+      const bool moves = c.memory.offload != model::Offload::kNone;
+      modes_[i] = {moves ? layer.kept - layer.movable : layer.kept, moves ? layer.movable : 0,
                    layer.at_work};
     }
   }

@@ -39,11 +39,15 @@ if [[ -f build/CMakeCache.txt ]] && ! grep -qx "CMAKE_HOME_DIRECTORY:INTERNAL=$(
   echo "build/ was made for another folder: making it anew"
   rm -rf build
 fi
+# Without a GPU here the plug-in would be built for nobody.
+gpu=OFF
+if [[ -e /dev/nvidiactl ]]; then gpu=ON; fi
 if [[ ! -f build/build.ninja ]]; then
   # Warnings of a compiler that nobody has tried yet must not stand in a newcomer's way.
-  say cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DLONGSPAN_TESTS=OFF -DLONGSPAN_WERROR=OFF
+  say cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DLONGSPAN_TESTS=OFF -DLONGSPAN_WERROR=OFF -DLONGSPAN_CUDA=$gpu
 fi
 say ninja -C build longspan
+if [[ $gpu == ON ]] && ninja -C build -t targets | grep -q '^longspan_cuda:'; then say ninja -C build longspan_cuda; fi
 
 step "dataset: the C++ and Boost headers of this machine, a token per byte"
 if [[ -f $data ]] && "$longspan" inspect "$data"; then

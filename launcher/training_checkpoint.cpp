@@ -12,6 +12,7 @@
 #include "launcher/training_run.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/log.hpp"
+#include "parallel/spill_file.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -55,6 +56,11 @@ ShardedArray share_to_write(ShardedArray array, int alike, bool whole, const Mes
 
 void TrainingRun::open_offload() {
   if (config_.memory.offload == model::Offload::kNone) return;
+  if (config_.memory.offload == model::Offload::kHost) {
+    offload_ = compute_.make_host_offload();
+    model_->offload_to(*offload_);
+    return;
+  }
   agree(mesh_.world(), [&] {
     std::string directory = config_.memory.offload_directory;
     if (directory.empty()) {

@@ -88,6 +88,10 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world, Compute co
                : profile_ ? compute_.with(*profile_).backend
                           : compute_.backend) {
   config_ = resolved(std::move(config), dataset_, world);
+  if (config_.memory.offload == model::Offload::kHost && !compute_.make_host_offload) {
+    log::info("memory.offload=host: on the CPU block inputs are in the host's memory already");
+    config_.memory.offload = model::Offload::kNone;
+  }
   const MeshShape& shape = mesh_.shape();
   config_.mesh = {shape.data, shape.context, shape.tensor, config_.mesh.elastic};
   if (config_.train.global_batch == 0)

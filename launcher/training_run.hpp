@@ -140,7 +140,7 @@ class TrainingRun {
   const model::Backend backend_;
   model::SchemeChoice scheme_;
   model::RankShare share_;
-  std::unique_ptr<SpillFile> offload_;
+  std::unique_ptr<OffloadStack> offload_;
   std::unique_ptr<model::Transformer> model_;
   std::unique_ptr<model::ParameterSharding> sharding_;
   std::unique_ptr<model::AdamW> optimizer_;

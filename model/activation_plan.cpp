@@ -185,7 +185,7 @@ ActivationChain activation_chain(const ModelConfig& model, const AttentionConfig
   std::vector<LayerOption> options;
   for (const Keep keep : modes) {
     const LayerMemory bytes = layer_memory(model, memory, keep, share);
-    const std::int64_t moved = memory.offload == Offload::kFile ? bytes.movable : 0;
+    const std::int64_t moved = memory.offload != Offload::kNone ? bytes.movable : 0;
     options.push_back({keep, bytes.kept - moved, moved, bytes.at_work,
                        recompute_seconds(model, attention, keep, length, share, rates)});
   }

@@ -17,7 +17,7 @@ enum class MaskKind { kCausal, kFull };
 enum class AttentionSchemeKind { kAuto, kRing, kAllgather, kUlysses, kHybrid };
 /// What a layer keeps for backward; auto is a setting only, worked out before a model is built.
 enum class Keep { kAll, kAttention, kBlock, kAuto };
-enum class Offload { kNone, kFile };
+enum class Offload { kNone, kFile, kHost };
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 /// What the ranks with the same part of the weights share instead of each having all of it, each
 /// including the one before: nothing, optimizer states, gradients, weights (ZeRO 1, 2, 3).

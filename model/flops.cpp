@@ -282,7 +282,7 @@ std::int64_t offloaded_bytes(const ModelConfig& m, const MemoryConfig& memory,
                              const RankShare& share, const ActivationPlan& plan) {
   std::int64_t bytes = 0;
   for (std::size_t i = 0; i + 1 < plan.keep_L.size(); ++i)  // the last layer's stay
-    if (memory.offload == Offload::kFile)
+    if (memory.offload != Offload::kNone)
       bytes += layer_memory(m, memory, plan.keep_L[i], share).movable;
   return bytes;
 }
@@ -295,7 +295,7 @@ MemoryEstimate memory_estimate(const ModelConfig& m, const MemoryConfig& memory,
   const UnitMemory units = unit_memory(m, share);
   for (const Keep keep : used.keep_L) {
     const LayerMemory layer = layer_memory(m, memory, keep, share);
-    const std::int64_t moved = memory.offload == Offload::kFile ? layer.movable : 0;
+    const std::int64_t moved = memory.offload != Offload::kNone ? layer.movable : 0;
     const bool last = chain.options_L.size() + 1 == used.keep_L.size();
     chain.options_L.push_back({{keep, layer.kept - moved, moved,
                                 layer.at_work + (last ? units.last_block : units.block), 0}});

@@ -55,7 +55,7 @@ struct LayerMemory {
 LayerMemory layer_memory(const ModelConfig& model, const MemoryConfig& memory, Keep keep,
                          const RankShare& share);
 
-/// Bytes that memory.offload=file has in its file at the most; 0 without. `plan` as below.
+/// Bytes that memory.offload has elsewhere at the most; 0 without. `plan` as below.
 std::int64_t offloaded_bytes(const ModelConfig& model, const MemoryConfig& memory,
                              const RankShare& share, const ActivationPlan& plan);
 

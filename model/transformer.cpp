@@ -12,7 +12,7 @@
 namespace longspan::model {
 namespace {
 
-/// What waits in a file between a block's forward and backward; LayerMemory::movable counts it.
+/// What waits elsewhere between a block's forward and backward; LayerMemory::movable counts it.
 std::vector<Buffer<float>*> movable(Buffer<float>& x_ND, Block::Saved& saved, Keep keep) {
   if (keep != Keep::kAttention) return {&x_ND};
   return {&x_ND, &saved.attention.output_NHK, &saved.attention.lse};
@@ -122,7 +122,7 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale) {
     if (i + 1 == layers) continue;  // its backward comes next
     store_.done_weights(unit);
     if (offload_ == nullptr) continue;
-    SpillFile::Group group;
+    OffloadStack::Group group;
     for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
       group.push_back(std::move(*buffer));
     offload_->push(std::move(group));
@@ -154,7 +154,7 @@ double Transformer::train(const MicroBatch& batch, float gradient_scale) {
     store_.need_weights(unit, unit > 1 ? unit - 1 : -1);
     store_.need_gradients(unit);
     if (offload_ != nullptr && i + 1 < layers) {
-      SpillFile::Group group = offload_->pop();
+      OffloadStack::Group group = offload_->pop();
       std::size_t at = 0;
       for (Buffer<float>* buffer : movable(x_ND[i], saved[i], plan_.keep_L[i]))
         *buffer = std::move(group[at++]);

@@ -13,7 +13,7 @@
 #include "model/block.hpp"
 #include "model/embedding.hpp"
 #include "model/loss.hpp"
-#include "parallel/spill_file.hpp"
+#include "parallel/offload_stack.hpp"
 
 namespace longspan::model {
 
@@ -31,9 +31,9 @@ class Transformer {
               const TensorShards& tensor = {});
 
   /// From now on block inputs, and where attention is kept its output and log-sum-exp, wait in
-  /// `file` between forward and backward (memory.offload=file); all but the last layer's, which
-  /// are needed at once. The same bits. `file` outlives the model; its errors come out of train().
-  void offload_to(SpillFile& file) { offload_ = &file; }
+  /// `place` between forward and backward (memory.offload); all but the last layer's, which are
+  /// needed at once. The same bits. `place` outlives the model; its errors come out of train().
+  void offload_to(OffloadStack& place) { offload_ = &place; }
 
   ParameterStore& parameters() { return store_; }
   const ParameterStore& parameters() const { return store_; }
@@ -80,7 +80,7 @@ class Transformer {
 
   ModelConfig config_;
   ActivationPlan plan_;
-  SpillFile* offload_ = nullptr;
+  OffloadStack* offload_ = nullptr;
   SequenceShards shards_;
   TensorShards tensor_;
   Backend backend_;

@@ -13,34 +13,32 @@
 #include <thread>
 #include <vector>
 
-#include "parallel/device.hpp"
+#include "parallel/offload_stack.hpp"
 
 namespace longspan {
 
-class SpillFile {
+class SpillFile final : public OffloadStack {
  public:
-  using Group = std::vector<Buffer<float>>;
-
   /// For buffers of `device`. Opens the file in `directory` and, where the file system can,
   /// reserves `bytes` at once, so that a disk too small is found before the work begins. Throws
   /// Error with the directory and what it has.
   SpillFile(const std::string& directory, std::int64_t bytes, Device& device = cpu_device());
   SpillFile(const SpillFile&) = delete;
   SpillFile& operator=(const SpillFile&) = delete;
-  ~SpillFile();  ///< the file goes with the process or with this object
+  ~SpillFile() override;  ///< the file goes with the process or with this object
 
   /// Puts a group on the stack. Its memory is given back as soon as it is written; the previous
   /// group has been when this returns, so at most one group is on its way. Empty buffers stay
   /// empty. Throws Error if a write failed.
-  void push(Group group);
+  void push(Group group) override;
   /// Makes room for the group on top and begins to read it; nothing if that has begun already or
   /// the stack is empty.
-  void prefetch();
+  void prefetch() override;
   /// Takes the group off the top, the same shapes and bits, waiting for it if it has not arrived.
   /// Throws Error if reading failed.
-  Group pop();
+  Group pop() override;
   /// Forgets all groups, after an exception has ended a pass.
-  void clear();
+  void clear() override;
 
   std::int64_t groups() const { return static_cast<std::int64_t>(stack_.size()); }
   std::int64_t bytes_written() const { return bytes_written_; }  ///< by all pushes so far

@@ -86,5 +86,8 @@ void share_gpu_between_ranks(int world_rank);
 /// One algorithm and protocol for all sums (NCCL_ALGO=Ring, NCCL_PROTO=Simple), unless the
 /// environment chooses: see nccl_group.hpp. Call it before the first NCCL call of the process.
 void fix_nccl_algorithm();
+/// Kernels of several communicators run in the order in which they were launched (NCCL 2.26 and
+/// later), so that two groups of one GPU cannot wait for each other. As above.
+void order_nccl_launches();
 
 }  // namespace longspan::cuda

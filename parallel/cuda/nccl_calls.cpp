@@ -44,16 +44,17 @@ NcclCalls::NcclCalls(const NcclApi& api, const Communicator& comm, int device, c
       compute_(compute),
       nccl_(api),
       notes_(comm_.raw()) {
-  for (const std::int64_t rank : comm_.all_gather(std::int64_t{Communicator::world().rank()}))
+  // Not over comm_: the flight recorder numbers its calls.
+  for (const std::int64_t rank : comm.all_gather(std::int64_t{Communicator::world().rank()}))
     world_ranks_.push_back(static_cast<int>(rank));
   // Only rank 0 makes an id, but all must know whether it could.
   NcclUniqueId id = {};
-  agree(comm_, [&] {
+  agree(comm, [&] {
     if (rank() != 0) return;
     const NcclResult made = api.get_unique_id(&id);
     if (made != NcclResult::kSuccess) fail("NCCL cannot start: {}", nccl_.text(made));
   });
-  const std::string text = comm_.broadcast(std::string(id.internal, sizeof id.internal), 0);
+  const std::string text = comm.broadcast(std::string(id.internal, sizeof id.internal), 0);
   std::memcpy(id.internal, text.data(), sizeof id.internal);
   const NcclResult begun = nccl_.connect(id, size(), rank());
   if (NcclCommunicator::bad(begun))
@@ -87,6 +88,7 @@ NcclCalls::~NcclCalls() {
     if (unwinding) open_.clear();
   }
   if (thread_.joinable()) thread_.join();
+  recorder().end_device_wait(comm_.flight_group());  // of a call that was given up
   if (unwinding || !failure_.empty())
     nccl_.abort();
   else

@@ -1,7 +1,8 @@
 // How fast the GPU's operations are: matrix products and attention in TFLOP/s (model FLOPs: causal
-// pairs counted once, attention 4 forward and 8 backward per pair and channel; also with the 10 that
-// a backward without stored scores computes), the memory-bound ones as a share of the copy bandwidth
-// measured here. With LONGSPAN_CUDA_PLUGIN another plug-in; --tiny: small shapes, one run of each.
+// pairs counted once, attention 4 forward and 8 backward per pair and channel; also with the 10
+// that a backward without stored scores computes), the memory-bound ones as a share of the copy
+// bandwidth measured here. With LONGSPAN_CUDA_PLUGIN another plug-in; --tiny: small shapes, one run
+// of each.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -101,7 +102,8 @@ void products(const Bench& bench) {
   for (const Shape& s : shapes) {
     const Buffer<float> a = bench.floats(s.m * s.k), b = bench.floats(s.n * s.k);
     Buffer<float> c(bench.backend.device, s.m * s.n);
-    Buffer<std::uint16_t> a16(bench.backend.device, s.m * s.k), b16(bench.backend.device, s.n * s.k);
+    Buffer<std::uint16_t> a16(bench.backend.device, s.m * s.k),
+        b16(bench.backend.device, s.n * s.k);
     bench.backend.kernels.to_bf16(s.m, s.k, a.data(), s.k, a16.data(), bench.backend.stream);
     bench.backend.kernels.to_bf16(s.n, s.k, b.data(), s.k, b16.data(), bench.backend.stream);
     for (const bool bf16 : {true, false}) {
@@ -111,11 +113,11 @@ void products(const Bench& bench) {
       args.b = b.data(), args.ldb = s.k, args.trans_b = true;
       args.c = c.data(), args.ldc = s.n;
       if (bf16) args.bf16_operands = true, args.a_bf16 = a16.data(), args.b_bf16 = b16.data();
-      bench.flops_row(fmt::format("product {} {} ({} x {} x {})", s.what, bf16 ? "bf16" : "fp32",
-                                  s.m, s.n, s.k),
-                      2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) *
-                          static_cast<double>(s.k),
-                      bench.seconds([&] { bench.backend.kernels.gemm(args, bench.backend.stream); }));
+      bench.flops_row(
+          fmt::format("product {} {} ({} x {} x {})", s.what, bf16 ? "bf16" : "fp32", s.m, s.n,
+                      s.k),
+          2.0 * static_cast<double>(s.m) * static_cast<double>(s.n) * static_cast<double>(s.k),
+          bench.seconds([&] { bench.backend.kernels.gemm(args, bench.backend.stream); }));
     }
   }
 }
@@ -168,8 +170,8 @@ void attention(const Bench& bench, std::int64_t tokens, std::int64_t heads, std:
   const double per_flop = pairs * static_cast<double>(q_width);
   Kernels& kernels = bench.backend.kernels;
   Stream& stream = bench.backend.stream;
-  const std::string name = fmt::format("{} tokens, {}/{} heads of {}, causal bf16", tokens, heads,
-                                       kv_heads, size);
+  const std::string name =
+      fmt::format("{} tokens, {}/{} heads of {}, causal bf16", tokens, heads, kv_heads, size);
   const double ahead = bench.seconds([&] { kernels.attention_forward(forward, stream); });
   bench.flops_row("attention forward " + name, 4 * per_flop, ahead);
   kernels.attention_delta(rows, stream);
@@ -192,9 +194,12 @@ void memory_bound(const Bench& bench) {
     bench.bytes_row(fmt::format("{} [{}, {}]", what, rows, width), moved, bench.seconds(call));
   };
   row("add", 3 * bytes, [&] { kernels.add(count, x.data(), y.data(), stream); });
-  row("gelu forward", 2 * bytes, [&] { kernels.gelu_forward({count, x.data(), y.data()}, stream); });
-  row("swiglu forward", 3 * bytes,
-      [&] { kernels.swiglu_forward({rows, width, wide.data(), y.data()}, stream); });
+  row("gelu forward", 2 * bytes, [&] {
+    kernels.gelu_forward({count, x.data(), y.data()}, stream);
+  });
+  row("swiglu forward", 3 * bytes, [&] {
+    kernels.swiglu_forward({rows, width, wide.data(), y.data()}, stream);
+  });
   row("residual forward", 3 * bytes, [&] {
     ResidualForwardArgs args;
     args.rows = rows, args.width = width;

@@ -17,6 +17,7 @@
 #include "launcher/options.hpp"
 #include "model/adamw.hpp"
 #include "model/flops.hpp"
+#include "parallel/spill_file.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/tiny_model.hpp"
 

@@ -27,12 +27,6 @@ using Ints = std::vector<std::int32_t>;
 
 constexpr double kRelative = 4e-3, kAbsoluteLse = 1e-5;
 
-/// The emulator's.
-model::Backend backend() {
-  std::string why;
-  return *cuda_backend(why);
-}
-
 /// A strided tensor on the device, read and written as [batch][token][head][d] on the host.
 template <class T>
 class OnHost {
@@ -161,7 +155,8 @@ class PlainDense final : public DenseAttention {
 class AttentionBlocks : public testing::TestWithParam<std::int64_t> {
  protected:
   AttentionBlocks()
-      : runner_(backend(), std::make_unique<PlainDense>(calls_), {.workspace_bytes = GetParam()}) {}
+      : runner_(emulated_backend(), std::make_unique<PlainDense>(calls_),
+                {.workspace_bytes = GetParam()}) {}
   Calls calls_;
   CudaAttentionRunner runner_;
 };
@@ -282,7 +277,7 @@ TEST_P(AttentionBlocks, SeeNothing) {
 TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
   Calls calls;
   const auto run = [&](AttentionProblem problem, bool willing = true) {
-    CudaAttentionRunner runner(backend(), std::make_unique<PlainDense>(calls, willing));
+    CudaAttentionRunner runner(emulated_backend(), std::make_unique<PlainDense>(calls, willing));
     const AttentionOutputs expected = problem.reference();
     const AttentionForward actual = attention_forward(problem, 0, nullptr, false, runner);
     expect_equal(actual, expected);

@@ -8,10 +8,19 @@
 
 #include "model/kernels/cuda/attention.hpp"
 #include "model/kernels/cuda/attention_blocks.hpp"
+#include "model/kernels/cuda/cuda_kernels.hpp"
+#include "parallel/cuda/device.hpp"
 #include "support/attention_problem.hpp"
 #include "support/kernel_backend.hpp"
 
 namespace longspan::testing_support {
+
+/// Of the emulator that this program is linked with.
+inline model::Backend emulated_backend() {
+  static cuda::CudaDevice device(0);
+  static model::CudaKernels kernels(device);
+  return {device, kernels, device.stream()};
+}
 
 class CudaAttentionRunner final : public AttentionRunner {
  public:

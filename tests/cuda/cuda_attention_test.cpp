@@ -10,9 +10,11 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda/attention_runner.hpp"
+#include "launcher/gpu.hpp"
 #include "parallel/error.hpp"
 
 namespace longspan {
@@ -27,10 +29,22 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kAbsoluteLse = 1e-5;
 
+bool on_gpu() {
+  const char* const device = std::getenv("LONGSPAN_TEST_DEVICE");
+  return device != nullptr && std::string_view(device) == "cuda";
+}
+
+/// The emulator's, or with LONGSPAN_TEST_DEVICE=cuda the plug-in's; none: there is no GPU.
 const std::optional<model::Backend>& backend() {
-  static std::string why;
-  static const std::optional<model::Backend> backend = cuda_backend(why);
-  if (!backend) std::cerr << "no GPU for these tests: " << why << '\n';
+  static const std::optional<model::Backend> backend = []() -> std::optional<model::Backend> {
+    if (!on_gpu()) return emulated_backend();
+    try {
+      return launcher::open_gpu_plugin().open({}).release()->backend();  // until the process ends
+    } catch (const Error& error) {
+      std::cerr << "no GPU for these tests: " << error.what() << '\n';
+      return std::nullopt;
+    }
+  }();
   return backend;
 }
 
@@ -403,7 +417,7 @@ using CudaAttentionContract = OnCuda;
 
 /// Copies in bf16 that do not fit are made slice by slice of heads: the same bits.
 TEST_F(CudaAttentionOptions, WorkspaceDoesNotChangeTheResult) {
-  if (std::getenv("LONGSPAN_TEST_DEVICE") != nullptr) GTEST_SKIP() << "in the emulator only";
+  if (on_gpu()) GTEST_SKIP() << "in the emulator only";
   AttentionProblem problem(2, 70, 90, 6, 3, 64);
   in_form(Form::kBf16, problem).with_documents();
   CudaAttentionRunner short_of_memory(*backend(), {.deterministic = true, .workspace_bytes = 1});

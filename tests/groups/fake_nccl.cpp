@@ -352,7 +352,12 @@ void NcclFaults::reset() {
 }
 
 NcclFaults& nccl_faults() {
-  static NcclFaults faults;
+  static NcclFaults& faults = *[] {
+    auto* made = new NcclFaults;
+    if (const char* call = std::getenv("LONGSPAN_FAKE_NCCL_ERROR_FROM_CALL"))
+      made->error_from_call = std::atoi(call);
+    return made;
+  }();
   return faults;
 }
 

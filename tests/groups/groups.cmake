@@ -10,3 +10,13 @@ target_link_libraries(longspan_test_groups PUBLIC longspan_parallel ${CMAKE_DL_L
 foreach(name device_group_test nccl_failure_test)
   target_link_libraries(${name} PRIVATE longspan_test_groups)
 endforeach()
+
+# The fake as a library, for runs on the emulated GPU, whose streams are not asynchronous.
+add_library(longspan_fake_nccl MODULE groups/fake_nccl.cpp)
+set_target_properties(longspan_fake_nccl PROPERTIES OUTPUT_NAME nccl_fake LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/plugins)
+target_include_directories(longspan_fake_nccl PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${PROJECT_SOURCE_DIR})
+target_include_directories(longspan_fake_nccl BEFORE PRIVATE ${CMAKE_CURRENT_LIST_DIR}/../support/cuda_emulator)
+target_compile_definitions(longspan_fake_nccl PRIVATE LONGSPAN_CUDA_EMULATED LONGSPAN_FAKE_NCCL_SYNCHRONOUS
+                           OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)
+target_link_libraries(longspan_fake_nccl PRIVATE MPI::MPI_C fmt::fmt)
+add_dependencies(longspan_plugins longspan_fake_nccl)

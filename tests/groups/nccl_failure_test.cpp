@@ -48,6 +48,11 @@ class NcclFailure : public testing::Test {
     }
     return error;
   }
+  static void until_aborted() {
+    const auto begin = Clock::now();
+    while (nccl_faults().aborts == 0 && Clock::now() - begin < std::chrono::seconds(20))
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
   static bool has(const std::string& text, const std::string& part) {
     return text.find(part) != std::string::npos;
   }
@@ -65,9 +70,7 @@ TEST_F(NcclFailure, ARankThatDoesNotComeIsNamedByAllOthers) {
   compute_.synchronize();
   std::string error;
   const auto begin = Clock::now();
-  if (me_ == last_)  // learns of it without having called anything
-    while (nccl_faults().aborts == 0 && Clock::now() - begin < std::chrono::seconds(20))
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  if (me_ == last_) until_aborted();  // learns of it without having called anything
   error = until_failure(*group);
   EXPECT_ALL_RANKS(Clock::now() - begin < std::chrono::seconds(20));
   const std::string call = "NCCL: all_reduce 2 of group world " + members() + ", 400 bytes: ";
@@ -102,7 +105,7 @@ TEST_F(NcclFailure, TheRecorderKnowsWhatTheDeviceWaitsFor) {
     for (const auto& record : flight::recorder().snapshot(true).records)
       failed = failed || (record.failed && record.bytes == 4000 && !record.end);
   } else {
-    until_failure(*group);
+    until_aborted();
   }
   EXPECT_ALL_RANKS(me_ == last_ || waits);
   EXPECT_ALL_RANKS(me_ == last_ || failed);
@@ -150,9 +153,9 @@ TEST_F(NcclFailure, ARankThatLeavesWithAnErrorWaitsForNobody) {
   std::string error;
   if (me_ == last_) {
     // Its call will never end; unwinding drops it all.
+    const OnDevice data(compute_, values_of(me_, 100));
     error = error_of([&] {
       const auto group = make(0);
-      const OnDevice data(compute_, values_of(me_, 10));
       nccl_faults().hang_from_call = 0;
       const auto pending = group->all_reduce_sum(data.view());
       throw Error("something else");

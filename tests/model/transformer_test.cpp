@@ -8,6 +8,7 @@
 
 #include "model/flops.hpp"
 #include "parallel/random.hpp"
+#include "parallel/spill_file.hpp"
 #include "support/temporary_directory.hpp"
 #include "support/tiny_model.hpp"
 

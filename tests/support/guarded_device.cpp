@@ -233,6 +233,21 @@ void GuardedKernels::require(std::initializer_list<const void*> arguments) const
       fail("a kernel of the device was given memory of the host");
 }
 
+void GuardedKernels::require_true_hints(const model::AttentionShape& shape) const {
+  const GuardedDevice::Access access(device_);
+  const auto check = [](const model::PositionRuns& runs, const std::int32_t* positions,
+                        std::int64_t count) {
+    std::int64_t at = 0;
+    for (int r = 0; r < runs.count; ++r)
+      for (std::int64_t i = 0; i < runs.run[r].tokens; ++i, ++at)
+        if (at >= count || positions[at] != runs.run[r].first_position + i)
+          fail("token {} has not the position that the runs of its side say", at);
+    if (runs.count > 0 && at != count) fail("the runs of {} tokens have {}", count, at);
+  };
+  check(shape.query_runs, shape.query_positions, shape.queries);
+  check(shape.key_runs, shape.key_positions, shape.keys);
+}
+
 void GuardedKernels::observe(const model::OperationCall&, Stream&,
                              const std::function<void()>& call) {
   const GuardedDevice::Access access(device_);

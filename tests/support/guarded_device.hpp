@@ -107,11 +107,13 @@ class GuardedKernels final : public model::ObservedKernels {
   void attention_forward(const model::AttentionForwardArgs& a, Stream& stream) override {
     require({a.shape.query_positions, a.shape.key_positions, a.shape.query_documents,
              a.shape.key_documents, a.q, a.k, a.v, a.o, a.lse, a.sum});
+    require_true_hints(a.shape);
     ObservedKernels::attention_forward(a, stream);
   }
   void attention_backward(const model::AttentionBackwardArgs& a, Stream& stream) override {
     require({a.shape.query_positions, a.shape.key_positions, a.shape.query_documents,
              a.shape.key_documents, a.q, a.k, a.v, a.dout, a.lse, a.delta, a.dq, a.dk, a.dv});
+    require_true_hints(a.shape);
     ObservedKernels::attention_backward(a, stream);
   }
   void attention_delta(const model::AttentionDeltaArgs& a, Stream& stream) override {
@@ -130,6 +132,8 @@ class GuardedKernels final : public model::ObservedKernels {
  private:
   /// Fails unless each is null or memory of the device.
   void require(std::initializer_list<const void*> arguments) const;
+  /// Fails if the positions are not the runs that they are said to be.
+  void require_true_hints(const model::AttentionShape& shape) const;
   void observe(const model::OperationCall& operation, Stream& stream,
                const std::function<void()>& call) override;
   GuardedDevice& device_;

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <optional>
+#include <string_view>
 
-#include "launcher/compute.hpp"
+#include "launcher/gpu.hpp"
 #include "model/kernels/cpu/instruction_set.hpp"
 #include "parallel/error.hpp"
 
@@ -277,69 +277,48 @@ void HostKernels::from_bf16(std::int64_t count, const std::uint16_t* x, float* y
   call.finish();
 }
 
-}  // namespace longspan::testing_support
-
-namespace longspan::testing_support {
-
 namespace {
 
-bool on_gpu() {
-  const char* device = std::getenv("LONGSPAN_TEST_DEVICE");
-  return device != nullptr && std::strcmp(device, "cuda") == 0;
-}
+constexpr const char* kNoGpu = "no GPU here: ";
 
-/// The real one, opened once; `why` says why there is none.
-const launcher::Compute* gpu(std::string& why) {
-  static std::string problem;
-  static const std::optional<launcher::Compute> opened = []() -> std::optional<launcher::Compute> {
-    launcher::RunSettings run;
-    run.device = "cuda";
-    run.share_gpu = true;
-    try {
-      return launcher::open_compute(run, Communicator::self());
-    } catch (const Error& error) {
-      problem = error.what();
-      return std::nullopt;
-    }
+/// Stays open until the process ends, as the plug-in does.
+GpuBackend& device_backend(bool emulated) {
+  static GpuBackend* const backend = [&] {
+    if (emulated)
+      ::setenv("LONGSPAN_CUDA_PLUGIN", LONGSPAN_BINARY_DIR "/liblongspan_cuda_emulated.so", 1);
+    return launcher::open_gpu_plugin().open({}).release();
   }();
-  why = problem;
-  return opened ? &*opened : nullptr;
+  return *backend;
 }
 
 }  // namespace
 
 std::vector<std::string> kernel_backends(bool every_set) {
-  if (on_gpu()) return {"cuda", "cuda_shifted"};
+  const char* device = std::getenv("LONGSPAN_TEST_DEVICE");
+  if (device != nullptr && std::string_view(device) == "cuda") return {"cuda", "cuda_shifted"};
   std::vector<std::string> names = cpu::instruction_sets();
   if (!every_set) names.erase(names.begin() + 1, names.end());
+#if !defined(__SANITIZE_ADDRESS__)  // which does not follow the emulator's fibers
   names.insert(names.end(), {"emulated", "emulated_shifted"});
+#endif
   return names;
-}
-
-model::Backend emulated_backend();
-
-std::optional<model::Backend> cuda_backend(std::string& why) {
-  if (!on_gpu()) return emulated_backend();
-  const launcher::Compute* const compute = gpu(why);
-  if (compute == nullptr) return std::nullopt;
-  return compute->backend;
 }
 
 void EveryBackend::SetUp() {
   const std::string& name = GetParam();
-  if (name.starts_with("cuda")) {
-    std::string why;
-    const launcher::Compute* const compute = gpu(why);
-    if (compute == nullptr) GTEST_SKIP() << "no GPU for these tests: " << why;
-    kernels_ = std::make_unique<HostKernels>(compute->backend, name.ends_with("shifted") ? 1 : 0);
-    return;
-  }
+  const std::int64_t shift = name.ends_with("_shifted") ? 1 : 0;
   if (name.starts_with("emulated")) {
-    kernels_ = std::make_unique<HostKernels>(emulated_backend(), name.ends_with("shifted") ? 1 : 0);
-    return;
+    kernels_ = std::make_unique<HostKernels>(device_backend(true).backend(), shift);
+  } else if (name.starts_with("cuda")) {
+    try {
+      kernels_ = std::make_unique<HostKernels>(device_backend(false).backend(), shift);
+    } catch (const Error& error) {
+      GTEST_SKIP() << kNoGpu << error.what();
+    }
+  } else {
+    cpu::use_instruction_set(name);
+    kernels_ = std::make_unique<HostKernels>(cpu_backend(), 0);
   }
-  cpu::use_instruction_set(name);
-  kernels_ = std::make_unique<HostKernels>(cpu_backend(), 0);
 }
 
 }  // namespace longspan::testing_support

@@ -60,7 +60,8 @@ __device__ inline Statistics combine(Statistics mine, float* maxima, float* sums
 /// warp, or a block. The first `cached` packs of a row wait in shared memory for the gradient, the
 /// rest is read again. With padding columns packs reach behind the vocabulary.
 template <int N, CrossEntropyPass kPass>
-__global__ void cross_entropy_kernel(CrossEntropyArgs a, std::int64_t cached) {
+__global__ void __launch_bounds__(1024)
+    cross_entropy_kernel(CrossEntropyArgs a, std::int64_t cached) {
   __shared__ float maxima[32], sums[32];
   Pack<N>* const cache =
       longspan::cuda::dynamic_shared<Pack<N>>() + static_cast<std::int64_t>(threadIdx.y) * cached;

@@ -42,7 +42,7 @@ struct RowPacks {
 };
 
 template <int N, int K>
-__global__ void norm_forward_kernel(NormForwardArgs a) {
+__global__ void __launch_bounds__(1024) norm_forward_kernel(NormForwardArgs a) {
   __shared__ float sums[2][32];
   __shared__ double wide_sums[32];
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -108,8 +108,8 @@ struct Slope {
 /// keeps their sums for dweight and dbias, which it writes to row blockIdx.x of the partial sums
 /// [gridDim.x, width]. dbias may be null.
 template <int N, int K, int R>
-__global__ void norm_backward_kernel(NormBackwardArgs a, std::int64_t rows_each, float* dweight,
-                                     float* dbias) {
+__global__ void __launch_bounds__(K == 1 ? 256 : 512)
+    norm_backward_kernel(NormBackwardArgs a, std::int64_t rows_each, float* dweight, float* dbias) {
   __shared__ float sums[2][32 * 2 * R];
   const std::int64_t first = blockIdx.x * rows_each;
   const std::int64_t end = first + rows_each < a.rows ? first + rows_each : a.rows;
@@ -188,7 +188,7 @@ __global__ void norm_backward_kernel(NormBackwardArgs a, std::int64_t rows_each,
 
 /// Wide rows: dx alone, a block for each, reading dy and x twice.
 template <int N>
-__global__ void norm_backward_wide_kernel(NormBackwardArgs a) {
+__global__ void __launch_bounds__(1024) norm_backward_wide_kernel(NormBackwardArgs a) {
   __shared__ float sums[64];
   const std::int64_t row = blockIdx.x;
   const RowPacks<N, 0> packs(a.x + row * a.width, a.width);

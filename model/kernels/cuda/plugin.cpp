@@ -4,7 +4,8 @@
 
 #include "model/kernels/cuda/cuda_kernels.hpp"
 #include "parallel/cuda/device.hpp"
-#include "parallel/cuda/staged_group.hpp"
+#include "parallel/cuda/device_group.hpp"
+#include "parallel/cuda/host_offload.hpp"
 #include "parallel/error.hpp"
 
 #if !defined(LONGSPAN_CUDA_EMULATED)
@@ -17,19 +18,30 @@ namespace {
 class Gpu final : public GpuBackend {
  public:
   explicit Gpu(const GpuOptions& options)
-      : device_(options.device), kernels_(device_, options.deterministic) {}
+      : device_(options.device),
+        kernels_(device_, options.deterministic),
+        groups_(options.device, longspan::cuda::native(device_.stream()),
+                {options.communication,
+                 options.share_gpu,
+                 options.deterministic,
+                 {.deadline_seconds = options.deadline_seconds}}) {}
   Device& device() override { return device_; }
   Kernels& kernels() override { return kernels_; }
-  std::string description() override { return kernels_.description(); }
+  std::string description() override {
+    return kernels_.description() + "; " + groups_.description();
+  }
   std::unique_ptr<ProcessGroup> make_group(const Communicator& comm) override {
-    return longspan::cuda::make_staged_group(comm, device_.ordinal(),
-                                             longspan::cuda::native(device_.stream()));
+    return groups_.make(comm);
+  }
+  std::unique_ptr<OffloadStack> make_host_offload() override {
+    return longspan::cuda::make_host_offload(device_);
   }
   void reserve(std::int64_t bytes) override { device_.reserve(bytes); }
 
  private:
   longspan::cuda::CudaDevice device_;
   CudaKernels kernels_;
+  longspan::cuda::DeviceGroups groups_;
 };
 
 class Plugin final : public GpuPlugin {

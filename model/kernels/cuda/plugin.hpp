@@ -9,6 +9,7 @@
 
 #include "model/kernels/kernels.hpp"
 #include "parallel/communicator.hpp"
+#include "parallel/offload_stack.hpp"
 #include "parallel/process_group.hpp"
 
 namespace longspan::model {
@@ -26,6 +27,7 @@ struct GpuOptions {
   bool deterministic = false;          ///< the same bits in every run, also where that costs speed
   std::string communication = "auto";  ///< auto | nccl | staged
   bool share_gpu = false;              ///< several ranks use this GPU
+  double deadline_seconds = 0;  ///< after which a collective between GPUs is given up; 0 = never
 };
 
 /// A GPU in use by this process.
@@ -39,6 +41,8 @@ class GpuBackend {
   virtual std::string description() = 0;
   /// Collectives on this device's memory over a duplicate of `comm`. Collective.
   virtual std::unique_ptr<ProcessGroup> make_group(const Communicator& comm) = 0;
+  /// Where buffers of this device wait in the host's page-locked memory (memory.offload=host).
+  virtual std::unique_ptr<OffloadStack> make_host_offload() = 0;
   /// Gets so much memory from the driver at once; without effect if the GPU has not so much.
   virtual void reserve(std::int64_t bytes) = 0;
 };
