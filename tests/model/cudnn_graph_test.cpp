@@ -102,9 +102,9 @@ TEST_F(CudnnGraph, FullBlocksAreCompiledForA100) {
 
 /// A refusal reads as one, and comes from cuDNN's choice of engines.
 TEST_F(CudnnGraph, RefusesWhatNoEngineServes) {
-  const std::string text = outcome(cudnn_forward_plan, block(64, 8, 8, 520, false));
+  const std::string text = outcome(cudnn_forward_plan, block(64, 8, 8, 12, false));
   EXPECT_FALSE(compiled(text)) << text;
-  EXPECT_EQ(text.find("cuDNN 9."), 0u) << text;
+  EXPECT_EQ(text.find("cuDNN"), 0u) << text;
   EXPECT_EQ(text.find('\n'), std::string::npos) << text;
 }
 

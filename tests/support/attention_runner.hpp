@@ -1,40 +1,17 @@
-/// CUDA's attention behind host pointers: arrays go to the device before a call and come back after
-/// it.
+/// A backend's attention behind host pointers: arrays go to the device before a call and come back
+/// after it.
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <utility>
 
-#include "model/kernels/cuda/attention.hpp"
-#include "model/kernels/cuda/attention_blocks.hpp"
-#include "model/kernels/cuda/cuda_kernels.hpp"
-#include "parallel/cuda/device.hpp"
 #include "support/attention_problem.hpp"
 #include "support/kernel_backend.hpp"
 
 namespace longspan::testing_support {
 
-/// Of the emulator that this program is linked with.
-inline model::Backend emulated_backend() {
-  static cuda::CudaDevice device(0);
-  static model::CudaKernels kernels(device);
-  return {device, kernels, device.stream()};
-}
-
-class CudaAttentionRunner final : public AttentionRunner {
+class DeviceAttentionRunner : public AttentionRunner {
  public:
-  /// What the backend's Kernels do.
-  explicit CudaAttentionRunner(const model::Backend& backend) : backend_(backend) {}
-  /// The emulator's backend only: with options, or another's dense blocks, of one's own.
-  CudaAttentionRunner(const model::Backend& backend, model::cuda::AttentionOptions options)
-      : backend_(backend),
-        own_(std::make_unique<model::cuda::Attention>(backend.device, options)) {}
-  CudaAttentionRunner(const model::Backend& backend,
-                      std::unique_ptr<model::cuda::DenseAttention> dense,
-                      model::cuda::AttentionOptions options = {})
-      : backend_(backend),
-        own_(std::make_unique<model::cuda::Attention>(backend.device, std::move(dense), options)) {}
+  explicit DeviceAttentionRunner(const model::Backend& backend) : backend_(backend) {}
 
   void forward(const model::AttentionForwardArgs& args) override {
     HostCall call(backend_, 0);
@@ -49,8 +26,7 @@ class CudaAttentionRunner final : public AttentionRunner {
     a.o = call.inout(args.o, extent(s.batch, s.queries, args.o_batch, args.o_row, width));
     a.lse = call.inout(args.lse, statistics);
     a.sum = call.inout(args.sum, statistics);
-    own_ ? own_->forward(a, backend_.stream)
-         : backend_.kernels.attention_forward(a, backend_.stream);
+    run(a);
     call.finish();
   }
 
@@ -62,7 +38,7 @@ class CudaAttentionRunner final : public AttentionRunner {
     a.dout =
         call.in(args.dout, extent(args.batch, args.queries, args.dout_batch, args.dout_row, width));
     a.delta = call.inout(args.delta, args.batch * args.heads * args.queries);
-    own_ ? own_->delta(a, backend_.stream) : backend_.kernels.attention_delta(a, backend_.stream);
+    run(a);
     call.finish();
   }
 
@@ -87,10 +63,22 @@ class CudaAttentionRunner final : public AttentionRunner {
     a.dq = call.inout(args.dq, queries(args.dq_row, args.dq_batch));
     a.dk = call.inout(args.dk, keys(args.dkv_row, args.dkv_batch));
     a.dv = call.inout(args.dv, keys(args.dkv_row, args.dkv_batch));
-    own_ ? own_->backward(a, backend_.stream)
-         : backend_.kernels.attention_backward(a, backend_.stream);
+    run(a);
     call.finish();
   }
+
+ protected:
+  /// On the device's memory.
+  virtual void run(const model::AttentionForwardArgs& args) {
+    backend_.kernels.attention_forward(args, backend_.stream);
+  }
+  virtual void run(const model::AttentionDeltaArgs& args) {
+    backend_.kernels.attention_delta(args, backend_.stream);
+  }
+  virtual void run(const model::AttentionBackwardArgs& args) {
+    backend_.kernels.attention_backward(args, backend_.stream);
+  }
+  model::Backend backend_;
 
  private:
   /// Elements from the first to the last.
@@ -104,9 +92,6 @@ class CudaAttentionRunner final : public AttentionRunner {
     shape.query_documents = call.in(shape.query_documents, shape.batch * shape.queries);
     shape.key_documents = call.in(shape.key_documents, shape.batch * shape.keys);
   }
-
-  model::Backend backend_;
-  std::unique_ptr<model::cuda::Attention> own_;  // null: the backend's
 };
 
 }  // namespace longspan::testing_support

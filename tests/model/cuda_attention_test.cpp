@@ -13,9 +13,8 @@
 #include <string_view>
 #include <vector>
 
-#include "cuda/attention_runner.hpp"
-#include "launcher/gpu.hpp"
 #include "parallel/error.hpp"
+#include "support/attention_runner.hpp"
 
 namespace longspan {
 namespace {
@@ -34,22 +33,15 @@ bool on_gpu() {
   return device != nullptr && std::string_view(device) == "cuda";
 }
 
-/// The emulator's, or with LONGSPAN_TEST_DEVICE=cuda the plug-in's; none: there is no GPU.
 const std::optional<model::Backend>& backend() {
-  static const std::optional<model::Backend> backend = []() -> std::optional<model::Backend> {
-    if (!on_gpu()) return emulated_backend();
-    try {
-      return launcher::open_gpu_plugin().open({}).release()->backend();  // until the process ends
-    } catch (const Error& error) {
-      std::cerr << "no GPU for these tests: " << error.what() << '\n';
-      return std::nullopt;
-    }
-  }();
+  static std::string why;
+  static const std::optional<model::Backend> backend = cuda_backend(why);
+  if (!backend) std::cerr << "no GPU for these tests: " << why << '\n';
   return backend;
 }
 
-CudaAttentionRunner& runner() {
-  static CudaAttentionRunner runner(*backend());
+DeviceAttentionRunner& runner() {
+  static DeviceAttentionRunner runner(*backend());
   return runner;
 }
 
@@ -414,24 +406,6 @@ TEST_P(CudaAttentionForms, AccumulateGradients) {
 
 using CudaAttentionOptions = OnCuda;
 using CudaAttentionContract = OnCuda;
-
-/// Copies in bf16 that do not fit are made slice by slice of heads: the same bits.
-TEST_F(CudaAttentionOptions, WorkspaceDoesNotChangeTheResult) {
-  if (on_gpu()) GTEST_SKIP() << "in the emulator only";
-  AttentionProblem problem(2, 70, 90, 6, 3, 64);
-  in_form(Form::kBf16, problem).with_documents();
-  CudaAttentionRunner short_of_memory(*backend(), {.deterministic = true, .workspace_bytes = 1});
-  const AttentionForward expected = forward(problem);
-  const AttentionForward actual = attention_forward(problem, 0, nullptr, false, short_of_memory);
-  EXPECT_EQ(actual.o, expected.o);
-  EXPECT_EQ(actual.lse, expected.lse);
-  const AttentionGradients gradients = backward(problem, expected),
-                           in_slices =
-                               attention_backward(problem, expected, 0, 0.0f, short_of_memory);
-  EXPECT_EQ(in_slices.dq, gradients.dq);
-  EXPECT_EQ(in_slices.dk, gradients.dk);
-  EXPECT_EQ(in_slices.dv, gradients.dv);
-}
 
 /// The difference between the forms is there: bf16 is not fp32 in disguise, nor the other way.
 TEST_F(CudaAttentionOptions, FormsDiffer) {
