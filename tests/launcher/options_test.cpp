@@ -103,7 +103,9 @@ TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
   std::string names;
   for (const auto& o : describe_options()) names += o.name + " ";
   EXPECT_EQ(names,
-            "run.name run.directory run.seed run.device run.threads run.hang-timeout model.layers "
+            "run.name run.directory run.seed run.device run.communication run.share-gpu "
+            "run.deterministic "
+            "run.threads run.hang-timeout model.layers "
             "model.width "
             "model.heads model.kv-heads "
             "model.head-size model.mlp model.mlp-width model.norm model.norm-epsilon "

@@ -103,6 +103,8 @@ class EveryBackend : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override;  ///< skips where there is no GPU for "cuda"
   HostKernels& kernels() { return *kernels_; }
+  /// The emulated matrix product is the CPU's: a few shapes show that it is reached.
+  static bool emulated() { return GetParam().starts_with("emulated"); }
   bool on_host() const { return kernels_->backend().device.host_accessible(); }
 
  private:

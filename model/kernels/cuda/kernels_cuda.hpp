@@ -16,7 +16,7 @@
 
 namespace longspan::model::cuda {
 
-/// The variance is taken in two passes over the row, which up to a width of 32768 stays in
+/// The variance is taken in two passes over the row, which up to a width of 16384 stays in
 /// registers between them.
 void norm_forward(const NormForwardArgs& args, Stream& stream);
 /// dx may be x, too. Up to a width of 8192 dy and x are read once, above twice.

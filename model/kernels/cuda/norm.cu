@@ -42,7 +42,7 @@ struct RowPacks {
 };
 
 template <int N, int K>
-__global__ void __launch_bounds__(1024) norm_forward_kernel(NormForwardArgs a) {
+__global__ void __launch_bounds__(K == 0 ? 1024 : 512) norm_forward_kernel(NormForwardArgs a) {
   __shared__ float sums[2][32];
   __shared__ double wide_sums[32];
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -250,8 +250,8 @@ void forward(const NormForwardArgs& a, Stream& stream) {
     run(norm_forward_kernel<N, 4>, 256);
   else if (packs <= 2048)
     run(norm_forward_kernel<N, 8>, 256);
-  else if (packs <= 8192)
-    run(norm_forward_kernel<N, 8>, 1024);
+  else if (packs <= 4096)
+    run(norm_forward_kernel<N, 8>, 512);
   else
     run(norm_forward_kernel<N, 0>, 1024);
 }
