@@ -40,6 +40,7 @@ CheckpointSaver::CheckpointSaver(std::string directory, std::int64_t keep, const
   // Signals are for the threads that the program knows.
   sigset_t all, before;
   sigfillset(&all);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&all, fault);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   thread_ = std::thread([this] {
     trace::name_thread("checkpoint");

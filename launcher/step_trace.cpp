@@ -86,13 +86,12 @@ void StepTrace::begin_step(std::int64_t step) {
   world_.barrier();  // the clocks of several nodes have no common beginning but this
   origin_ = trace::Clock::now();
   trace::recorder().start();
-  span_ = trace::Span(fmt::format("step {}", step));
+  trace::recorder().begin(fmt::format("step {}", step));
 }
 
 void StepTrace::end_step() {
   if (step_ == 0 || written_) return;
-  span_.end();
-  const auto events = trace::recorder().stop();
+  const auto events = trace::recorder().stop();  // ends the step, and its last phase with it
   const std::string mine =
       world_.rank() < kMostRanks ? trace_events(events, origin_, world_.rank(), device_) : "";
   const std::vector<std::string> ranks = world_.gather(mine, 0);

@@ -43,7 +43,6 @@ class StepTrace {
   std::int64_t steps_ = 0, step_ = 0;
   bool written_ = false;
   trace::Clock::time_point origin_;
-  trace::Span span_;
 };
 
 }  // namespace longspan::launcher

@@ -50,6 +50,7 @@ SpillFile::SpillFile(const std::string& directory, std::int64_t bytes, Device& d
   // system sends to a thread that makes a file longer than `ulimit -f` allows: here the call fails.
   sigset_t all, before;
   sigfillset(&all);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL}) sigdelset(&all, fault);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   int error = 0;
   // Not posix_fallocate(): where the file system cannot reserve, that writes every block.

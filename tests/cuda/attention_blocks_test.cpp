@@ -7,11 +7,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "cuda/attention_runner.hpp"
-#include "parallel/cuda/device.hpp"
+#include "cuda/own_attention_runner.hpp"
 #include "parallel/cuda/launch.hpp"
 
 namespace longspan {
@@ -25,11 +26,6 @@ using Floats = std::vector<float>;
 using Ints = std::vector<std::int32_t>;
 
 constexpr double kRelative = 4e-3, kAbsoluteLse = 1e-5;
-
-Device& device() {
-  static cuda::CudaDevice device(0);
-  return device;
-}
 
 /// A strided tensor on the device, read and written as [batch][token][head][d] on the host.
 template <class T>
@@ -159,9 +155,9 @@ class PlainDense final : public DenseAttention {
 class AttentionBlocks : public testing::TestWithParam<std::int64_t> {
  protected:
   AttentionBlocks()
-      : runner_(device(), std::make_unique<PlainDense>(calls_), {.workspace_bytes = GetParam()}) {}
+      : runner_(std::make_unique<PlainDense>(calls_), {.workspace_bytes = GetParam()}) {}
   Calls calls_;
-  CudaAttentionRunner runner_;
+  OwnAttentionRunner runner_;
 };
 // All heads at once, and one kv head at a time.
 INSTANTIATE_TEST_SUITE_P(Workspaces, AttentionBlocks,
@@ -280,7 +276,7 @@ TEST_P(AttentionBlocks, SeeNothing) {
 TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
   Calls calls;
   const auto run = [&](AttentionProblem problem, bool willing = true) {
-    CudaAttentionRunner runner(device(), std::make_unique<PlainDense>(calls, willing));
+    OwnAttentionRunner runner(std::make_unique<PlainDense>(calls, willing));
     const AttentionOutputs expected = problem.reference();
     const AttentionForward actual = attention_forward(problem, 0, nullptr, false, runner);
     expect_equal(actual, expected);
@@ -303,6 +299,31 @@ TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
   run(known(AttentionProblem(1, 20, 20, 1, 1, 16)));
   EXPECT_EQ(calls.forward, 1);
   EXPECT_EQ(calls.backward, 1);
+}
+
+/// Copies in bf16 that do not fit are made slice by slice of heads: the same bits.
+TEST(AttentionWorkspace, DoesNotChangeTheResult) {
+  AttentionProblem problem(2, 70, 90, 6, 3, 64);
+  rounded(problem).with_documents();
+  OwnAttentionRunner all({.deterministic = true}),
+      short_of_memory({.deterministic = true, .workspace_bytes = 1});
+  const AttentionForward expected = attention_forward(problem, 0, nullptr, false, all);
+  const AttentionForward actual = attention_forward(problem, 0, nullptr, false, short_of_memory);
+  EXPECT_EQ(actual.o, expected.o);
+  EXPECT_EQ(actual.lse, expected.lse);
+  const AttentionGradients gradients = attention_backward(problem, expected, 0, 0.0f, all),
+                           in_slices =
+                               attention_backward(problem, expected, 0, 0.0f, short_of_memory);
+  EXPECT_EQ(in_slices.dq, gradients.dq);
+  EXPECT_EQ(in_slices.dk, gradients.dk);
+  EXPECT_EQ(in_slices.dv, gradients.dv);
+}
+
+TEST(AttentionDescription, SaysWhyCudnnIsNotUsed) {
+  EXPECT_EQ(Attention(linked_backend().device, {.deterministic = true}).description(),
+            "own kernels: run.deterministic=on");
+  EXPECT_EQ(Attention(linked_backend().device).description(),
+            "own kernels: built without cuDNN's headers");
 }
 
 TEST(DenseBlocks, AreThoseOfTheMask) {

@@ -1,5 +1,5 @@
 # Groups on device memory, compiled for the host against streams that are threads (asynchronous_cuda.cpp).
-set(group_sources check stream staged_group nccl_api nccl_communicator nccl_calls nccl_group peer_notes)
+set(group_sources check stream arena device host_offload staged_group nccl_api nccl_communicator nccl_calls nccl_group peer_notes)
 list(TRANSFORM group_sources PREPEND ${PROJECT_SOURCE_DIR}/parallel/cuda/)
 list(TRANSFORM group_sources APPEND .cpp)
 add_library(longspan_test_groups STATIC groups/asynchronous_cuda.cpp groups/fake_nccl.cpp ${group_sources})
@@ -7,7 +7,7 @@ target_include_directories(longspan_test_groups PUBLIC ${CMAKE_CURRENT_SOURCE_DI
 target_include_directories(longspan_test_groups BEFORE PUBLIC ${CMAKE_CURRENT_LIST_DIR}/../support/cuda_emulator)
 target_compile_definitions(longspan_test_groups PUBLIC LONGSPAN_CUDA_EMULATED)
 target_link_libraries(longspan_test_groups PUBLIC longspan_parallel ${CMAKE_DL_LIBS})
-foreach(name device_group_test nccl_failure_test)
+foreach(name device_group_test nccl_failure_test host_offload_test)
   target_link_libraries(${name} PRIVATE longspan_test_groups)
 endforeach()
 

@@ -68,7 +68,7 @@ RunConfig unusual() {
   c.optimizer = {1.0 / 3.0, 1e-300, model::ScheduleKind::kLinear,     11, 0.0, 0.7, 0.1,
                  0.2,       3e-9,   model::OptimizerShard::kGradients};
   c.checkpoint = {6, 0, "never", false};
-  c.log = {10, true, true};
+  c.log = {10, true, true, "a step.json", 5};
   c.slurm = {3,
              4,
              5,
@@ -102,36 +102,37 @@ std::map<std::string, std::string> values_of(const RunConfig& c) {
 TEST_F(Options, TheNamesAreTheOnesThatScriptsUse) {
   std::string names;
   for (const auto& o : describe_options()) names += o.name + " ";
-  EXPECT_EQ(
-      names,
-      "run.name run.directory run.seed run.device run.communication run.share-gpu run.deterministic "
-      "run.threads run.hang-timeout model.layers "
-      "model.width "
-      "model.heads model.kv-heads "
-      "model.head-size model.mlp model.mlp-width model.norm model.norm-epsilon "
-      "model.position model.rope-theta "
-      "model.max-positions model.bias model.tie-embeddings model.dropout model.vocabulary "
-      "model.precision data.path "
-      "data.sequence-length data.pack mesh.data mesh.context mesh.tensor mesh.elastic "
-      "attention.mask "
-      "attention.window "
-      "attention.scheme memory.keep "
-      "memory.loss-chunk memory.mlp-chunk memory.budget memory.offload "
-      "memory.offload-directory train.steps "
-      "train.stop-after train.time-limit train.global-batch train.micro-batch "
-      "train.validate-every "
-      "train.validate-sequences train.patience optimizer.learning-rate "
-      "optimizer.minimum-learning-rate "
-      "optimizer.schedule optimizer.warmup-steps optimizer.weight-decay optimizer.clip "
-      "optimizer.beta1 optimizer.beta2 "
-      "optimizer.epsilon optimizer.shard checkpoint.every checkpoint.keep checkpoint.resume "
-      "checkpoint.overlap "
-      "log.every log.profile log.tensorboard slurm.nodes slurm.ranks-per-node slurm.cpus-per-rank "
-      "slurm.gpus-per-rank "
-      "slurm.binding slurm.memory slurm.time slurm.partition slurm.account slurm.qos "
-      "slurm.constraint slurm.reservation slurm.array slurm.dependency slurm.extra "
-      "slurm.modules slurm.environment slurm.starter slurm.continue slurm.max-restarts "
-      "slurm.signal-margin ");
+  EXPECT_EQ(names,
+            "run.name run.directory run.seed run.device run.communication run.share-gpu "
+            "run.deterministic "
+            "run.threads run.hang-timeout model.layers "
+            "model.width "
+            "model.heads model.kv-heads "
+            "model.head-size model.mlp model.mlp-width model.norm model.norm-epsilon "
+            "model.position model.rope-theta "
+            "model.max-positions model.bias model.tie-embeddings model.dropout model.vocabulary "
+            "model.precision data.path "
+            "data.sequence-length data.pack mesh.data mesh.context mesh.tensor mesh.elastic "
+            "attention.mask "
+            "attention.window "
+            "attention.scheme memory.keep "
+            "memory.loss-chunk memory.mlp-chunk memory.budget memory.offload "
+            "memory.offload-directory train.steps "
+            "train.stop-after train.time-limit train.global-batch train.micro-batch "
+            "train.validate-every "
+            "train.validate-sequences train.patience optimizer.learning-rate "
+            "optimizer.minimum-learning-rate "
+            "optimizer.schedule optimizer.warmup-steps optimizer.weight-decay optimizer.clip "
+            "optimizer.beta1 optimizer.beta2 "
+            "optimizer.epsilon optimizer.shard checkpoint.every checkpoint.keep checkpoint.resume "
+            "checkpoint.overlap "
+            "log.every log.profile log.tensorboard log.trace log.trace-step slurm.nodes "
+            "slurm.ranks-per-node slurm.cpus-per-rank "
+            "slurm.gpus-per-rank "
+            "slurm.binding slurm.memory slurm.time slurm.partition slurm.account slurm.qos "
+            "slurm.constraint slurm.reservation slurm.array slurm.dependency slurm.extra "
+            "slurm.modules slurm.environment slurm.starter slurm.continue slurm.max-restarts "
+            "slurm.signal-margin ");
 }
 
 TEST_F(Options, EveryFieldHasAnOptionOfItsOwn) {

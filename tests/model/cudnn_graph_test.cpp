@@ -40,10 +40,17 @@ class CudnnGraph : public testing::Test {
     } catch (const Error& error) {
       GTEST_SKIP() << error.what();
     }
-    // cuDNN asks for libcuda.so.1, and finds the one that is loaded.
-    if (dlopen("libcuda.so.1", RTLD_NOW) != nullptr) GTEST_SKIP() << "a driver is here";
-    if (dlopen(fmt::format("{}/stubs/libcuda.so", kLibraries).c_str(), RTLD_NOW) == nullptr)
-      GTEST_SKIP() << dlerror();
+    if (!missing_driver().empty()) GTEST_SKIP() << missing_driver();
+  }
+
+  /// cuDNN asks for libcuda.so.1, and finds the stand-in once that is loaded. Empty: it is.
+  static const std::string& missing_driver() {
+    static const std::string reason = []() -> std::string {
+      if (dlopen("libcuda.so.1", RTLD_NOW) != nullptr) return "a real driver is here";
+      const std::string file = fmt::format("{}/stubs/libcuda.so", kLibraries);
+      return dlopen(file.c_str(), RTLD_NOW) == nullptr ? dlerror() : "";
+    }();
+    return reason;
   }
 
   CudnnBlock block(std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads,
@@ -95,9 +102,9 @@ TEST_F(CudnnGraph, FullBlocksAreCompiledForA100) {
 
 /// A refusal reads as one, and comes from cuDNN's choice of engines.
 TEST_F(CudnnGraph, RefusesWhatNoEngineServes) {
-  const std::string text = outcome(cudnn_forward_plan, block(64, 8, 8, 520, false));
+  const std::string text = outcome(cudnn_forward_plan, block(64, 8, 8, 12, false));
   EXPECT_FALSE(compiled(text)) << text;
-  EXPECT_EQ(text.find("cuDNN 9."), 0u) << text;
+  EXPECT_EQ(text.find("cuDNN"), 0u) << text;
   EXPECT_EQ(text.find('\n'), std::string::npos) << text;
 }
 

@@ -30,11 +30,6 @@ constexpr std::int64_t kSequences = 12;  // of a global batch: divides by 1, 2, 
 constexpr OptimizerShard kShards[] = {OptimizerShard::kStates, OptimizerShard::kGradients,
                                       OptimizerShard::kParameters};
 
-std::string name_of(OptimizerShard shard) {
-  constexpr const char* kNames[] = {"none", "states", "gradients", "parameters"};
-  return kNames[static_cast<int>(shard)];
-}
-
 /// A model and all that trains it on one rank of a mesh.
 struct Training {
   Training(const Variant& v, const Mesh& on, OptimizerShard shard, std::int64_t tokens = 29,

@@ -304,6 +304,16 @@ std::vector<std::string> kernel_backends(bool every_set) {
   return names;
 }
 
+std::optional<model::Backend> cuda_backend(std::string& why) {
+  const char* device = std::getenv("LONGSPAN_TEST_DEVICE");
+  try {
+    return device_backend(device == nullptr || std::string_view(device) != "cuda").backend();
+  } catch (const Error& error) {
+    why = error.what();
+    return std::nullopt;
+  }
+}
+
 void EveryBackend::SetUp() {
   const std::string& name = GetParam();
   const std::int64_t shift = name.ends_with("_shifted") ? 1 : 0;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -93,6 +94,10 @@ class HostKernels {
 /// "cuda_shifted": shifted arrays are not aligned to more than their elements. every_set = false:
 /// the CPU once.
 std::vector<std::string> kernel_backends(bool every_set = true);
+
+/// CUDA's operations alone: the emulated plug-in's or, with LONGSPAN_TEST_DEVICE=cuda, the real
+/// one's. None where there is no GPU for that; `why` says so.
+std::optional<model::Backend> cuda_backend(std::string& why);
 
 class EveryBackend : public testing::TestWithParam<std::string> {
  protected:

@@ -140,20 +140,6 @@ DenseShape dense_shape(const AttentionShape& shape, const DenseBlock& block, std
           kv_heads,    shape.head_size, block.causal, shape.scale};
 }
 
-DenseForward forward_call(const AttentionShape& shape, const DenseBlock& block,
-                          std::int64_t kv_heads, const Tensor<const std::uint16_t>& q,
-                          const Tensor<const std::uint16_t>& k,
-                          const Tensor<const std::uint16_t>& v) {
-  const std::int64_t heads = kv_heads * (shape.heads / shape.kv_heads), size = shape.head_size;
-  DenseForward call;
-  call.shape = dense_shape(shape, block, heads, kv_heads);
-  call.q = part_of(q, size, block.first_query);
-  call.k = part_of(k, size, block.first_key);
-  call.v = part_of(v, size, block.first_key);
-  call.o = {nullptr, block.queries * heads * size, heads * size, size};
-  return call;
-}
-
 DenseBackward backward_call(const AttentionShape& shape, const DenseBlock& block,
                             std::int64_t kv_heads, std::int64_t member,
                             const Tensor<const std::uint16_t>& q,
@@ -211,6 +197,31 @@ std::optional<std::vector<DenseBlock>> dense_blocks(const AttentionShape& shape)
   return blocks;
 }
 
+/// Whether a call's only block can write where the caller wants the results: the statistics of a
+/// block are packed.
+bool is_direct(const AttentionForwardArgs& args, const DenseBlock& block, std::int64_t kv_heads) {
+  return !args.merge && !args.more && block.queries == args.shape.queries &&
+         block.keys == args.shape.keys && kv_heads == args.shape.kv_heads;
+}
+
+DenseForward forward_call(const AttentionForwardArgs& args, const DenseBlock& block,
+                          std::int64_t kv_heads, const Tensor<const std::uint16_t>& q,
+                          const Tensor<const std::uint16_t>& k,
+                          const Tensor<const std::uint16_t>& v) {
+  const AttentionShape& shape = args.shape;
+  const std::int64_t heads = kv_heads * (shape.heads / shape.kv_heads), size = shape.head_size;
+  DenseForward call;
+  call.shape = dense_shape(shape, block, heads, kv_heads);
+  call.q = part_of(q, size, block.first_query);
+  call.k = part_of(k, size, block.first_key);
+  call.v = part_of(v, size, block.first_key);
+  if (is_direct(args, block, kv_heads))
+    call.o = part_of(args.o, args.o_batch, args.o_row, size, 0), call.lse = args.lse;
+  else
+    call.o = {nullptr, block.queries * heads * size, heads * size, size};
+  return call;
+}
+
 bool forward_in_blocks(DenseAttention& dense, const AttentionForwardArgs& args,
                        std::int64_t workspace_bytes, Device& device, Stream& stream) {
   const AttentionShape& shape = args.shape;
@@ -224,7 +235,7 @@ bool forward_in_blocks(DenseAttention& dense, const AttentionForwardArgs& args,
     for (const DenseBlock& block : *blocks)
       served = served &&
                dense.serves(forward_call(
-                   shape, block, count, packed_copy(shape.queries, count * group * size),
+                   args, block, count, packed_copy(shape.queries, count * group * size),
                    packed_copy(shape.keys, count * size), packed_copy(shape.keys, count * size)));
   });
   if (!served) return false;
@@ -265,9 +276,13 @@ bool forward_in_blocks(DenseAttention& dense, const AttentionForwardArgs& args,
       };
       if (seen.empty()) take_in(nullptr, nullptr, !args.merge, !args.more);
       for (std::size_t j = 0; j < seen.size(); ++j) {
+        DenseForward call = forward_call(args, *seen[j], count, q, k, v);
+        if (call.o.data != nullptr) {
+          dense.forward(call, stream);
+          continue;
+        }
         Buffer<float> block_o(device, shape.batch * queries * heads * size),
             block_lse(device, shape.batch * heads * queries);
-        DenseForward call = forward_call(shape, *seen[j], count, q, k, v);
         call.o.data = block_o.data();
         call.lse = block_lse.data();
         dense.forward(call, stream);

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <list>
 #include <optional>
 #include <utility>
@@ -52,10 +53,12 @@ class CudnnAttention final : public DenseAttention {
   }
 
   bool serves(const DenseForward& call) override {
-    return plan(forward_, block_of(call), cudnn_forward_plan) != nullptr;
+    return is_worth_a_plan(call.shape) &&
+           plan(forward_, block_of(call), cudnn_forward_plan) != nullptr;
   }
   bool serves(const DenseBackward& call) override {
-    return plan(backward_, block_of(call), cudnn_backward_plan) != nullptr;
+    return is_worth_a_plan(call.shape) &&
+           plan(backward_, block_of(call), cudnn_backward_plan) != nullptr;
   }
 
   void forward(const DenseForward& call, Stream& stream) override {
@@ -94,6 +97,11 @@ class CudnnAttention final : public DenseAttention {
   std::string description() const override { return "cuDNN " + library_.version_text(); }
 
  private:
+  /// A plan takes half a second to make, for one number of tokens: not while text is generated.
+  static bool is_worth_a_plan(const DenseShape& shape) {
+    return std::min(shape.queries, shape.keys) >= 256;
+  }
+
   struct Tensor {
     std::int64_t id;
     const void* data;

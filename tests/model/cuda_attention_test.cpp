@@ -1,17 +1,20 @@
-// The CUDA attention kernels, in the emulator, against the dense oracle in double: exact fp32 to
-// 2e-6, bf16 products to 4e-3 of inputs that are bf16 already, log-sum-exp to 1e-5.
+// The CUDA attention kernels, in the emulator or on a GPU, against the dense oracle in double:
+// exact fp32 to 2e-6, bf16 products to 4e-3 of inputs that are bf16 already, log-sum-exp to 1e-5.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <limits>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "cuda/attention_runner.hpp"
-#include "parallel/cuda/device.hpp"
 #include "parallel/error.hpp"
+#include "support/attention_runner.hpp"
 
 namespace longspan {
 namespace {
@@ -25,15 +28,29 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kAbsoluteLse = 1e-5;
 
-Device& device() {
-  static cuda::CudaDevice device(0);
-  return device;
+bool on_gpu() {
+  const char* const device = std::getenv("LONGSPAN_TEST_DEVICE");
+  return device != nullptr && std::string_view(device) == "cuda";
 }
 
-CudaAttentionRunner& runner() {
-  static CudaAttentionRunner runner(device(), {.deterministic = true});
+const std::optional<model::Backend>& backend() {
+  static std::string why;
+  static const std::optional<model::Backend> backend = cuda_backend(why);
+  if (!backend) std::cerr << "no GPU for these tests: " << why << '\n';
+  return backend;
+}
+
+DeviceAttentionRunner& runner() {
+  static DeviceAttentionRunner runner(*backend());
   return runner;
 }
+
+class OnCuda : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!backend()) GTEST_SKIP() << "no GPU";
+  }
+};
 
 enum class Form { kFp32, kBf16 };
 double bound(Form form) {
@@ -95,7 +112,7 @@ struct Variant {
   bool documents = false;
 };
 
-class CudaAttention : public testing::TestWithParam<Variant> {};
+class CudaAttention : public OnCuda, public testing::WithParamInterface<Variant> {};
 
 TEST_P(CudaAttention, EqualsTheOracle) {
   const Variant& t = GetParam();
@@ -143,7 +160,7 @@ INSTANTIATE_TEST_SUITE_P(
         Variant{"head_256", 1, 90, 100, 2, 1, 256, kCausal}),
     [](const auto& tested) { return tested.param.name; });
 
-class CudaAttentionForms : public testing::TestWithParam<Form> {
+class CudaAttentionForms : public OnCuda, public testing::WithParamInterface<Form> {
  protected:
   Form form() const { return GetParam(); }
 };
@@ -224,6 +241,49 @@ TEST_P(CudaAttentionForms, ServeZigzagShards) {
   }
   expect_equal(o, expected, form());
   expect_equal(all, expected, form());
+}
+
+/// Positions known on the host: on a GPU with cuDNN its blocks serve these.
+TEST_P(CudaAttentionForms, ServeKnownRuns) {
+  const int kRanks = 2, kChunk = on_gpu() ? 256 : 40, kTokens = 2 * kRanks * kChunk;
+  AttentionProblem whole(1, kTokens, kTokens, 4, 2, 64);
+  const AttentionOutputs expected = in_form(form(), whole).reference();
+  whole.shape.query_runs = whole.shape.key_runs = {1, {{0, kTokens}, {}}};
+  const AttentionForward once = forward(whole);
+  expect_equal(once, expected, form());
+  expect_equal(backward(whole, once), expected, form());
+  // The late chunk and the early one of the last rank, against all shards.
+  const auto tokens = [&](int rank) {
+    Ints all = counting(kChunk, rank * kChunk),
+         late = counting(kChunk, (2 * kRanks - 1 - rank) * kChunk);
+    all.insert(all.end(), late.begin(), late.end());
+    return all;
+  };
+  const auto runs = [&](int rank) {
+    return model::PositionRuns{
+        2, {{rank * kChunk, kChunk}, {(2 * kRanks - 1 - rank) * kChunk, kChunk}}};
+  };
+  AttentionForward merged;
+  Floats dq(2 * kChunk * 4 * 64);
+  std::vector<AttentionProblem> parts;
+  for (int step = 0; step < kRanks; ++step) {
+    parts.push_back(whole.slice(tokens(1), tokens((1 + step) % kRanks)));
+    in_form(form(), parts.back()).shape.query_runs = runs(1);
+    parts.back().shape.key_runs = runs((1 + step) % kRanks);
+    merged = forward(parts.back(), 0, step == 0 ? nullptr : &merged, step + 1 < kRanks);
+  }
+  for (AttentionProblem& part : parts) {
+    const Floats share = backward(part, merged).dq;
+    for (std::size_t i = 0; i < dq.size(); ++i) dq[i] += share[i];
+  }
+  std::vector<double> expected_o, expected_dq;
+  for (const std::int32_t token : tokens(1))
+    for (int d = 0; d < 4 * 64; ++d) {
+      expected_o.push_back(expected.o[token * 4 * 64 + d]);
+      expected_dq.push_back(expected.dq[token * 4 * 64 + d]);
+    }
+  EXPECT_LE(relative_error(merged.o, expected_o), bound(form()));
+  EXPECT_LE(relative_error(dq, expected_dq), bound(form()));
 }
 
 /// Some rows see nothing, and what stands at padding is NaN: neither may show anywhere.
@@ -344,25 +404,11 @@ TEST_P(CudaAttentionForms, AccumulateGradients) {
   expect_shifted(from_zero.dv, from_ten.dv);
 }
 
-/// Copies in bf16 that do not fit are made slice by slice of heads: the same bits.
-TEST(CudaAttentionWorkspace, DoesNotChangeTheResult) {
-  AttentionProblem problem(2, 70, 90, 6, 3, 64);
-  in_form(Form::kBf16, problem).with_documents();
-  CudaAttentionRunner short_of_memory(device(), {.deterministic = true, .workspace_bytes = 1});
-  const AttentionForward expected = forward(problem);
-  const AttentionForward actual = attention_forward(problem, 0, nullptr, false, short_of_memory);
-  EXPECT_EQ(actual.o, expected.o);
-  EXPECT_EQ(actual.lse, expected.lse);
-  const AttentionGradients gradients = backward(problem, expected),
-                           in_slices =
-                               attention_backward(problem, expected, 0, 0.0f, short_of_memory);
-  EXPECT_EQ(in_slices.dq, gradients.dq);
-  EXPECT_EQ(in_slices.dk, gradients.dk);
-  EXPECT_EQ(in_slices.dv, gradients.dv);
-}
+using CudaAttentionOptions = OnCuda;
+using CudaAttentionContract = OnCuda;
 
 /// The difference between the forms is there: bf16 is not fp32 in disguise, nor the other way.
-TEST(CudaAttentionWorkspace, FormsDiffer) {
+TEST_F(CudaAttentionOptions, FormsDiffer) {
   AttentionProblem problem(1, 64, 64, 1, 1, 64);
   in_form(Form::kBf16, problem);
   const AttentionOutputs expected = problem.reference();
@@ -371,7 +417,7 @@ TEST(CudaAttentionWorkspace, FormsDiffer) {
   EXPECT_LE(relative_error(forward(problem).o, expected.o), 2e-6);
 }
 
-TEST(CudaAttentionContract, RefusesWhatIsOutsideOfIt) {
+TEST_F(CudaAttentionContract, RefusesWhatIsOutsideOfIt) {
   AttentionProblem odd_size(1, 4, 4, 1, 1, 18);
   EXPECT_THROW(forward(odd_size), Error);
   AttentionProblem uneven_heads(1, 4, 4, 3, 2, 16);
