@@ -162,7 +162,8 @@ class Registry {
         "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "
         "(or of its control group's limit) / the ranks on it, otherwise no limit");
     bind("offload", m.offload, "",
-         "block inputs, and with memory.keep=attention attention outputs too, wait elsewhere between "
+         "block inputs, and with memory.keep=attention attention outputs too, wait elsewhere "
+         "between "
          "forward and backward, moved behind the compute. file: in a file; host: a GPU's in the "
          "host's page-locked memory (on the CPU they are in the host's memory already)");
     bind("offload-directory", m.offload_directory, "path",
