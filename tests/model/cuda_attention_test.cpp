@@ -1,5 +1,7 @@
 // The CUDA attention kernels, in the emulator or on a GPU, against the dense oracle in double:
 // exact fp32 to 2e-6, bf16 products to 4e-3 of inputs that are bf16 already, log-sum-exp to 1e-5.
+// label: slow
+// timeout: 120
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -111,6 +113,10 @@ struct Variant {
   AttentionMask mask;
   bool documents = false;
 };
+
+void PrintTo(const Variant& variant, std::ostream* out) {
+  *out << variant.name;
+}
 
 class CudaAttention : public OnCuda, public testing::WithParamInterface<Variant> {};
 
