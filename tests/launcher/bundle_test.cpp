@@ -28,7 +28,7 @@ class Bundle : public testing::Test {
   }
   static void TearDownTestSuite() { delete folder_; }
   static std::string bundle() { return folder_->file("moved to here"); }
-  /// In an environment that has nothing of this session's.
+  /// In an environment that has nothing of the caller's.
   static ProcessResult run(const std::vector<std::string>& words) {
     std::vector<std::string> all = {"env",
                                     "-i",
