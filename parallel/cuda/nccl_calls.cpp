@@ -131,8 +131,25 @@ void NcclCalls::wait(Call& call) {
   Event here(true);
   here.record(compute_);
   call.done.make_wait(compute_);
-  const std::lock_guard lock(mutex_);
-  call.waited = std::move(here);
+  {
+    const std::lock_guard lock(mutex_);
+    call.waited = std::move(here);
+  }
+  // The caller waits too: what it does next (an update of the weights, a checkpoint) must not work
+  // on data that never arrived. An abort lets the stream go on as if they had.
+  for (int spin = 0; !call.done.reached(); ++spin) {
+    if (spin > 100) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) throw_failure();
+  }
+  const NcclResult state = nccl_.state();
+  std::unique_lock lock(mutex_);
+  if (giving_up_ || NcclCommunicator::bad(state)) {
+    if (!giving_up_ && !handed_over_)
+      handed_over_ = Problem{static_cast<std::int64_t>(state), call.shared_from_this()};
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return !failure_.empty(); });
+  }
   if (!failure_.empty()) throw_failure();
 }
 
@@ -249,6 +266,7 @@ void NcclCalls::give_up(const Problem& problem, const std::optional<PeerNote>& t
   {
     const std::lock_guard lock(mutex_);
     if (!failure_.empty()) return;
+    giving_up_ = true;
     own = {rank(), problem.code, problem.call ? problem.call->sequence : 0, submitted_, finished_};
   }
   const Call* const call = problem.call.get();

@@ -5,8 +5,8 @@
 /// A failure takes this way: the watcher tells the others over MPI (peer_notes.hpp), aborts the
 /// communicator, which lets the streams go on, waits a moment for the accounts of the others, who
 /// do the same, and keeps the text. From then on everything that is called on the group throws it.
-/// What the compute stream has been given meanwhile worked on data that never arrived: its results
-/// are lost, and no step is finished with them, because the next call on the group throws.
+/// The abort lets the streams go on with data that never arrived: therefore the caller of wait()
+/// waits itself, and throws before it can use them.
 #pragma once
 
 #include <condition_variable>
@@ -42,7 +42,7 @@ class UrgentStream {
 
 class NcclCalls {
  public:
-  struct Call {
+  struct Call : std::enable_shared_from_this<Call> {
     flight::Operation operation = {};
     std::int64_t bytes = 0;     ///< of this rank's contribution
     std::int64_t sequence = 0;  ///< in the group, from 1
@@ -68,7 +68,8 @@ class NcclCalls {
 
   /// Hands `work` to NCCL, inside of one group, behind what the compute stream has been given.
   CallPtr start(flight::Operation operation, std::int64_t floats, const Work& work);
-  /// The compute stream goes on behind the call. Throws if the group has failed.
+  /// Returns when the call is over; the compute stream goes on behind it. Throws if the group has
+  /// failed.
   void wait(Call& call);
   /// The same without the error: somebody has dropped the call.
   void leave(Call& call) noexcept;
@@ -102,7 +103,7 @@ class NcclCalls {
   std::deque<CallPtr> open_;
   std::optional<Problem> handed_over_;  ///< by the caller's thread to the watcher
   std::string failure_;                 ///< empty: all is well
-  bool stop_ = false, connected_ = false;
+  bool stop_ = false, connected_ = false, giving_up_ = false;
   std::int64_t submitted_ = 0, finished_ = 0;
   mutable std::vector<CallPtr> waited_;  ///< whose wait is not measured yet
   mutable double exposed_seconds_ = 0;

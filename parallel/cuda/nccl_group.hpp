@@ -1,8 +1,9 @@
 /// Collectives over NCCL, on a stream of the group's own that goes before the compute stream.
 ///
-/// wait() makes the compute stream wait, not the caller: kernels can be launched ahead. Therefore
-/// an error shows up in whatever is called next on the group. It names the call, its bytes, the
-/// group and what the other ranks were doing (nccl_calls.hpp says how they agree on it).
+/// wait() returns when the call is over on the device, and throws if it failed: an aborted call lets
+/// the streams go on with data that never arrived, which nothing may use. The error names the call,
+/// its bytes, the group and what the other ranks were doing (nccl_calls.hpp says how they agree on
+/// it).
 ///
 /// Reproducibility: NCCL does not promise sums in rank order, so results differ in the last bits
 /// from those of the MPI group and of other meshes. The same ranks on the same nodes with the same

@@ -90,7 +90,7 @@ TEST_F(NcclFailure, TheRecorderKnowsWhatTheDeviceWaitsFor) {
   bool waits = false, failed = false;
   if (me_ != last_) {
     const auto pending = group->all_reduce_sum(data.view());
-    pending->wait();  // returns: only the compute stream waits
+    std::thread waiter([&] { error_of([&] { pending->wait(); }); });
     for (int i = 0; i < 200 && !waits; ++i) {
       const auto snapshot = flight::recorder().snapshot(false);
       for (const auto& g : snapshot.groups)
@@ -100,6 +100,7 @@ TEST_F(NcclFailure, TheRecorderKnowsWhatTheDeviceWaitsFor) {
                           g.open->bytes == 4000 && g.thread == flight::Thread::kTransfer);
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
     }
+    waiter.join();
     compute_.synchronize();
     until_failure(*group);
     for (const auto& record : flight::recorder().snapshot(true).records)
@@ -123,6 +124,16 @@ TEST_F(NcclFailure, AnErrorOfOneRankReachesAll) {
   EXPECT_ALL_RANKS(me_ == 0 || has(error, "another rank had given up"));
   EXPECT_ALL_RANKS(me_ == 0 || has(error, "(remote process exited"));
   EXPECT_ALL_RANKS(nccl_faults().aborts == 1);
+}
+
+/// An abort lets the streams go on: the wait may not return as if the data had come.
+TEST_F(NcclFailure, AWaitNeverReturnsWithoutTheData) {
+  const auto group = make(0.3, 0.2);
+  nccl_faults().hang_from_call = 0;
+  const OnDevice data(compute_, values_of(me_, 100));
+  const auto pending = group->all_reduce_sum(data.view());
+  const std::string error = error_of([&] { pending->wait(); });
+  EXPECT_ALL_RANKS(has(error, "NCCL: all_reduce 1 of group world " + members()));
 }
 
 TEST_F(NcclFailure, ACallThatNcclRefusesIsAnError) {
