@@ -73,10 +73,10 @@ std::string to_json(const StepMetrics& m) {
                                  {"step_seconds", m.step_seconds},
                                  {"tokens_per_second", m.tokens_per_second},
                                  {"mfu", m.mfu},
-                                 {"hfu", m.hfu},
                                  {"comm_seconds", m.comm_seconds},
                                  {"data_seconds", m.data_seconds},
-                                 {"peak_memory_bytes", m.peak_memory_bytes}};
+                                 {"peak_memory_bytes", m.peak_memory_bytes},
+                                 {"hfu", m.hfu}};
   if (m.validation_loss) line["validation_loss"] = *m.validation_loss;
   if (m.gpu_utilisation) line["gpu_utilisation"] = *m.gpu_utilisation;
   if (m.gpu_memory_bytes) line["gpu_memory_bytes"] = *m.gpu_memory_bytes;

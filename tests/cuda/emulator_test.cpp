@@ -72,6 +72,21 @@ TEST_F(Emulator, AMissingBarrierShows) {
   EXPECT_GT(wrong, 0);
 }
 
+/// Right as long as threads run in rising order: a GPU promises nothing of the kind.
+__global__ void reads_the_thread_before(float* memory) {
+  float* const line = dynamic_shared<float>();
+  line[threadIdx.x] = 1.0f;
+  memory[blockIdx.x * blockDim.x + threadIdx.x] = threadIdx.x == 0 ? 1.0f : line[threadIdx.x - 1];
+}
+
+TEST_F(Emulator, ThreadsDoNotAlwaysRunInRisingOrder) {
+  ASSERT_EQ(error_of_launch(reads_the_thread_before, 64, memory_.data()), "");
+  const auto all = values(memory_);
+  int wrong = 0;
+  for (std::size_t i = 0; i < 192; ++i) wrong += all[i] == 1.0f ? 0 : 1;
+  EXPECT_GT(wrong, 0);
+}
+
 __global__ void barrier_of_half(float*) {
   if (threadIdx.x < 32) __syncthreads();
 }

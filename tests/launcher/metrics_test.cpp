@@ -67,11 +67,13 @@ TEST_F(Metrics, ALineHasExactlyTheKeysThatScriptsRead) {
   };
   const std::string usual =
       "step tokens loss grad_norm learning_rate step_seconds tokens_per_second mfu comm_seconds "
-      "data_seconds peak_memory_bytes ";
+      "data_seconds peak_memory_bytes hfu ";
   StepMetrics m = metrics(3);
   EXPECT_EQ(keys(m), usual);
   m.validation_loss = 2.5;
   EXPECT_EQ(keys(m), usual + "validation_loss ");
+  m.gpu_power_watts = 500.0;
+  EXPECT_EQ(keys(m), usual + "validation_loss gpu_power_watts ");
   const auto back = nlohmann::json::parse(to_json(m));
   EXPECT_EQ(back["loss"].get<double>(), 1.0 / 3.0);
   EXPECT_EQ(back["tokens"].get<std::int64_t>(), 300);

@@ -50,7 +50,7 @@ class Options : public testing::Test {
 /// No field has its default.
 RunConfig unusual() {
   RunConfig c;
-  c.run = {"a b", "runs #3; \"x\\y\" ", 18446744073709551615u, "cpu", 3};
+  c.run = {"a b", "runs #3; \"x\\y\" ", 18446744073709551615u, "cpu", "staged", true, true, 3};
   c.model.layers = 2, c.model.width = 96, c.model.heads = 6, c.model.kv_heads = 2,
   c.model.head_size = 20;
   c.model.mlp = model::MlpKind::kGelu, c.model.mlp_width = 100;

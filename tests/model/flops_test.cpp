@@ -83,5 +83,16 @@ TEST(Flops, MemoryEstimateIsWithinFivePercentOfTheAllocator) {
   }
 }
 
+TEST(Flops, WhatIsComputedAgainByHand) {
+  ModelConfig m;
+  m.layers = 3, m.width = 8, m.heads = m.kv_heads = 2, m.head_size = 4, m.mlp_width = 32;
+  m.mlp = MlpKind::kGelu;
+  const ActivationPlan plan{{Keep::kAll, Keep::kAttention, Keep::kBlock}};
+  // A layer's q, k, v, output and the MLP's first product, twice; of one layer also 4 x 8 channels
+  // for each of the 10 causal pairs of a sequence of 4. Two sequences.
+  const double products = 2.0 * (4 * 8 * 8 + 8 * 32) * (2 * 4);
+  EXPECT_EQ(recomputed_flops(m, {}, plan, 2, 4), 2 * products + 2 * 4.0 * 8 * 10);
+}
+
 }  // namespace
 }  // namespace longspan::model
