@@ -1,6 +1,7 @@
 // CudaKernels' attention: a cuda::Attention, made at its first use.
 #include "model/kernels/cuda/attention.hpp"
 #include "model/kernels/cuda/cuda_kernels.hpp"
+#include "model/kernels/cuda/range.hpp"
 
 namespace longspan::model {
 
@@ -25,14 +26,17 @@ cuda::Attention& attention_of(std::shared_ptr<CudaAttentionState>& state, Device
 }  // namespace
 
 void CudaKernels::attention_forward(const AttentionForwardArgs& args, Stream& stream) {
+  const Range range("attention forward");
   attention_of(attention_, device_, deterministic_).forward(args, stream);
 }
 
 void CudaKernels::attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
+  const Range range("attention delta");
   attention_of(attention_, device_, deterministic_).delta(args, stream);
 }
 
 void CudaKernels::attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
+  const Range range("attention backward");
   attention_of(attention_, device_, deterministic_).backward(args, stream);
 }
 

@@ -11,6 +11,7 @@
 #include "model/kernels/cuda/cuda_kernels.hpp"
 #include "model/kernels/cuda/gemm_algorithms.hpp"
 #include "model/kernels/cuda/kernels_cuda.hpp"
+#include "model/kernels/cuda/range.hpp"
 #include "parallel/cuda/check.hpp"
 #include "parallel/cuda/stream.hpp"
 #include "parallel/error.hpp"
@@ -347,6 +348,7 @@ void product(const GemmArgs& args, CudaGemmState& state, Stream& stream) {
 }  // namespace
 
 void CudaKernels::gemm(const GemmArgs& args, Stream& stream) {
+  const Range range("matrix product");
   if (args.m == 0 || args.n == 0) return;
   if (args.k == 0)
     return cuda::start_from_bias(args.m, args.n, args.bias, args.accumulate, args.c, args.ldc,

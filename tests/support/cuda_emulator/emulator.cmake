@@ -23,6 +23,12 @@ target_compile_definitions(longspan_cuda_emulated PUBLIC LONGSPAN_CUDA_EMULATED)
 target_compile_options(longspan_cuda_emulated PUBLIC -Wno-unknown-pragmas -Wno-restrict)
 target_link_libraries(longspan_cuda_emulated PUBLIC longspan_model Boost::context)
 
+# Of the toolkit nothing but NVTX's headers, behind all others: they need no GPU.
+find_path(NVTX_INCLUDE_DIR nvtx3/nvToolsExt.h HINTS /usr/local/cuda/include)
+if(NVTX_INCLUDE_DIR)
+  target_compile_options(longspan_cuda_emulated PUBLIC "SHELL:-idirafter ${NVTX_INCLUDE_DIR}")
+endif()
+
 add_library(longspan_cuda_emulated_plugin MODULE $<TARGET_OBJECTS:longspan_cuda_emulated>)
 set_target_properties(longspan_cuda_emulated_plugin PROPERTIES OUTPUT_NAME longspan_cuda_emulated
                       LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
