@@ -370,7 +370,6 @@ TEST_F(Cli, BadInputIsOneClearLineAndTheRightStatus) {
        "model.mlp-width=93 cannot be shared evenly by mesh.tensor=2 ranks: set it to 94"},
       {"batch", train(tiny("bad", {"--train.global-batch", "3"})), 2, "train.global-batch=3"},
       {"unknown key", train(tiny("bad", {"--model.layer", "3"})), 2, "model.layers"},
-      {"cuda", train(tiny("bad", {"--run.device", "cuda"})), 2, "run.device"},
       {"unwritable run directory", train(tiny("bad", {"--run.directory", "/proc/nothing"})), 1,
        "/proc/nothing"},
       {"unknown command", {"trian"}, 2, "train"},
