@@ -1,9 +1,14 @@
 # The GPU plug-in's sources compiled for the host against the emulator: longspan_cuda_emulated, objects for the
 # tests in tests/cuda/, and liblongspan_cuda_emulated.so, which a program opens as it would the real plug-in.
+# What stands for the driver's NVML; in a folder of its own, for LD_LIBRARY_PATH.
+add_library(longspan_fake_nvml MODULE support/plugins/fake_nvml.cpp)
+set_target_properties(longspan_fake_nvml PROPERTIES PREFIX "" SUFFIX "" OUTPUT_NAME libnvidia-ml.so.1
+                      LINK_FLAGS -Wl,-soname,libnvidia-ml.so.1
+                      LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/plugins/nvml)
 # Not under the sanitizers, which do not follow fibers from stack to stack: tests/cuda is left out there, and the tests of
 # the kernels run on the CPU alone.
 if(LONGSPAN_SANITIZE)
-  add_custom_target(longspan_plugins)
+  add_custom_target(longspan_plugins DEPENDS longspan_fake_nvml)
   return()
 endif()
 find_package(Boost 1.70 REQUIRED COMPONENTS context)
@@ -41,10 +46,5 @@ foreach(name other_build no_entry missing_symbol)
   set_target_properties(longspan_plugin_${name} PROPERTIES PREFIX "" OUTPUT_NAME ${name}
                         LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/plugins)
 endforeach()
-# In a folder of its own, for LD_LIBRARY_PATH.
-add_library(longspan_fake_nvml MODULE support/plugins/fake_nvml.cpp)
-set_target_properties(longspan_fake_nvml PROPERTIES PREFIX "" SUFFIX "" OUTPUT_NAME libnvidia-ml.so.1
-                      LINK_FLAGS -Wl,-soname,libnvidia-ml.so.1
-                      LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/plugins/nvml)
 add_custom_target(longspan_plugins DEPENDS longspan_cuda_emulated_plugin longspan_plugin_other_build
                   longspan_plugin_no_entry longspan_plugin_missing_symbol longspan_fake_nvml)
