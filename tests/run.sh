@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds everything, runs all tests; then runs the quick tests again, built with the address and
 # undefined-behaviour sanitizers. The last line is the sum of both: "N passed, N failed".
-#   run.sh                 half an hour at most on two cores
+#   run.sh                 three quarters of an hour on two cores, from nothing
 #   run.sh --quick         only the tests labelled quick, without sanitizers
 #   run.sh --no-install    leaves the packages alone
 set -euo pipefail
