@@ -78,6 +78,24 @@ __device__ inline void as_left(const float (&first)[4], const float (&second)[4]
   a[3] = pack_bf16(second[2], second[3]);
 }
 
+/// Scores of keys that a query does not see become -inf: s[m][n][...] of a warp's 32 queries, of
+/// which this lane has query(0..3), by 8 kBlocks keys, of which it has first_key and the next one
+/// of every 8.
+template <int kBlocks, class Mask, class Query>
+__device__ inline void hide_scores(const Mask& mask, int batch, const Query& query, int first_key,
+                                   float (&s)[2][kBlocks][4]) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    const MaskedQuery row = masked_query(mask, batch, query(r));
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        if (!sees(row, masked_key(mask, batch, first_key + n * 8 + i)))
+          s[r / 2][n][r % 2 * 2 + i] = -INFINITY;
+  }
+}
+
 /// The sum, or another reduction, over the four lanes that share a row of results.
 template <class Combine>
 __device__ inline float over_quad(float x, Combine combine) {

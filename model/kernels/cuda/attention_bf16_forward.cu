@@ -104,18 +104,7 @@ __global__ void __launch_bounds__(kBf16Threads, 2) bf16_forward(ForwardParams p)
         }
       }
     }
-    if (!whole) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const MaskedQuery row = masked_query(p.mask, batch, query(r));
-#pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            if (!sees(row, masked_key(p.mask, batch, key_tile * kKeys + n * 8 + 2 * quad + i)))
-              s[r / 2][n][r % 2 * 2 + i] = -INFINITY;
-      }
-    }
+    if (!whole) hide_scores(p.mask, batch, query, key_tile * kKeys + 2 * quad, s);
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int m = r / 2, at = r % 2 * 2;
