@@ -149,14 +149,16 @@ class Registry {
   void section(const char* name, model::MemoryConfig& m) {
     section_ = name;
     bind("keep", m.keep, "",
-         "what the backward pass finds: all activations; each block's input and attention output "
+         "what the backward pass finds: all activations but the MLP's after its nonlinearity, "
+         "which one "
+         "pass over memory brings back; each block's input and attention output "
          "(the rest is recomputed, "
          "attention is not); or each block's input alone; auto: the cheapest mix of these over the "
          "layers that fits memory.budget, worked out before the run starts and printed");
     bind("loss-chunk", m.loss_chunk, "tokens", "whose logits exist at a time; 0 = work it out");
     bind("mlp-chunk", m.mlp_chunk, "tokens",
          "in the MLP of a layer at a time: what exists between its products does not grow with the "
-         "sequence (with keep=all it is kept); 0 = work it out");
+         "sequence (with keep=all what stands before the nonlinearity is kept); 0 = work it out");
     bind(
         "budget", m.budget, "bytes",
         "one rank may use, such as 512m or 3g; 0 = with memory.keep=auto 80 % of the node's memory "
