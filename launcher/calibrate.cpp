@@ -280,7 +280,7 @@ MachineDescription measure_machine(const Communicator& world, const std::string&
   m.shares_cores = true;
   m.ranks_per_node = static_cast<int>(world.all_reduce_max(std::int64_t{meter.node().size()}));
   const Cores cores = usable_cores();
-  m.cores = cores.all ? cores.count : cores.count * m.ranks_per_node;
+  m.cores = cores.count * affinity_masks(meter.node()).different;
   for (const bool bf16 : {false, true}) {
     MachineRates& rates = bf16 ? m.bf16 : m.fp32;
     for (const std::int64_t width : {64, 256, 512, 1024, 2048})
@@ -307,8 +307,11 @@ MachineDescription measure_machine(const Communicator& world, const std::string&
   m.pointwise_bandwidth /= fp32.pointwise;
   const LinkResult links = measure_links(world, meter.node());
   m.inside = links.inside, m.between = links.between;
-  m.inside.core_seconds_per_byte = m.between.core_seconds_per_byte =
-      measure_copying(m, world, meter.node());
+  const Copying copying = measure_copying(m, world, meter.node());
+  for (MachineLink* link : {&m.inside, &m.between}) {
+    link->core_seconds_per_byte = copying.exchanges;
+    link->tensor_core_seconds_per_byte = copying.tensor;
+  }
   std::tie(m.write_bandwidth, m.read_bandwidth) = measure_storage(world, folder);
   // The process has run every kind of operation: what it holds beside its arrays, all of which are
   // gone.
@@ -330,6 +333,12 @@ std::string machine_ini(const MachineDescription& m, const std::string& how) {
         name, table(r.linear_flops), table(r.attention_forward_flops),
         table(r.attention_backward_flops), r.peak_flops);
   };
+  const auto link = [](const char* which, const MachineLink& l) {
+    return fmt::format(
+        "{0}-bandwidth = {1:.4g}\n{0}-latency = {2:.3g}\n{0}-core-seconds-per-byte = {3:.3g}\n"
+        "{0}-tensor-core-seconds-per-byte = {4:.3g}\n",
+        which, l.bandwidth, l.latency, l.core_seconds_per_byte, l.tensor_core_seconds_per_byte);
+  };
   return fmt::format("# {}\n\n[machine]\nname = {}\nranks-per-node = {}\nshares-cores = {}\n", how,
                      m.name, m.ranks_per_node, m.shares_cores ? "on" : "off") +
          (m.cores > 0 ? fmt::format("cores = {}\n", m.cores) : "") +
@@ -337,17 +346,14 @@ std::string machine_ini(const MachineDescription& m, const std::string& how) {
          (m.bf16.given() ? rates("bf16", m.bf16) : "") +
          fmt::format(
              "\n[memory]\nbytes = {:.6g}\npointwise-bandwidth = {:.4g}\nprogram-bytes = {:.4g}\n"
-             "\n[links]\ninside-bandwidth = {:.4g}\ninside-latency = {:.3g}\n"
-             "inside-core-seconds-per-byte = {:.3g}\nbetween-bandwidth = {:.4g}\n"
-             "between-latency = {:.3g}\nbetween-core-seconds-per-byte = {:.3g}\n"
+             "{}{}"
              "\n[storage]\nwrite-bandwidth = {:.4g}\nread-bandwidth = {:.4g}\n"
              "\n[power]\nwatts-per-rank = {:g}\nwatts-per-node = {:g}\n"
              "\n[price]\nper-rank-hour = {:g}\npue = {:g}\ngrams-co2-per-kwh = {:g}\n",
-             m.memory_bytes, m.pointwise_bandwidth, m.program_bytes, m.inside.bandwidth,
-             m.inside.latency, m.inside.core_seconds_per_byte, m.between.bandwidth,
-             m.between.latency, m.between.core_seconds_per_byte, m.write_bandwidth,
-             m.read_bandwidth, m.watts_per_rank, m.watts_per_node, m.price_per_rank_hour, m.pue,
-             m.grams_co2_per_kwh);
+             m.memory_bytes, m.pointwise_bandwidth, m.program_bytes,
+             "\n[links]\n" + link("inside", m.inside), link("between", m.between),
+             m.write_bandwidth, m.read_bandwidth, m.watts_per_rank, m.watts_per_node,
+             m.price_per_rank_hour, m.pue, m.grams_co2_per_kwh);
 }
 
 std::string calibrate(const Communicator& world, const std::string& path) {

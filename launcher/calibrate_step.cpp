@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <vector>
 
 #include "launcher/compute.hpp"
@@ -22,36 +23,39 @@ struct Kinds {
   double products = 0, attention = 0, pointwise = 0;
 };
 
-/// On so many ranks that share the sequence.
-RunConfig small_model(model::Precision precision, int context) {
+/// On `mesh`. Tensor ranks share heads: then there are more of them, and attention is not
+/// comparable.
+RunConfig small_model(model::Precision precision, const MeshShape& mesh) {
   return resolved_for(parse_config("", {"--model.layers",         "2",
                                         "--model.width",          "384",
-                                        "--model.heads",          "6",
-                                        "--model.vocabulary",     "256",
+                                        "--model.heads",          mesh.tensor > 1 ? "12" : "6",
+                                        "--model.vocabulary",     "264",
                                         "--model.precision",      name_of(precision),
                                         "--data.sequence-length", "1536",
                                         "--train.global-batch",   "2",
                                         "--train.micro-batch",    "1",
                                         "--memory.keep",          "all",
                                         "--attention.scheme",     "ring",
-                                        "--mesh.context",         std::to_string(context)}),
-                      context);
+                                        "--mesh.context",         std::to_string(mesh.context),
+                                        "--mesh.tensor",          std::to_string(mesh.tensor)}),
+                      mesh.context * mesh.tensor);
 }
 
 /// Its steps on one mesh: all of `ranks`.
 class SmallRun {
  public:
-  SmallRun(const RunConfig& config, const Communicator& ranks)
+  SmallRun(const RunConfig& config, const Communicator& ranks, const MeshShape& shape)
       : config_(config),
         kernels_(cpu_compute().backend),
         backend_(cpu_compute().with(kernels_).backend),
-        mesh_(ranks, {1, ranks.size(), 1}),
-        context_(ranks.size() > 1 ? make_mpi_group(mesh_.context()) : nullptr),
+        mesh_(ranks, shape),
+        context_(shape.context > 1 ? make_mpi_group(mesh_.context()) : nullptr),
+        tensor_(shape.tensor > 1 ? make_mpi_group(mesh_.tensor()) : nullptr),
         group_(make_mpi_group(mesh_.replicas())),
-        model_(
-            config.model, config.attention, config.memory,
-            shard_sequence(config.data.sequence_length, SequenceLayout::kZigzag, context_.get(), 1),
-            backend_, {}, model::OptimizerShard::kNone, shard_weights(nullptr)),
+        model_(config.model, config.attention, config.memory,
+               shard_sequence(config.data.sequence_length, SequenceLayout::kZigzag, context_.get(),
+                              shape.tensor),
+               backend_, {}, model::OptimizerShard::kNone, shard_weights(tensor_.get())),
         sharding_(model::OptimizerShard::kNone, model_.parameters(), *group_, mesh_.replicas(),
                   backend_),
         optimizer_(model_.parameters(), sharding_, config.optimizer, backend_),
@@ -93,7 +97,7 @@ class SmallRun {
   model::ProfiledKernels kernels_;
   model::Backend backend_;
   Mesh mesh_;
-  std::unique_ptr<ProcessGroup> context_, group_;
+  std::unique_ptr<ProcessGroup> context_, tensor_, group_;
   model::Transformer model_;
   model::ParameterSharding sharding_;
   model::AdamW optimizer_;
@@ -132,38 +136,54 @@ Kinds measured(SmallRun& run, const Communicator& world) {
   return {slowest(products), slowest(attention), slowest(pointwise)};
 }
 
+/// What a step on `mesh`, all of `ranks`, takes longer than planned, attention aside, by the bytes
+/// that a rank sends in it; of the slowest of `world`.
+double longer_per_byte(const MachineDescription& machine, const Communicator& world,
+                       const Communicator& ranks, int ranks_per_node, const MeshShape& mesh) {
+  const RunConfig config = small_model(model::Precision::kFp32, mesh);
+  SmallRun run(config, ranks, mesh);
+  const Kinds found = measured(run, world);
+  const model::SchemeChoice scheme = scheme_of(config, mesh, ranks.size());
+  const StepEstimate planned =
+      estimate_step(config, machine.for_rank(ranks_per_node, 0), {ranks.size(), ranks.size()}, mesh,
+                    rank_share_of(config, mesh, scheme), {config.model.layers, 0, 0},
+                    context_traffic(config, mesh, scheme.scheme, scheme.inner));
+  const StepSeconds& p = planned.seconds;
+  const double longer = found.products + found.pointwise -
+                        (p.linear + p.pointwise + p.recompute + p.loss + p.exposed() + p.optimizer);
+  const StepBytes& bytes = planned.bytes;
+  return std::clamp(longer / (bytes.context + bytes.tensor + bytes.gradients), 0.0, 1e-6);
+}
+
 }  // namespace
 
 InStep measure_in_step(const MachineDescription& alone, model::Precision precision,
                        const Communicator& world) {
-  const RunConfig config = small_model(precision, 1);
-  SmallRun run(config, Communicator::self());
+  const MeshShape mesh{1, 1, 1};
+  const RunConfig config = small_model(precision, mesh);
+  SmallRun run(config, Communicator::self(), mesh);
   const Kinds found = measured(run, world), by_rates = planned(config, alone);
   return {found.products / by_rates.products, found.attention / by_rates.attention,
           found.pointwise / by_rates.pointwise};
 }
 
-double measure_copying(const MachineDescription& machine, const Communicator& world,
-                       const Communicator& node) {
+Copying measure_copying(const MachineDescription& machine, const Communicator& world,
+                        const Communicator& node) {
   // As many on every node, so that all do the same.
   const int ranks = node.size();
   if (world.all_reduce_min(std::int64_t{ranks}) < 2 ||
       world.all_reduce_max(std::int64_t{ranks}) != world.all_reduce_min(std::int64_t{ranks}))
-    return 0;
-  const RunConfig config = small_model(model::Precision::kFp32, ranks);
-  SmallRun run(config, node);
-  const Kinds found = measured(run, world);
-  const MeshShape mesh{1, ranks, 1};
-  const model::SchemeChoice scheme = scheme_of(config, mesh, ranks);
-  const KeepCounts keeps{config.model.layers, 0, 0};
-  const StepEstimate planned = estimate_step(
-      config, machine.for_rank(ranks, 0), {ranks, ranks}, mesh, rank_share_of(config, mesh, scheme),
-      keeps, context_traffic(config, mesh, scheme.scheme, scheme.inner));
-  const StepSeconds& p = planned.seconds;
-  const double longer = found.products + found.pointwise -
-                        (p.linear + p.pointwise + p.recompute + p.loss + p.exposed() + p.optimizer);
-  const double bytes = planned.bytes.context + planned.bytes.gradients;
-  return std::clamp(longer / bytes, 0.0, 1e-6);
+    return {};
+  Copying result;
+  result.exchanges = longer_per_byte(machine, world, node, ranks, {1, ranks, 1});
+  // As many tensor ranks as share the heads evenly; every group of them is alone with its model.
+  if (const int tensor = std::gcd(ranks, 12); tensor > 1) {
+    const Communicator group = node.split(node.rank() / tensor, node.rank(), "tensor ranks");
+    result.tensor = longer_per_byte(machine, world, group, ranks, {1, 1, tensor});
+  } else {
+    result.tensor = result.exchanges;
+  }
+  return result;
 }
 
 }  // namespace longspan::launcher

@@ -19,11 +19,17 @@ struct InStep {
 InStep measure_in_step(const MachineDescription& alone, model::Precision precision,
                        const Communicator& world);
 
-/// Trains it with its sequence shared by all ranks of each node, and compares with what `machine`,
-/// corrected by measure_in_step(), says: seconds that a byte sent takes from a rank's cores; of the
-/// slowest. 0 where ranks have nodes of their own. About a second. Collective; the same on every
-/// rank.
-double measure_copying(const MachineDescription& machine, const Communicator& world,
-                       const Communicator& node);
+/// Seconds that a byte sent takes from a rank's cores.
+struct Copying {
+  double exchanges = 0;  ///< of keys, values and gradients
+  double tensor = 0;     ///< in gathers and sums over tensor ranks
+};
+
+/// Trains it with its sequence shared by all ranks of each node, then with its weights shared by as
+/// many of them as the model allows, and compares with what `machine`, corrected by
+/// measure_in_step(), says; of the slowest rank. 0 where ranks have nodes of their own. About two
+/// seconds. Collective; the same on every rank.
+Copying measure_copying(const MachineDescription& machine, const Communicator& world,
+                        const Communicator& node);
 
 }  // namespace longspan::launcher

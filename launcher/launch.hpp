@@ -35,8 +35,9 @@ struct Places {
 };
 
 /// `program arguments...` on `ranks` ranks. On one node every rank is bound to cores / ranks cores
-/// of its own; where ranks outnumber cores none is bound and waiting ranks yield. On several nodes
-/// no rank is bound: it takes its share of the cores of its node. Pure.
+/// of its own; where ranks outnumber cores they share them evenly, or none is bound, and waiting
+/// ranks yield. On several nodes no rank is bound: it takes its share of the cores of its node.
+/// Pure.
 MpirunCommand mpirun_command(int ranks, const Places& places, const std::string& program,
                              const std::vector<std::string>& arguments);
 

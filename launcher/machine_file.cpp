@@ -114,6 +114,8 @@ class Reader {
     number("links." + which + "-bandwidth", link.bandwidth, kSlowBytes, kFastBytes, true);
     number("links." + which + "-latency", link.latency, 0, 1, true);
     number("links." + which + "-core-seconds-per-byte", link.core_seconds_per_byte, 0, 1e-6, false);
+    number("links." + which + "-tensor-core-seconds-per-byte", link.tensor_core_seconds_per_byte, 0,
+           1e-6, false);
   }
   void rates(const std::string& name, MachineRates& rates) {
     tables_.insert({name + ".linear-flops", &rates.linear_flops});

@@ -167,7 +167,7 @@ StepBytes step_bytes(const StepPieces& p, const KeepCounts& keeps) {
 
 CopyingSeconds copying_seconds(const StepPieces& p, const StepBytes& bytes) {
   return {bytes.context * p.context_link.core_seconds_per_byte,
-          bytes.tensor * p.tensor_link.core_seconds_per_byte,
+          bytes.tensor * p.tensor_link.tensor_core_seconds_per_byte,
           bytes.gradients * p.gradient_link.core_seconds_per_byte};
 }
 

@@ -54,6 +54,10 @@ MpiRuntime::MpiRuntime() {
     ::setenv("OMPI_MCA_pml", "ob1", 0);
     ::setenv("OMPI_MCA_btl", "self,vader", 0);
   }
+  // Without "put": with it a receiver has to ask for what is behind the first 128 KiB, and over TCP
+  // it asks behind what it is sending itself, so that two ranks send one after the other instead of
+  // at the same time (measured at 50 and 200 Mbit/s: steps 1.7 times as long).
+  ::setenv("OMPI_MCA_btl_tcp_flags", "send,inplace,need-ack,need-csum,hetero-rdma", 0);
   int provided = 0;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_MULTIPLE)

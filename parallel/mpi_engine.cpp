@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <chrono>
@@ -57,16 +58,16 @@ void Messages::receive(float* data, std::int64_t count, int from) {
               "MPI_Irecv");
 }
 
-/// MPI moves data only inside its calls, so the communication thread tests and naps. A nap of 50 us
+/// MPI moves data only inside its calls, so the communication thread tests and naps. A nap of 20 us
 /// hides all of a transfer at the cost of a few per cent of a core; spinning would take a whole one
-/// from the compute threads.
+/// from the compute threads. (Naps of 100 us made steps of two tensor-parallel ranks 8 % longer.)
 void Messages::wait_all() {
   int done = 0;
   for (int spin = 0; !done; ++spin) {
     check_mpi(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
                           MPI_STATUSES_IGNORE),
               "MPI_Testall");
-    if (!done && spin > 20) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    if (!done && spin > 20) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
   requests_.clear();
 }
@@ -114,6 +115,8 @@ bool Engine::stop() {
 }
 
 void Engine::run() {
+  // Naps last as long as they say; by default Linux may add 50 us.
+  ::prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
   std::unique_lock lock(mutex_);
   for (;;) {
     wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });

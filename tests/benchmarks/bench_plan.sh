@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # How true the planner is on this machine: calibrates it with 1, 2 and 4 ranks, trains a small model on every mesh of so
-# many ranks, and prints predicted against measured step time and memory. On a quiet machine; more ranks than cores say
-# nothing.
-# Usage: bench_plan.sh [BUILD_FOLDER] [RANKS...]    (default: build 1 2 4, as many as there are cores)
+# many ranks, and prints predicted against measured step time and memory. On a quiet machine. More ranks than cores share
+# them evenly, calibrated as they run; what they cannot share evenly is left out.
+# Usage: bench_plan.sh [BUILD_FOLDER] [RANKS...]    (default: build 1 2 4)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=${1:-build}
@@ -17,13 +17,18 @@ number() { grep -o "\"$2\": *[0-9.e+-]*" "$1" | head -n "${3:-1}" | tail -1 | se
 printf '%-7s %-9s %-10s %-10s  %10s %10s %6s   %9s %9s %6s\n' mesh scheme keep shard "predicted s" "measured s" ratio \
   "MiB" "allocated" ratio
 for ranks in "${counts[@]}"; do
+  binding=(--bind-to none)
   if [[ $ranks -gt $(nproc) ]]; then
-    echo "($ranks ranks: only $(nproc) cores)"
-    continue
+    if ((ranks % $(nproc) != 0)); then
+      echo "($ranks ranks: $(nproc) cores cannot be shared evenly)"
+      continue
+    fi
+    binding=(--map-by core --bind-to core:overload-allowed) # as `launch` does it
   fi
   mkdir -p "$work/longspan"
-  mpirun --allow-run-as-root --oversubscribe --bind-to none -n "$ranks" -x XDG_CONFIG_HOME "$build/longspan" doctor \
+  mpirun --allow-run-as-root --oversubscribe "${binding[@]}" -n "$ranks" -x XDG_CONFIG_HOME "$build/longspan" doctor \
     --calibrate >"$work/calibrate.log"
+  [[ -z ${KEEP_CALIBRATION:-} ]] || cp "$work/longspan/local.ini" "$KEEP_CALIBRATION.$ranks"
   for mesh in 1x1x1 2x1x1 1x2x1 1x1x2 4x1x1 1x4x1 1x1x4 2x2x1 2x1x2 1x2x2; do
     IFS=x read -r data context tensor <<<"$mesh"
     [[ $((data * context * tensor)) == "$ranks" ]] || continue

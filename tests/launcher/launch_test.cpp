@@ -127,8 +127,12 @@ TEST_F(Launch, TheCommandFitsTheMachine) {
             "--map-by slot:PE=2 --bind-to core -n 1 /bin/longspan train");
   EXPECT_NE(on_two_cores(2).find("--map-by slot:PE=1 --bind-to core -n 2 "), std::string::npos);
   const std::string four = on_two_cores(4);
-  EXPECT_NE(four.find("--oversubscribe --bind-to none -n 4 "), std::string::npos) << four;
+  EXPECT_NE(four.find("--oversubscribe --map-by core --bind-to core:overload-allowed -n 4 "),
+            std::string::npos)
+      << four;
   EXPECT_NE(four.find("OMPI_MCA_mpi_yield_when_idle=1"), std::string::npos) << four;
+  const std::string uneven = on_two_cores(3);
+  EXPECT_NE(uneven.find("--oversubscribe --bind-to none -n 3 "), std::string::npos) << uneven;
   EXPECT_EQ(on_two_cores(2).find("yield"), std::string::npos);
   EXPECT_NE(joined(mpirun_command(3, {.cores = {16, true}}, "p", {})).find("slot:PE=5 "),
             std::string::npos);

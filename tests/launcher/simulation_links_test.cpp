@@ -3,9 +3,9 @@
 // lock: machine
 /// The simulation against real runs over links that tc limits to two rates: it is calibrated at the
 /// first one and told what the second is. Needs root and network namespaces; else it is skipped.
-/// Two ranks on two quiet cores: ratios of step times within 3 to 5 %. The tolerance is 20 %:
-/// compute that is slower in one run than in the other spoils a ratio. Four ranks that share two
-/// cores are 3 to 34 % off, try by try, so they want four cores.
+/// On two quiet cores all step times are within 11 %, with four ranks too, which share the cores
+/// evenly; mostly within 3 %. The tolerance is 20 %: compute that is slower in one run than in the
+/// other spoils a time.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -36,13 +36,19 @@ double median_step_seconds(const std::string& metrics) {
   return seconds[1 + (seconds.size() - 1) / 2];
 }
 
-/// Ratios of the step times at a rate and at a quarter of it.
-struct Ratios {
-  double measured = NAN, simulated = NAN;
+/// Step times at a rate and at a quarter of it.
+struct Times {
+  double measured[2] = {NAN, NAN}, simulated[2] = {NAN, NAN};
   std::string skipped;  ///< why
+
+  /// The largest deviation, relative.
+  double worst() const {
+    return std::max(std::abs(simulated[0] / measured[0] - 1),
+                    std::abs(simulated[1] / measured[1] - 1));
+  }
 };
 
-void play(int ranks, Ratios& ratios) {
+void play(int ranks, Times& times) {
   const std::string rate = ranks == 2 ? "200mbit" : "100mbit",
                     quarter = ranks == 2 ? "50mbit" : "25mbit";
   const testing_support::TemporaryDirectory folder;
@@ -70,7 +76,7 @@ void play(int ranks, Ratios& ratios) {
   command.insert(command.end(), settings.begin(), settings.end());
   const auto runs = run_process(command);
   if (runs.status == 77) {
-    ratios.skipped = "no limited links here: " + runs.out;
+    times.skipped = "no limited links here: " + runs.out;
     return;
   }
   ASSERT_EQ(runs.status, 0) << runs.out << runs.err;
@@ -92,23 +98,23 @@ void play(int ranks, Ratios& ratios) {
       "%d ranks   %10s %10s  ratio\nmeasured  %10.3f %10.3f %6.2f\n"
       "simulated %10.3f %10.3f %6.2f\n",
       ranks, rate.c_str(), quarter.c_str(), fast, slow, slow / fast, before, step, step / before);
-  ratios.measured = slow / fast, ratios.simulated = step / before;
+  times.measured[0] = fast, times.measured[1] = slow;
+  times.simulated[0] = before, times.simulated[1] = step;
 }
 
 class SimulationLinks : public testing::TestWithParam<int> {};
 
 TEST_P(SimulationLinks, FollowRealRunsFromOneRateToTheOther) {
-  if (const int cores = launcher::usable_cores().count; cores < GetParam())
-    GTEST_SKIP() << GetParam() << " ranks want as many cores, here are " << cores;
+  if (const int cores = launcher::usable_cores().count; cores < GetParam() && GetParam() % cores)
+    GTEST_SKIP() << GetParam() << " ranks cannot share " << cores << " cores evenly";
   // Somebody else's burst of work in one of the runs may spoil a try, not two.
-  Ratios ratios;
-  for (int tries = 0; tries < 2 && !(std::abs(ratios.simulated / ratios.measured - 1) <= 0.20);
-       ++tries) {
-    play(GetParam(), ratios);
-    if (!ratios.skipped.empty()) GTEST_SKIP() << ratios.skipped;
+  Times times;
+  for (int tries = 0; tries < 2 && !(times.worst() <= 0.20); ++tries) {
+    play(GetParam(), times);
+    if (!times.skipped.empty()) GTEST_SKIP() << times.skipped;
     if (HasFatalFailure()) return;
   }
-  EXPECT_NEAR(ratios.simulated / ratios.measured, 1, 0.20);
+  EXPECT_LE(times.worst(), 0.20);
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, SimulationLinks, testing::Values(2, 4));
