@@ -57,7 +57,6 @@ bool Arena::give_back_unused() {
 
 bool Arena::reserve(std::size_t bytes) {
   const std::lock_guard lock(mutex_);
-  give_back_unused();
   return grow(round_up(std::max(bytes, kAlignment)));
 }
 

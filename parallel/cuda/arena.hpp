@@ -28,8 +28,8 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  /// One piece that holds so much, so that a run whose size is planned asks once. Pieces that hold
-  /// nothing are given back first. False: the system has not so much left.
+  /// One piece that holds so much, so that a run whose size is planned asks once. False: the system
+  /// has not so much left.
   bool reserve(std::size_t bytes);
   /// The smallest free block that is large enough, cut to size; null if there is none and the
   /// system has no more.
