@@ -15,6 +15,7 @@ namespace {
 struct Found {
   std::shared_ptr<model::GpuBackend> gpu;
   std::string name, line, pci_bus;
+  int ranks_on_gpu = 1;
   std::string problem = {};
   ExitStatus status = ExitStatus::kFailed;
 };
@@ -56,6 +57,8 @@ Found find_gpu(const RunSettings& run, const Communicator& node) {
       node.all_gather(found.problem.empty() ? gpu_identity(gpu) : std::int64_t{-1} - node.rank());
   attempt([&] {
     check_gpu_is_own(taken, count, run.share_gpu);
+    found.ranks_on_gpu =
+        static_cast<int>(std::count(taken.begin(), taken.end(), gpu_identity(gpu)));
     found.gpu = plugin->open(options);
     found.name = gpu.name;
     found.pci_bus = gpu.pci_bus;
@@ -93,9 +96,10 @@ Compute open_compute(const RunSettings& run, const Communicator& world) {
     return on_cpu(fmt::format("device: cpu (run.device=auto: {})",
                               world.broadcast(found.problem, static_cast<int>(first))));
   model::GpuBackend& gpu = *found.gpu;
-  return {gpu.backend(), [&gpu](const Communicator& comm) { return gpu.make_group(comm); },
-          found.name,    found.line,
-          found.pci_bus, [&gpu] { return gpu.make_host_offload(); },
+  return {gpu.backend(),      [&gpu](const Communicator& comm) { return gpu.make_group(comm); },
+          found.name,         found.line,
+          found.pci_bus,      &gpu,
+          found.ranks_on_gpu, [&gpu] { return gpu.make_host_offload(); },
           found.gpu};
 }
 

@@ -12,14 +12,20 @@
 #include "parallel/offload_stack.hpp"
 #include "parallel/process_group.hpp"
 
+namespace longspan::model {
+class GpuBackend;
+}
+
 namespace longspan::launcher {
 
 struct Compute {
   model::Backend backend;
   MakeGroup make_group;
-  std::string name;          ///< "cpu", or what the device calls itself
-  std::string line = {};     ///< for the log: the device, or why it is the CPU
-  std::string pci_bus = {};  ///< of the GPU; empty on the CPU
+  std::string name;                  ///< "cpu", or what the device calls itself
+  std::string line = {};             ///< for the log: the device, or why it is the CPU
+  std::string pci_bus = {};          ///< of the GPU; empty on the CPU
+  model::GpuBackend* gpu = nullptr;  ///< null on the CPU
+  int ranks_on_gpu = 1;              ///< that share this rank's GPU, itself among them
   /// Where the device's memory waits in the host's; null: it is the host's.
   std::function<std::unique_ptr<OffloadStack>()> make_host_offload = {};
   std::shared_ptr<void> keeps =
@@ -32,6 +38,8 @@ struct Compute {
             name,
             line,
             pci_bus,
+            gpu,
+            ranks_on_gpu,
             make_host_offload,
             keeps};
   }

@@ -28,6 +28,21 @@ nlohmann::ordered_json by_axis(double context, double tensor, double gradients) 
   return {{"context", context}, {"tensor", tensor}, {"gradients", gradients}};
 }
 
+nlohmann::ordered_json to_json(const GpuMemoryOutcome& o) {
+  const auto counts = [](const GpuAllocations& a) {
+    return nlohmann::ordered_json{{"device", a.device}, {"pinned", a.pinned}};
+  };
+  return {{"reserved", o.reserved},
+          {"held", o.held},
+          {"used", o.used},
+          {"peak", o.peak},
+          {"kernels", {{"predicted", o.planned_kernels}, {"peak", o.kernels}}},
+          {"driver_calls",
+           {{"before_steps", counts(o.before)},
+            {"first_step", counts(o.first_step)},
+            {"later", counts(o.later)}}}};
+}
+
 /// A step's own: saves are between the steps.
 double step_total(const StepSeconds& seconds) {
   return seconds.total() - seconds.checkpoint;
@@ -36,11 +51,13 @@ double step_total(const StepSeconds& seconds) {
 }  // namespace
 
 void StepTraffic::begin_step() {
+  gpu_.begin_step();
   sent_before_ = run_.bytes_sent();
   exposed_before_ = run_.exposed_seconds();
 }
 
 void StepTraffic::end_step() {
+  gpu_.end_step();
   if (steps_++ == 0) return;
   const auto add = [](ByAxis& sum, const ByAxis& now, const ByAxis& before) {
     sum.context += now.context - before.context;
@@ -69,6 +86,7 @@ Outcome measured_outcome(std::vector<double> step_seconds, const StepTraffic& tr
   outcome.exposed_seconds = traffic.exposed_seconds();
   outcome.threads = run.threads();
   outcome.allocated_bytes = world.all_reduce_max(run.compute().backend.device.peak_bytes());
+  outcome.gpu = traffic.gpu().outcome(run.reserved_bytes(), run.gpu_room(), world);
   outcome.resident_bytes = world.all_reduce_max(peak_resident_bytes());
   outcome.ranks_per_node =
       static_cast<int>(world.all_reduce_max(std::int64_t{world.split_by_node().size()}));
@@ -122,6 +140,7 @@ std::string prediction_text(const Prediction& p, const Outcome& o) {
       "memory per rank: {:.1f} MiB predicted, {:.1f} MiB allocated, {:.1f} MiB resident at the "
       "peak\n",
       mib(p.memory.arrays()), mib(o.allocated_bytes), mib(o.resident_bytes));
+  if (o.gpu) text += gpu_memory_text(*o.gpu) + "\n";
   if (!p.seconds) return text + fmt::format("step time was not predicted: {}", p.calibration);
   if (o.median_seconds == 0)
     return text + fmt::format(
@@ -140,7 +159,7 @@ std::string prediction_json(const Prediction& p, const Outcome& o) {
   for (const auto& [name, bytes] : kinds_of(p.memory)) memory[name] = bytes;
   if (p.seconds)
     for (const auto& [name, part] : parts_of(*p.seconds)) seconds[name] = part;
-  const Json report = {
+  Json report = {
       {"memory_per_rank_bytes",
        {{"predicted", p.memory.arrays()},
         {"allocated", o.allocated_bytes},
@@ -164,6 +183,7 @@ std::string prediction_json(const Prediction& p, const Outcome& o) {
       {"calibration", p.calibration},
       {"memory", memory},
       {"seconds", seconds}};
+  if (o.gpu) report["gpu_memory_bytes"] = to_json(*o.gpu);
   return report.dump(2);
 }
 

@@ -23,19 +23,22 @@ struct Outcome {
   ByAxis sent_bytes;          ///< in a step, without the first
   ByAxis exposed_seconds;     ///< the same, but of rank 0: it has the parts of profile.json as well
   int threads = 0;            ///< of a rank
+  std::optional<GpuMemoryOutcome> gpu = {};
 };
 
 /// Sums up what steps send and wait for; what is sent between them (validation) does not count.
 class StepTraffic {
  public:
-  explicit StepTraffic(const TrainingRun& run) : run_(run) {}
+  explicit StepTraffic(const TrainingRun& run) : run_(run), gpu_(run.compute()) {}
   void begin_step();
   void end_step();
   ByAxis sent_bytes() const;  ///< this rank, mean of a step without the first; 0 before the second
   ByAxis exposed_seconds() const;
+  const GpuMemoryWatch& gpu() const { return gpu_; }
 
  private:
   const TrainingRun& run_;
+  GpuMemoryWatch gpu_;
   std::int64_t steps_ = 0;
   ByAxis sent_before_, exposed_before_, sent_, exposed_;
 };

@@ -30,6 +30,7 @@
 #include "launcher/tensorboard.hpp"
 #include "launcher/training_run.hpp"
 #include "launcher/world_check.hpp"
+#include "model/kernels/cuda/plugin.hpp"
 #include "model/lr_schedule.hpp"
 #include "parallel/agree.hpp"
 #include "parallel/flight_recorder.hpp"
@@ -240,9 +241,8 @@ ExitStatus train(const RunConfig& requested, const Communicator& world,
     line.hfu = line.mfu * (1 + run.recomputed_step_flops() / run.step_flops());
     line.comm_seconds = world.all_reduce_max(run.communication_seconds() - communication_before);
     line.data_seconds = world.all_reduce_max(run.data_seconds() - data_before);
-    const Device& device = compute.backend.device;
-    line.peak_memory_bytes = world.all_reduce_max(device.host_accessible() ? peak_resident_bytes()
-                                                                           : device.peak_bytes());
+    line.peak_memory_bytes = world.all_reduce_max(
+        compute.gpu != nullptr ? compute.gpu->memory().peak_bytes : peak_resident_bytes());
 
     step_seconds.push_back(line.step_seconds);
     watchdog.step_done(line.step_seconds);

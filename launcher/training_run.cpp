@@ -138,9 +138,18 @@ TrainingRun::TrainingRun(RunConfig config, const Communicator& world, Compute co
   });
 
   share_ = rank_share_of(config_, shape, scheme_);
+  // The copy that a checkpoint is written from lies in the host's memory.
+  if (!backend_.device.host_accessible()) share_.staging = 0;
   const model::OptimizerShard shard = share_.shard;
-  const MemoryLimit limit = memory_limit(config_.memory.budget, world);
+  gpu_room_ = find_gpu_room(compute_, config_, share_, world);
+  const MemoryLimit limit = gpu_room_ ? gpu_memory_limit(config_.memory.budget, *gpu_room_, world)
+                                      : memory_limit(config_.memory.budget, world);
   agree(world, [&] { memory_plan_ = plan_memory(config_, share_, limit); });
+  agree(world, [&] {
+    if (gpu_room_)
+      reserved_bytes_ =
+          reserve_gpu_memory(compute_, *gpu_room_, memory_estimate().total(), config_, share_);
+  });
   agree(world, [&] {
     model_ = std::make_unique<model::Transformer>(config_.model, attention, config_.memory,
                                                   std::move(shards), backend_, memory_plan_.plan,

@@ -12,6 +12,7 @@
 #include "io/loader.hpp"
 #include "io/token_dataset.hpp"
 #include "launcher/compute.hpp"
+#include "launcher/gpu_memory.hpp"
 #include "launcher/memory_plan.hpp"
 #include "launcher/run_config.hpp"
 #include "model/adamw.hpp"
@@ -70,6 +71,9 @@ class TrainingRun {
   /// And what memory.keep computes again.
   double recomputed_step_flops() const;
   model::MemoryEstimate memory_estimate() const;
+  /// Of the GPU, before the first step; nothing and 0 on the CPU.
+  const std::optional<GpuRoom>& gpu_room() const { return gpu_room_; }
+  std::int64_t reserved_bytes() const { return reserved_bytes_; }
   const model::RankShare& share() const { return share_; }
   /// What every layer keeps.
   const model::ActivationPlan& keep_plan() const { return memory_plan_.plan; }
@@ -148,6 +152,8 @@ class TrainingRun {
   io::LoaderPlan plan_;
   int accumulation_ = 1;
   MemoryPlan memory_plan_;
+  std::optional<GpuRoom> gpu_room_;
+  std::int64_t reserved_bytes_ = 0;
   Progress progress_;
   Restored restored_;
   std::unique_ptr<io::Fence> fence_;            ///< on rank 0

@@ -36,7 +36,7 @@ using Clock = std::chrono::steady_clock;
 /// How verify calls itself on the ranks: not for people, so not in the help.
 constexpr const char* kOnRanks = "--on-ranks";
 constexpr int kMostRanks = 64;
-constexpr std::int64_t kMostTokens = 1 << 15;
+constexpr std::int64_t kMostTokens = 1 << 15, kMostSteps = 10000;
 
 /// A folder for the rows of the ranks, gone with this object.
 class RowsFolder {
@@ -63,9 +63,11 @@ class RowsFolder {
 VerifyScope scope_of(const Arguments& args) {
   if (args.has("quick") && args.has("full"))
     fail_usage("verify: --quick and --full exclude each other: give one of them, or neither");
-  return {args.integer("tokens"), args.has("quick")  ? Extent::kQuick
-                                  : args.has("full") ? Extent::kFull
-                                                     : Extent::kUsual};
+  return {args.integer("tokens"),
+          args.has("quick")  ? Extent::kQuick
+          : args.has("full") ? Extent::kFull
+                             : Extent::kUsual,
+          args.integer("steps")};
 }
 
 /// One of the processes that verify starts: measures, and rank 0 writes the rows.
@@ -73,6 +75,7 @@ ExitStatus verify_on_ranks(const std::vector<std::string>& arguments) {
   const Arguments args({arguments.begin() + 1, arguments.end()}, "verify", "",
                        {{"rows", "FILE", ""},
                         {"tokens", "N", ""},
+                        {"steps", "N", ""},
                         {"quick", "", ""},
                         {"full", "", ""},
                         {"device", "NAME", ""},
@@ -105,6 +108,7 @@ VerifyReport start_on(int ranks, const VerifyScope& scope, const Arguments& args
                       const std::string& rows_file) {
   std::vector<std::string> words = {"verify", kOnRanks, "--rows", rows_file};
   words.insert(words.end(), {"--tokens", std::to_string(scope.tokens)});
+  words.insert(words.end(), {"--steps", std::to_string(scope.steps)});
   words.insert(words.end(), {"--device", args.text("device")});
   words.insert(words.end(), {"--communication", args.text("communication")});
   if (scope.extent != Extent::kUsual) words.push_back(fmt::format("--{}", name_of(scope.extent)));
@@ -149,6 +153,7 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
       {{"ranks", "N,N,...", "rank counts, each started with mpirun", "1,2,3,4"},
        {"tokens", "N", "length of the attention problems; time grows with its square",
         std::to_string(VerifyScope().tokens)},
+       {"steps", "N", "optimizer steps of every training run", std::to_string(VerifyScope().steps)},
        {"quick", "", "one case of every kind: a few seconds"},
        {"full", "", "all combinations: a few minutes"},
        {"device", "NAME", "where the ranks compute: cpu, cuda or auto", "cpu"},
@@ -170,9 +175,13 @@ ExitStatus verify_command(const std::vector<std::string>& arguments) {
         "with takes time with its square",
         scope.tokens, kMostTokens);
 
+  if (scope.steps < 1 || scope.steps > kMostSteps)
+    fail_usage("verify: --steps {}: it must be between 1 and {}", scope.steps, kMostSteps);
+
   const auto begin = Clock::now();
   const RowsFolder folder;
   VerifyReport report;
+  report.steps = scope.steps;
   {
     std::int64_t total = 0, done = 0;
     const auto rows_of = [&](int ranks) {

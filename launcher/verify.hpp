@@ -46,6 +46,7 @@ std::vector<std::string> broken_bounds(const AttentionRow& row);
 std::vector<std::string> broken_bounds(const TrainingRow& row);
 
 struct VerifyReport {
+  std::int64_t steps = VerifyScope().steps;  ///< of a training run
   std::vector<AttentionRow> attention;
   std::vector<TrainingRow> training;
   double seconds = 0;

@@ -23,6 +23,7 @@ std::string_view name_of(Extent extent);
 struct VerifyScope {
   std::int64_t tokens = 193;  ///< of an attention problem; odd, so that no rank count divides it
   Extent extent = Extent::kUsual;
+  std::int64_t steps = 20;  ///< of a training run
 };
 
 /// A way to share a sequence, as it is verified.

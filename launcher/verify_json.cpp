@@ -102,6 +102,7 @@ std::string report_json(const VerifyReport& report) {
                        {"gradient", kGradientBound}}},
                      {"attention", to_json(report.attention)},
                      {"training", to_json(report.training)},
+                     {"training_steps", report.steps},
                      {"seconds", report.seconds},
                      {"program", version_line()}};
   return json.dump(2);

@@ -267,9 +267,9 @@ std::string report_text(const VerifyReport& report, bool colour) {
       "lengths. Errors in millionths: relative L2 of output, dQ, dK, dV; log-sum-exp: largest "
       "absolute\none in fp32, relative L2 in bf16. ratio: largest to the error of one rank. keep: "
       "memory.keep =\nall, attention and block bit for bit. twice: run again, bit for bit.\n\n" +
-      attention_table(report.attention, colour) +
-      "\nTraining, 20 steps, against one rank: largest relative difference of the loss, and "
-      "relative L2\nof the first gradients (* has no bound). as shard=none: with one micro-batch a "
+      attention_table(report.attention, colour) + "\nTraining, " + counted(report.steps, "step") +
+      ", against one rank: largest relative difference of the loss, and relative L2\nof the first "
+      "gradients (* has no bound). as shard=none: with one micro-batch a "
       "step.\n\n" +
       training_table(report.training, colour) + "\n" + broken_text(report.attention) +
       broken_text(report.training);

@@ -247,6 +247,7 @@ std::vector<TrainingRow> measure_training(const Communicator& world, const Verif
   for (const TrainingCase& what : training_cases(world.size(), scope)) {
     const TrainingLayout& layout = what.layout;
     TrainingProblem problem = training_problem(what.model, world.size());
+    problem.steps = scope.steps;
     if (!layout.scheme.empty()) problem.attention.scheme = verified_scheme(layout.scheme).kind;
     problem.shard = layout.shard;
     const Mesh mesh(world, {layout.data, layout.context, layout.tensor});
@@ -259,7 +260,7 @@ std::vector<TrainingRow> measure_training(const Communicator& world, const Verif
     const TrainingOutcome outcome = what.keep == Keep::kAll ? all : run(what.keep);
     TrainingRow row = {what, 0, 0, everybody(outcome == all), everybody(run(what.keep) == outcome)};
     if (layout.shard != OptimizerShard::kNone) {
-      problem.steps = 4, problem.micro_batches = 1;
+      problem.steps = std::min<std::int64_t>(4, scope.steps), problem.micro_batches = 1;
       const TrainingOutcome sharded = run(what.keep);
       problem.shard = OptimizerShard::kNone;
       TrainingOutcome& whole = unsharded[{to_string(layout), what.keep, what.model}];
@@ -270,8 +271,10 @@ std::vector<TrainingRow> measure_training(const Communicator& world, const Verif
     TrainingOutcome& expected = one_rank[what.model];
     if (expected.losses.empty()) {
       const Mesh alone(Communicator::self(), {1, 1});
-      expected = run_training(training_problem(what.model, world.size()), alone, Keep::kAll,
-                              *compute.make_group(alone.world()), backend);
+      TrainingProblem whole = training_problem(what.model, world.size());
+      whole.steps = scope.steps;
+      expected =
+          run_training(whole, alone, Keep::kAll, *compute.make_group(alone.world()), backend);
     }
     row.loss_difference = loss_difference(outcome, expected);
     row.gradient_difference = gradient_difference(outcome, expected);

@@ -14,7 +14,7 @@ std::size_t round_up(std::size_t bytes) {
 }  // namespace
 
 Arena::~Arena() {
-  for (const auto& [piece, bytes] : pieces_) system_.release(piece);
+  for (const auto& [memory, piece] : pieces_) system_.release(memory);
 }
 
 void Arena::set_free(Blocks::iterator block) {
@@ -32,7 +32,7 @@ bool Arena::grow(std::size_t bytes) {
   if (piece == nullptr) return false;
   ++system_allocations_;
   held_bytes_ += static_cast<std::int64_t>(bytes);
-  pieces_.emplace(piece, bytes);
+  pieces_.emplace(piece, Piece{bytes, 0});
   set_free(blocks_.emplace(piece, Block{bytes, piece, true}).first);
   return true;
 }
@@ -41,14 +41,14 @@ bool Arena::give_back_unused() {
   bool any = false;
   for (auto piece = pieces_.begin(); piece != pieces_.end();) {
     const auto block = blocks_.find(piece->first);
-    if (!block->second.free || block->second.bytes != piece->second) {
+    if (!block->second.free || block->second.bytes != piece->second.bytes) {
       ++piece;
       continue;
     }
     unset_free(block);
     blocks_.erase(block);
     system_.release(piece->first);
-    held_bytes_ -= static_cast<std::int64_t>(piece->second);
+    held_bytes_ -= static_cast<std::int64_t>(piece->second.bytes);
     piece = pieces_.erase(piece);
     any = true;
   }
@@ -78,6 +78,9 @@ void* Arena::allocate(std::size_t bytes) {
     block->second.bytes = size;
     set_free(blocks_.emplace(block->first + size, Block{rest, block->second.piece, true}).first);
   }
+  Piece& piece = pieces_.at(block->second.piece);
+  piece.used =
+      std::max(piece.used, static_cast<std::size_t>(block->first - block->second.piece) + size);
   bytes_in_use_ += static_cast<std::int64_t>(bytes);
   peak_bytes_ = std::max(peak_bytes_, bytes_in_use_);
   return block->first;
@@ -120,10 +123,20 @@ std::int64_t Arena::peak_bytes() const {
 void Arena::reset_peak() {
   const std::lock_guard lock(mutex_);
   peak_bytes_ = bytes_in_use_;
+  for (auto& [memory, piece] : pieces_) piece.used = 0;
+  for (const auto& [memory, block] : blocks_)  // in rising order
+    if (!block.free)
+      pieces_.at(block.piece).used = static_cast<std::size_t>(memory - block.piece) + block.bytes;
 }
 std::int64_t Arena::held_bytes() const {
   const std::lock_guard lock(mutex_);
   return held_bytes_;
+}
+std::int64_t Arena::used_bytes() const {
+  const std::lock_guard lock(mutex_);
+  std::int64_t used = 0;
+  for (const auto& [memory, piece] : pieces_) used += static_cast<std::int64_t>(piece.used);
+  return used;
 }
 std::int64_t Arena::system_allocations() const {
   const std::lock_guard lock(mutex_);

@@ -42,6 +42,10 @@ class Arena {
   void reset_peak();
   std::int64_t held_bytes() const;          ///< got from the system
   std::int64_t system_allocations() const;  ///< how often the system was asked
+  /// Of every piece up to its furthest block since the last reset_peak(): what exceeds peak_bytes()
+  /// is alignment and gaps. Blocks come from the smallest gap that is large enough, so a piece's
+  /// end is touched only when none is.
+  std::int64_t used_bytes() const;
 
  private:
   struct Block {
@@ -60,7 +64,10 @@ class Arena {
   mutable std::mutex mutex_;
   Blocks blocks_;                                 ///< every byte of every piece, by address
   std::set<std::pair<std::size_t, char*>> free_;  ///< size, address
-  std::map<char*, std::size_t> pieces_;
+  struct Piece {
+    std::size_t bytes = 0, used = 0;
+  };
+  std::map<char*, Piece> pieces_;
   std::int64_t bytes_in_use_ = 0;
   std::int64_t peak_bytes_ = 0;
   std::int64_t held_bytes_ = 0;

@@ -93,8 +93,7 @@ void CudaDevice::use() const {
   LONGSPAN_CUDA(cudaSetDevice(ordinal_));
 }
 
-void* CudaDevice::allocate(std::size_t bytes) {
-  if (bytes == 0) return nullptr;
+void* CudaDevice::take(std::size_t bytes) {
   void* const memory = arena_.allocate(bytes);
   if (memory == nullptr) {
     use();
@@ -104,7 +103,7 @@ void* CudaDevice::allocate(std::size_t bytes) {
         "no memory for {} bytes on GPU {} ({}): {} bytes are in use here, {} of its {} are free: "
         "use shorter sequences, smaller micro-batches, memory.keep=block, memory.offload=host or "
         "more ranks",
-        bytes, ordinal_, facts_.name, bytes_in_use(), free_bytes, total_bytes);
+        bytes, ordinal_, facts_.name, arena_.bytes_in_use(), free_bytes, total_bytes);
   }
 #if defined(LONGSPAN_CUDA_EMULATED)
   // A block that is handed out again holds NaN as a fresh one does: reading it uninitialised shows.
@@ -113,12 +112,53 @@ void* CudaDevice::allocate(std::size_t bytes) {
   return memory;
 }
 
-void CudaDevice::release(void* memory, std::size_t bytes) noexcept {
-  arena_.release(memory, bytes);
+void* CudaDevice::allocate(std::size_t bytes) {
+  if (bytes == 0) return nullptr;
+  void* const memory = take(bytes);
+  arrays_.add(static_cast<std::int64_t>(bytes));
+  return memory;
 }
 
-void CudaDevice::reserve(std::int64_t bytes) {
-  if (bytes > 0) (void)arena_.reserve(static_cast<std::size_t>(bytes));
+void CudaDevice::release(void* memory, std::size_t bytes) noexcept {
+  if (memory == nullptr) return;
+  arena_.release(memory, bytes);
+  arrays_.add(-static_cast<std::int64_t>(bytes));
+}
+
+void* CudaDevice::Scratch::allocate(std::size_t bytes) {
+  if (bytes == 0) return nullptr;
+  void* const memory = device_.take(bytes);
+  count_.add(static_cast<std::int64_t>(bytes));
+  return memory;
+}
+
+void CudaDevice::Scratch::release(void* memory, std::size_t bytes) noexcept {
+  if (memory == nullptr) return;
+  device_.arena_.release(memory, bytes);
+  count_.add(-static_cast<std::int64_t>(bytes));
+}
+
+void CudaDevice::Count::add(std::int64_t bytes) {
+  const std::int64_t now = in_use_ += bytes;
+  for (std::int64_t most = peak_; now > most && !peak_.compare_exchange_weak(most, now);) {
+  }
+}
+
+void CudaDevice::reset_peak() {
+  arrays_.reset_peak();
+  scratch_.reset_peak();
+  arena_.reset_peak();
+}
+
+bool CudaDevice::reserve(std::int64_t bytes) {
+  return bytes <= 0 || arena_.reserve(static_cast<std::size_t>(bytes));
+}
+
+std::int64_t CudaDevice::free_bytes() const {
+  use();
+  std::size_t free_bytes = 0, total_bytes = 0;
+  LONGSPAN_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return static_cast<std::int64_t>(free_bytes);
 }
 
 void CudaDevice::copy(void* to, const void* from, std::size_t bytes, Stream& stream) {

@@ -3,6 +3,7 @@
 /// Read next: arena.hpp, stream.hpp.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -45,9 +46,14 @@ class CudaDevice final : public Device {
   /// used on stream(), or by others that stream() waits for.
   void* allocate(std::size_t bytes) override;
   void release(void* memory, std::size_t bytes) noexcept override;
-  /// Asks the driver for so much at once, to be handed out by allocate(). Without effect if the GPU
-  /// has not so much left.
-  void reserve(std::int64_t bytes);
+  /// Asks the driver for so much at once, to be handed out by allocate(). False: the GPU has not so
+  /// much left.
+  bool reserve(std::int64_t bytes);
+  /// What nobody uses of the GPU's memory; other processes' memory counts as used.
+  std::int64_t free_bytes() const;
+  /// This device, for what operations need while they run: its memory is counted apart.
+  Device& scratch() { return scratch_; }
+  std::int64_t scratch_peak_bytes() const { return scratch_.peak_bytes(); }
 
   bool host_accessible() const override { return false; }
   /// Safe from every thread. To and from the host in pieces through two page-locked buffers, unless
@@ -57,11 +63,14 @@ class CudaDevice final : public Device {
                  std::size_t bytes, std::int64_t rows, Stream& stream) override;
   void fill_zero(void* to, std::size_t bytes, Stream& stream) override;
   Stream& stream() override { return *stream_; }
-  Stream& copy_stream() { return *copy_stream_; }
+  Stream& copy_stream() override { return *copy_stream_; }
 
-  std::int64_t bytes_in_use() const override { return arena_.bytes_in_use(); }
-  std::int64_t peak_bytes() const override { return arena_.peak_bytes(); }
-  void reset_peak() override { arena_.reset_peak(); }
+  /// Without scratch().
+  std::int64_t bytes_in_use() const override { return arrays_.in_use(); }
+  std::int64_t peak_bytes() const override { return arrays_.peak(); }
+  /// Of the scratch memory and the arena, too.
+  void reset_peak() override;
+  const Arena& arena() const { return arena_; }
   std::int64_t held_bytes() const { return arena_.held_bytes(); }
   std::int64_t system_allocations() const { return arena_.system_allocations(); }
 
@@ -71,6 +80,44 @@ class CudaDevice final : public Device {
     void* memory = nullptr;
     Event done;
   };
+  /// Safe from every thread.
+  class Count {
+   public:
+    void add(std::int64_t bytes);
+    std::int64_t in_use() const { return in_use_; }
+    std::int64_t peak() const { return peak_; }
+    void reset_peak() { peak_ = in_use_.load(); }
+
+   private:
+    std::atomic<std::int64_t> in_use_ = 0, peak_ = 0;
+  };
+  class Scratch final : public Device {
+   public:
+    explicit Scratch(CudaDevice& device) : device_(device) {}
+    std::string name() const override { return device_.name(); }
+    void* allocate(std::size_t bytes) override;
+    void release(void* memory, std::size_t bytes) noexcept override;
+    void copy(void* to, const void* from, std::size_t bytes, Stream& stream) override {
+      device_.copy(to, from, bytes, stream);
+    }
+    void copy_rows(void* to, std::size_t to_row, const void* from, std::size_t from_row,
+                   std::size_t bytes, std::int64_t rows, Stream& stream) override {
+      device_.copy_rows(to, to_row, from, from_row, bytes, rows, stream);
+    }
+    void fill_zero(void* to, std::size_t bytes, Stream& stream) override {
+      device_.fill_zero(to, bytes, stream);
+    }
+    Stream& stream() override { return device_.stream(); }
+    Stream& copy_stream() override { return device_.copy_stream(); }
+    std::int64_t bytes_in_use() const override { return count_.in_use(); }
+    std::int64_t peak_bytes() const override { return count_.peak(); }
+    void reset_peak() override { count_.reset_peak(); }
+
+   private:
+    CudaDevice& device_;
+    Count count_;
+  };
+  void* take(std::size_t bytes);
   void copy_in(char* to, const char* from, std::size_t bytes, cudaStream_t stream);
   void copy_out(char* to, const char* from, std::size_t bytes, cudaStream_t stream);
   void use() const;  ///< this thread's CUDA calls are for this GPU
@@ -78,6 +125,8 @@ class CudaDevice final : public Device {
   int ordinal_;
   GpuFacts facts_;
   Arena arena_;
+  Count arrays_;
+  Scratch scratch_{*this};
   std::unique_ptr<CudaStream> stream_, copy_stream_;
   std::mutex staging_mutex_;
   Staging staging_[2];

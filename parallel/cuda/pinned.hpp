@@ -2,16 +2,23 @@
 /// and asynchronously.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
+
 #include "parallel/cuda/check.hpp"
 #include "parallel/handle.hpp"
 
 namespace longspan::cuda {
+
+/// How often this process has asked the driver for page-locked memory.
+inline std::atomic<std::int64_t> pinned_allocations = 0;
 
 class PinnedMemory {
  public:
   PinnedMemory() = default;
   /// Throws Error with the size if there is none.
   explicit PinnedMemory(std::size_t bytes) : bytes_(bytes) {
+    ++pinned_allocations;
     void* raw = nullptr;
     const cudaError_t code = cudaHostAlloc(&raw, bytes, cudaHostAllocDefault);
     if (code != cudaSuccess) {

@@ -92,6 +92,24 @@ TEST(CudaDevice, CountsBytesAndAsksTheDriverOnlyOnce) {
   EXPECT_EQ(device.peak_bytes(), 0);
 }
 
+TEST(CudaDevice, WhatOperationsNeedIsCountedApart) {
+  CudaDevice device(0);
+  ASSERT_TRUE(device.reserve(1 << 20));
+  {
+    Buffer<float> array(device, 1000);
+    Buffer<float> scratch(device.scratch(), 300);
+    EXPECT_EQ(device.bytes_in_use(), 4000);
+    EXPECT_EQ(device.arena().bytes_in_use(), 5200);
+  }
+  EXPECT_EQ(device.peak_bytes(), 4000);
+  EXPECT_EQ(device.scratch_peak_bytes(), 1200);
+  EXPECT_EQ(device.arena().peak_bytes(), 5200);
+  EXPECT_EQ(device.arena().used_bytes(), 4096 + 1280);
+  EXPECT_EQ(device.system_allocations(), 1);
+  device.reset_peak();
+  EXPECT_EQ(device.scratch_peak_bytes() + device.arena().used_bytes(), 0);
+}
+
 TEST(CudaDevice, FreshAndReusedMemoryHoldsNan) {
   CudaDevice device(0);
   std::vector<float> back(100);
@@ -179,6 +197,22 @@ TEST(Arena, GivesUnusedPiecesBackBeforeItGivesUp) {
   EXPECT_EQ(arena.allocate(20 * 1024), nullptr);
   arena.release(large, 90 * 1024);
   EXPECT_EQ(arena.bytes_in_use(), 0);
+}
+
+TEST(Arena, GapsCountAsUsedUntilThePeakIsReset) {
+  Bank bank{1 << 20, {}};
+  Arena arena(bank.system(1 << 12));
+  ASSERT_TRUE(arena.reserve(1 << 16));
+  void* first = arena.allocate(1000);
+  void* second = arena.allocate(1000);
+  arena.release(first, 1000);
+  void* large = arena.allocate(2000);  // the gap is too small for it
+  EXPECT_EQ(arena.peak_bytes(), 3000);
+  EXPECT_EQ(arena.used_bytes(), 1024 + 1024 + 2048);
+  arena.release(large, 2000);
+  arena.reset_peak();
+  EXPECT_EQ(arena.used_bytes(), 1024 + 1024);
+  arena.release(second, 1000);
 }
 
 TEST(Arena, ReservedBytesAreHandedOut) {

@@ -104,12 +104,15 @@ done
 kinds=staged
 case $gpu in *"has no libnccl"* | *"no NCCL"*) ;; *) kinds="staged nccl" ;; esac
 for kind in $kinds; do
+  verify=("$longspan" verify --device cuda --communication "$kind")
   if [ -n "$tiny" ]; then
-    row "verify, $kind" "not run" "--tiny"
-  else
-    step "verify on 1, 2 and 4 ranks, $kind" timeout 900 "$longspan" verify --device cuda --communication $kind --quick \
-      --ranks 1,2,4
+    step "verify on 2 ranks, 2 steps, $kind" timeout 300 "${verify[@]}" --ranks 2 --quick --tokens 33 --steps 2
+    continue
   fi
+  step "verify on 1, 2 and 4 ranks, one case of every kind, $kind" timeout 600 "${verify[@]}" --ranks 1,2,4 --quick
+  for ranks in 2 4; do
+    step "verify on $ranks ranks, $kind" timeout 900 "${verify[@]}" --ranks $ranks
+  done
 done
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)

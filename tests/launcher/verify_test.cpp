@@ -107,9 +107,9 @@ TEST(Verify, TheProgramPrintsATableThatEndsWithTheVerdict) {
 
 TEST(Verify, WrongUsageIsSaidBeforeAnythingStarts) {
   const std::vector<std::vector<std::string>> wrong = {
-      {"--ranks", "0"},     {"--ranks", "2,"},        {"--ranks", "1,x"},     {"--ranks", "1000"},
-      {"--tokens", "3"},    {"--tokens", "99999999"}, {"--layout", "zigzag"}, {"2"},
-      {"--quick", "--full"}};
+      {"--ranks", "0"},  {"--ranks", "2,"},        {"--ranks", "1,x"},     {"--ranks", "1000"},
+      {"--tokens", "3"}, {"--tokens", "99999999"}, {"--layout", "zigzag"}, {"2"},
+      {"--steps", "0"},  {"--quick", "--full"}};
   for (std::vector<std::string> arguments : wrong) {
     arguments.insert(arguments.begin(), "verify");
     const auto run = longspan(arguments);

@@ -6,6 +6,7 @@
 #include "parallel/cuda/device.hpp"
 #include "parallel/cuda/device_group.hpp"
 #include "parallel/cuda/host_offload.hpp"
+#include "parallel/cuda/pinned.hpp"
 #include "parallel/error.hpp"
 
 #if !defined(LONGSPAN_CUDA_EMULATED)
@@ -19,7 +20,7 @@ class Gpu final : public GpuBackend {
  public:
   explicit Gpu(const GpuOptions& options)
       : device_(options.device),
-        kernels_(device_, options.deterministic),
+        kernels_(device_.scratch(), options.deterministic),
         groups_(options.device, longspan::cuda::native(device_.stream()),
                 {options.communication,
                  options.share_gpu,
@@ -36,7 +37,14 @@ class Gpu final : public GpuBackend {
   std::unique_ptr<OffloadStack> make_host_offload() override {
     return longspan::cuda::make_host_offload(device_);
   }
-  void reserve(std::int64_t bytes) override { device_.reserve(bytes); }
+  bool reserve(std::int64_t bytes) override { return device_.reserve(bytes); }
+  std::int64_t free_bytes() override { return device_.free_bytes(); }
+  GpuMemory memory() override {
+    const longspan::cuda::Arena& arena = device_.arena();
+    return {arena.held_bytes(),         arena.used_bytes(),
+            arena.peak_bytes(),         device_.scratch_peak_bytes(),
+            arena.system_allocations(), longspan::cuda::pinned_allocations};
+  }
 
  private:
   longspan::cuda::CudaDevice device_;

@@ -30,6 +30,16 @@ struct GpuOptions {
   double deadline_seconds = 0;  ///< after which a collective between GPUs is given up; 0 = never
 };
 
+/// What this process has of a GPU's memory.
+struct GpuMemory {
+  std::int64_t held_bytes = 0;  ///< got from the driver
+  std::int64_t used_bytes = 0;  ///< of these, up to the furthest block: with alignment and gaps
+  std::int64_t peak_bytes = 0;  ///< arrays and what operations need while they run
+  std::int64_t scratch_peak_bytes = 0;  ///< the latter alone
+  std::int64_t allocations = 0;         ///< how often the driver was asked
+  std::int64_t pinned_allocations = 0;  ///< likewise for page-locked memory of the host
+};
+
 /// A GPU in use by this process.
 class GpuBackend {
  public:
@@ -43,8 +53,11 @@ class GpuBackend {
   virtual std::unique_ptr<ProcessGroup> make_group(const Communicator& comm) = 0;
   /// Where buffers of this device wait in the host's page-locked memory (memory.offload=host).
   virtual std::unique_ptr<OffloadStack> make_host_offload() = 0;
-  /// Gets so much memory from the driver at once; without effect if the GPU has not so much.
-  virtual void reserve(std::int64_t bytes) = 0;
+  /// Gets so much memory from the driver at once. False: the GPU has not so much left.
+  virtual bool reserve(std::int64_t bytes) = 0;
+  /// Of the GPU, at this moment; what other processes hold is not free.
+  virtual std::int64_t free_bytes() = 0;
+  virtual GpuMemory memory() = 0;  ///< peaks since device().reset_peak()
 };
 
 class GpuPlugin {
