@@ -21,6 +21,10 @@ class Kernels {
 
   virtual void gemm(const GemmArgs& args, Stream& stream) = 0;
   virtual void norm_forward(const NormForwardArgs& args, Stream& stream) = 0;
+  virtual void residual_norm_forward(const ResidualNormArgs& args, Stream& stream) {
+    residual_forward(args.residual, stream);
+    norm_forward(args.norm, stream);
+  }
   virtual void norm_backward(const NormBackwardArgs& args, Stream& stream) = 0;
   virtual void gelu_forward(const GeluForwardArgs& args, Stream& stream) = 0;
   virtual void gelu_backward(const GeluBackwardArgs& args, Stream& stream) = 0;

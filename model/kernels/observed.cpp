@@ -71,6 +71,15 @@ void ObservedKernels::norm_forward(const NormForwardArgs& args, Stream& stream) 
       stream, [&] { kernels_.norm_forward(args, stream); });
 }
 
+void ObservedKernels::residual_norm_forward(const ResidualNormArgs& args, Stream& stream) {
+  watch(
+      [&] {
+        return OperationCall{"residual and norm forward", 0,
+                             4 * kFp32 * product(args.norm.rows, args.norm.width)};
+      },
+      stream, [&] { kernels_.residual_norm_forward(args, stream); });
+}
+
 void ObservedKernels::norm_backward(const NormBackwardArgs& args, Stream& stream) {
   watch(
       [&] {

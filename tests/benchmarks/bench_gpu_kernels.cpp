@@ -215,6 +215,15 @@ void memory_bound(const Bench& bench) {
     args.rms = true, args.rstd = rstd.data();
     kernels.norm_forward(args, stream);
   });
+  Buffer<float> sum(device, count);
+  row("residual and norm forward", 4 * bytes, [&] {
+    ResidualNormArgs args;
+    args.residual.rows = args.norm.rows = rows, args.residual.width = args.norm.width = width;
+    args.residual.x = x.data(), args.residual.r = wide.data(), args.residual.y = sum.data();
+    args.norm.x = sum.data(), args.norm.weight = weight.data(), args.norm.y = y.data();
+    args.norm.rms = true, args.norm.rstd = rstd.data();
+    kernels.residual_norm_forward(args, stream);
+  });
   Buffer<std::uint16_t> rounded(device, count);
   row("to bf16", 1.5 * bytes,
       [&] { kernels.to_bf16(rows, width, x.data(), width, rounded.data(), stream); });

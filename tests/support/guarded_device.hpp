@@ -80,6 +80,12 @@ class GuardedKernels final : public model::ObservedKernels {
     require({a.x, a.weight, a.bias, a.y, a.mean, a.rstd});
     ObservedKernels::norm_forward(a, stream);
   }
+  void residual_norm_forward(const model::ResidualNormArgs& a, Stream& stream) override {
+    require({a.residual.x, a.residual.r, a.residual.y, a.residual.dropout.sequences,
+             a.residual.dropout.positions, a.norm.x, a.norm.weight, a.norm.bias, a.norm.y,
+             a.norm.mean, a.norm.rstd});
+    ObservedKernels::residual_norm_forward(a, stream);
+  }
   void norm_backward(const model::NormBackwardArgs& a, Stream& stream) override {
     require({a.dy, a.x, a.weight, a.mean, a.rstd, a.dx, a.dweight, a.dbias});
     ObservedKernels::norm_backward(a, stream);

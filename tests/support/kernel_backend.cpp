@@ -102,6 +102,21 @@ void HostKernels::norm_forward(const NormForwardArgs& args) {
   call.finish();
 }
 
+void HostKernels::residual_norm_forward(const ResidualNormArgs& args) {
+  HostCall call(backend_, shift_);
+  ResidualNormArgs a = args;
+  const std::int64_t count = args.norm.rows * args.norm.width;
+  ResidualForwardArgs& r = a.residual;
+  r.x = call.in(r.x, count), r.r = call.in(r.r, count), r.y = call.inout(r.y, count);
+  r.dropout = placed(r.dropout, r.rows, call);
+  NormForwardArgs& n = a.norm;
+  n.x = r.y, n.y = call.inout(n.y, count);
+  n.weight = call.in(n.weight, n.width), n.bias = call.in(n.bias, n.width);
+  n.mean = call.inout(n.mean, n.rows), n.rstd = call.inout(n.rstd, n.rows);
+  backend_.kernels.residual_norm_forward(a, backend_.stream);
+  call.finish();
+}
+
 void HostKernels::norm_backward(const NormBackwardArgs& args) {
   HostCall call(backend_, shift_);
   NormBackwardArgs a = args;

@@ -59,6 +59,7 @@ class HostKernels {
 
   void gemm(const model::GemmArgs& args);
   void norm_forward(const model::NormForwardArgs& args);
+  void residual_norm_forward(const model::ResidualNormArgs& args);
   void norm_backward(const model::NormBackwardArgs& args);
   void gelu_forward(const model::GeluForwardArgs& args);
   void gelu_backward(const model::GeluBackwardArgs& args);

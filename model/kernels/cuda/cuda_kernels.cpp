@@ -10,6 +10,10 @@ void CudaKernels::norm_forward(const NormForwardArgs& args, Stream& stream) {
   const Range range("norm forward");
   cuda::norm_forward(args, stream);
 }
+void CudaKernels::residual_norm_forward(const ResidualNormArgs& args, Stream& stream) {
+  const Range range("residual and norm forward");
+  cuda::residual_norm_forward(args, stream);
+}
 void CudaKernels::norm_backward(const NormBackwardArgs& args, Stream& stream) {
   const Range range("norm backward");
   cuda::norm_backward(args, device_, stream);

@@ -23,6 +23,7 @@ class CudaKernels final : public Kernels {
 
   void gemm(const GemmArgs& args, Stream& stream) override;
   void norm_forward(const NormForwardArgs& args, Stream& stream) override;
+  void residual_norm_forward(const ResidualNormArgs& args, Stream& stream) override;
   void norm_backward(const NormBackwardArgs& args, Stream& stream) override;
   void gelu_forward(const GeluForwardArgs& args, Stream& stream) override;
   void gelu_backward(const GeluBackwardArgs& args, Stream& stream) override;
