@@ -76,6 +76,16 @@ class GuardedKernels final : public model::ObservedKernels {
     require({a.a, a.b, a.a_bf16, a.b_bf16, a.c, a.bias});
     ObservedKernels::gemm(a, stream);
   }
+  void gemm_gelu_forward(const model::GemmGeluArgs& a, Stream& stream) override {
+    const model::GemmArgs& p = a.product;
+    require({p.a, p.b, p.a_bf16, p.b_bf16, p.c, p.bias, a.y, a.hidden_bf16, a.y_bf16});
+    ObservedKernels::gemm_gelu_forward(a, stream);
+  }
+  void gemm_gelu_backward(const model::GemmGeluBackwardArgs& a, Stream& stream) override {
+    const model::GemmArgs& p = a.product;
+    require({p.a, p.b, p.a_bf16, p.b_bf16, p.c, p.bias, a.hidden, a.dbias});
+    ObservedKernels::gemm_gelu_backward(a, stream);
+  }
   void norm_forward(const model::NormForwardArgs& a, Stream& stream) override {
     require({a.x, a.weight, a.bias, a.y, a.mean, a.rstd});
     ObservedKernels::norm_forward(a, stream);

@@ -22,6 +22,10 @@ void CudaKernels::gelu_forward(const GeluForwardArgs& args, Stream& stream) {
   const Range range("GELU forward");
   cuda::gelu_forward(args, stream);
 }
+void CudaKernels::gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream) {
+  const Range range("GELU forward");
+  cuda::gelu_bf16_forward(args, stream);
+}
 void CudaKernels::gelu_backward(const GeluBackwardArgs& args, Stream& stream) {
   const Range range("GELU backward");
   cuda::gelu_backward(args, stream);

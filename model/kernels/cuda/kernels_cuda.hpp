@@ -25,6 +25,8 @@ void residual_norm_forward(const ResidualNormArgs& args, Stream& stream);
 void norm_backward(const NormBackwardArgs& args, Device& device, Stream& stream);
 
 void gelu_forward(const GeluForwardArgs& args, Stream& stream);
+/// x and y are left as they are.
+void gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream);
 void gelu_backward(const GeluBackwardArgs& args, Stream& stream);
 void swiglu_forward(const SwigluForwardArgs& args, Stream& stream);
 void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream);
