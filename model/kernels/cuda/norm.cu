@@ -257,9 +257,17 @@ __global__ void __launch_bounds__(1024) norm_backward_wide_kernel(NormBackwardAr
 struct NormTerm {
   const float *dy, *x, *mean, *rstd;
   std::int64_t width;
-  __device__ float operator()(std::int64_t row, std::int64_t col) const {
+  template <int N>
+  __device__ Pack<N> load(std::int64_t row, std::int64_t col) const {
     const float level = mean != nullptr ? mean[row] : 0.0f;
-    return dy[row * width + col] * ((x[row * width + col] - level) * rstd[row]);
+    const Pack<N> in = cuda::load<N>(x + row * width + col);
+    Pack<N> term = cuda::load<N>(dy + row * width + col);
+#pragma unroll
+    for (int j = 0; j < N; ++j) term.v[j] *= (in.v[j] - level) * rstd[row];
+    return term;
+  }
+  bool vector() const {
+    return width % 4 == 0 && aligned16(dy, x);
   }
 };
 
