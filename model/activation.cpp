@@ -26,6 +26,10 @@ View<float> Activation::fp32_rows(std::int64_t first, std::int64_t count) const 
   return fp32_.empty() ? View<float>() : fp32_.view().slice_rows(first, count);
 }
 
+View<std::uint16_t> Activation::bf16_rows(std::int64_t first, std::int64_t count) const {
+  return bf16_.empty() ? View<std::uint16_t>() : bf16_.view().slice_rows(first, count);
+}
+
 void Activation::store(std::int64_t first, View<const float> x, Backend backend) const {
   backend.kernels.to_bf16(x.rows(), x.cols(), x.data(), x.cols(), bf16_.view().row(first),
                           backend.stream);

@@ -42,6 +42,8 @@ class Activation {
   Operand operand() const;
   /// The fp32 numbers of rows [first, first + count) where they lie; empty if they are bfloat16.
   View<float> fp32_rows(std::int64_t first, std::int64_t count) const;
+  /// The same of bfloat16 numbers; empty if they are fp32.
+  View<std::uint16_t> bf16_rows(std::int64_t first, std::int64_t count) const;
   /// bfloat16 only. Rounds x [count, cols] into the rows from `first` on, and back exactly.
   void store(std::int64_t first, View<const float> x, Backend backend) const;
   void load(std::int64_t first, View<float> x, Backend backend) const;

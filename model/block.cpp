@@ -98,11 +98,9 @@ void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassCont
   PartialRows attended(saved.x2_ND, pass, backend_);
   output_.forward(saved.attention.output_NHK, attended.view());
   attended.sum();
-  backend_.kernels.residual_forward({x_ND.rows(), x_ND.cols(), x_ND.data(), saved.x2_ND.data(),
-                                     saved.x2_ND.data(), dropout(pass, 0)},
-                                    backend_.stream);
   Buffer<float> normed2_ND(backend_.device, x_ND.rows(), x_ND.cols());
-  mlp_norm_.forward(saved.x2_ND, normed2_ND, &saved.mlp_norm);
+  mlp_norm_.forward_sum(x_ND, saved.x2_ND, dropout(pass, 0), saved.x2_ND, normed2_ND,
+                        &saved.mlp_norm);
   saved.normed2_ND =
       Activation(std::move(normed2_ND), config_.precision == Precision::kBf16, backend_);
 }

@@ -75,8 +75,7 @@ std::vector<float> Decoder::append(const std::vector<std::int32_t>& tokens) {
     backend.kernels.attention_forward(args, backend.stream);
 
     block.output().forward(attended_NHK, branch_ND);
-    backend.kernels.add(x_ND.size(), branch_ND.data(), x_ND.data(), backend.stream);
-    block.mlp_norm().forward(x_ND, normed_ND, nullptr);
+    block.mlp_norm().forward_sum(x_ND, branch_ND, {}, x_ND, normed_ND, nullptr);
     block.mlp().forward(normed_ND, branch_ND, nullptr);
     backend.kernels.add(x_ND.size(), branch_ND.data(), x_ND.data(), backend.stream);
   }

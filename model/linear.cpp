@@ -47,24 +47,56 @@ Linear::Linear(ParameterStore& store, const std::vector<Part>& parts, DimPart in
   }
 }
 
-void Linear::forward(const Operand& x, View<float> y) const {
+GemmArgs Linear::forward_args(const Operand& x, float* y) const {
   GemmArgs args;
   args.m = x.rows(), args.n = outputs_, args.k = inputs_;
   args.a = x.fp32.data(), args.a_bf16 = x.bf16.data(), args.lda = inputs_;
   args.b = store_.weight(weight_).data(), args.ldb = inputs_, args.trans_b = true;
   args.b_bf16 = store_.weight_bf16(weight_);
-  args.c = y.data(), args.ldc = outputs_;
+  args.c = y, args.ldc = outputs_;
   args.bias = adds_bias_ ? store_.weight(bias_).data() : nullptr;
   args.bf16_operands = bf16_;
-  backend_.kernels.gemm(args, backend_.stream);
+  return args;
+}
+
+void Linear::forward(const Operand& x, View<float> y) const {
+  backend_.kernels.gemm(forward_args(x, y.data()), backend_.stream);
+}
+
+void Linear::forward_gelu(const Operand& x, View<float> hidden, View<float> y,
+                          View<std::uint16_t> hidden_bf16, View<std::uint16_t> y_bf16) const {
+  backend_.kernels.gemm_gelu_forward(
+      {forward_args(x, hidden.data()), y.data(), hidden_bf16.data(), y_bf16.data()},
+      backend_.stream);
 }
 
 void Linear::backward(View<const float> dy, const Operand& x, View<float> dx) {
-  if (adds_bias_)
-    backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), store_.gradient(bias_).data(),
+  if (dbias() != nullptr)
+    backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), dbias(), backend_.stream);
+  backward_weights(dy, x, dx, {});
+}
+
+void Linear::backward_weights(View<const float> dy, const Operand& x, View<float> dx) {
+  backward_weights(dy, x, dx, {});
+}
+
+void Linear::backward_gelu(View<const float> dy, const Operand& x, View<const float> hidden,
+                           Linear& before, View<float> dx) {
+  if (dbias() != nullptr)
+    backend_.kernels.add_column_sums(dy.rows(), outputs_, dy.data(), dbias(), backend_.stream);
+  // Rows in one block: their product may take the sums for the bias along. In several the sums are
+  // taken afterwards, of all rows at once, so that their order does not depend on the blocks.
+  const bool together = !bf16_ || dy.rows() <= block_length(dy.rows());
+  backward_weights(dy, x, dx, {hidden, together ? before.dbias() : nullptr});
+  if (!together && before.dbias() != nullptr)
+    backend_.kernels.add_column_sums(dx.rows(), inputs_, dx.data(), before.dbias(),
                                      backend_.stream);
+}
+
+void Linear::backward_weights(View<const float> dy, const Operand& x, View<float> dx,
+                              const Before& before) {
   if (!bf16_) {
-    products(dy.data(), nullptr, outputs_, 0, outputs_, x, dx);
+    products(dy.data(), nullptr, outputs_, 0, outputs_, x, dx, before);
     return;
   }
   // Both products read dy: it is rounded once, a block at a time, so that the rounded numbers stay
@@ -78,12 +110,13 @@ void Linear::backward(View<const float> dy, const Operand& x, View<float> dx) {
       backend_.kernels.to_bf16(rows, outputs, dy.row(row) + output, outputs_, rounded.data(),
                                backend_.stream);
       products(nullptr, rounded.data(), outputs, output, outputs, x.slice_rows(row, rows),
-               dx.empty() ? dx : dx.slice_rows(row, rows));
+               dx.empty() ? dx : dx.slice_rows(row, rows), before.rows(row, rows));
     }
 }
 
 void Linear::products(const float* dy, const std::uint16_t* dy_bf16, std::int64_t dy_row,
-                      std::int64_t output, std::int64_t outputs, const Operand& x, View<float> dx) {
+                      std::int64_t output, std::int64_t outputs, const Operand& x, View<float> dx,
+                      const Before& before) {
   if (!dx.empty()) {
     GemmArgs args;
     args.m = x.rows(), args.n = inputs_, args.k = outputs;
@@ -93,7 +126,12 @@ void Linear::products(const float* dy, const std::uint16_t* dy_bf16, std::int64_
     args.b_bf16 = weight_bf16 == nullptr ? nullptr : weight_bf16 + output * inputs_;
     args.c = dx.data(), args.ldc = inputs_, args.accumulate = output > 0;
     args.bf16_operands = bf16_;
-    backend_.kernels.gemm(args, backend_.stream);
+    // GELU's slope belongs to the whole sum over the outputs.
+    if (!before.hidden.empty() && output + outputs == outputs_)
+      backend_.kernels.gemm_gelu_backward({args, before.hidden.data(), before.dbias},
+                                          backend_.stream);
+    else
+      backend_.kernels.gemm(args, backend_.stream);
   }
   GemmArgs args;
   args.m = outputs, args.n = inputs_, args.k = x.rows();

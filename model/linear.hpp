@@ -30,14 +30,38 @@ class Linear {
 
   /// x: [N, inputs], y: [N, outputs], of this rank.
   void forward(const Operand& x, View<float> y) const;
+  /// The same with GELU behind it. hidden, y: [N, outputs], fp32; bf16: both are room, and the
+  /// results are the words `hidden_bf16` (empty: not wanted) and `y_bf16` (GemmGeluArgs).
+  void forward_gelu(const Operand& x, View<float> hidden, View<float> y,
+                    View<std::uint16_t> hidden_bf16, View<std::uint16_t> y_bf16) const;
   /// dx = dy W (left out if dx is empty); dW += dy^T x; db += column sums of dy.
   void backward(View<const float> dy, const Operand& x, View<float> dx);
+  /// The same where x = gelu(hidden) and `before` computed hidden: dx is the gradient of `hidden`
+  /// [N, inputs], and the bias of `before` has got its gradient.
+  void backward_gelu(View<const float> dy, const Operand& x, View<const float> hidden,
+                     Linear& before, View<float> dx);
+  /// Of the layer before in that case: the bias is left out.
+  void backward_weights(View<const float> dy, const Operand& x, View<float> dx);
 
  private:
+  /// What stands before x: GELU of `hidden`, which a bias has been added to. Without it both empty.
+  struct Before {
+    View<const float> hidden;
+    float* dbias = nullptr;
+    Before rows(std::int64_t first, std::int64_t count) const {
+      return hidden.empty() ? Before{} : Before{hidden.slice_rows(first, count), dbias};
+    }
+  };
+  GemmArgs forward_args(const Operand& x, float* y) const;
+  /// The bias' gradient; null if another rank, or nobody, has it.
+  float* dbias() const { return adds_bias_ ? store_.gradient(bias_).data() : nullptr; }
+  void backward_weights(View<const float> dy, const Operand& x, View<float> dx,
+                        const Before& before);
   /// Both products of a block of dy: the outputs [output, output + outputs) of the rows of x and
   /// dx, in rows of dy_row elements; in fp32, or in bfloat16 if dy_bf16 is not null.
   void products(const float* dy, const std::uint16_t* dy_bf16, std::int64_t dy_row,
-                std::int64_t output, std::int64_t outputs, const Operand& x, View<float> dx);
+                std::int64_t output, std::int64_t outputs, const Operand& x, View<float> dx,
+                const Before& before);
   ParameterStore& store_;
   ParameterStore::Id weight_ = 0, bias_ = 0;  ///< first part of each; the others follow
   std::int64_t inputs_, outputs_ = 0;

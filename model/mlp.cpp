@@ -62,22 +62,22 @@ void Mlp::forward(const Operand& x_ND, View<float> y_ND, Saved* saved) const {
     const std::int64_t count = std::min(most, rows - first);
     const View<float> h =
         in_place ? kept.hidden.fp32_rows(first, count) : hidden.view().slice_rows(0, count);
-    project(x_ND.slice_rows(first, count), h);
+    const Operand x = x_ND.slice_rows(first, count);
+    const View<float> product = product_CF.view().slice_rows(0, count),
+                      y = y_ND.slice_rows(first, count);
+    if (kind_ == MlpKind::kGelu) {
+      up_.forward_gelu(
+          x, h, product,
+          saved == nullptr ? View<std::uint16_t>() : kept.hidden.bf16_rows(first, count),
+          rounded_CF.bf16_rows(0, count));
+      down_.forward(bf16_ ? rounded_CF.operand().slice_rows(0, count) : product, y);
+      continue;
+    }
+    project(x, h);
     if (saved != nullptr && bf16_) kept.hidden.store(first, h, backend_);
-    down_.forward(activate(h, product_CF.view().slice_rows(0, count), rounded_CF),
-                  y_ND.slice_rows(first, count));
+    down_.forward(activate(h, product, rounded_CF), y);
   }
   if (saved != nullptr) *saved = std::move(kept);
-}
-
-void Mlp::activation_backward(View<float> hidden, View<float> dproduct_CF) const {
-  // GELU's gradient replaces the product's; SwiGLU's, twice as wide, replaces hidden.
-  if (kind_ == MlpKind::kGelu)
-    backend_.kernels.gelu_backward(
-        {hidden.size(), hidden.data(), dproduct_CF.data(), dproduct_CF.data()}, backend_.stream);
-  else
-    backend_.kernels.swiglu_backward(
-        {hidden.rows(), width_, hidden.data(), dproduct_CF.data(), hidden.data()}, backend_.stream);
 }
 
 void Mlp::backward(View<const float> dy_ND, const Operand& x_ND, Saved& saved, View<float> dx_ND) {
@@ -98,9 +98,18 @@ void Mlp::backward(View<const float> dy_ND, const Operand& x_ND, Saved& saved, V
       saved.hidden.load(first, h, backend_);
     const Operand product = activate(h, product_CF.view().slice_rows(0, count), rounded_CF);
     const View<float> dproduct = dproduct_CF.view().slice_rows(0, count);
-    down_.backward(dy_ND.slice_rows(first, count), product, dproduct);
-    activation_backward(h, dproduct);
-    up_.backward(kind_ == MlpKind::kGelu ? dproduct : h, x, dx_ND.slice_rows(first, count));
+    const View<const float> dy = dy_ND.slice_rows(first, count);
+    const View<float> dx = dx_ND.slice_rows(first, count);
+    // GELU's gradient replaces the product's; SwiGLU's, twice as wide, replaces hidden.
+    if (kind_ == MlpKind::kGelu) {
+      down_.backward_gelu(dy, product, h, up_, dproduct);
+      up_.backward_weights(dproduct, x, dx);
+      continue;
+    }
+    down_.backward(dy, product, dproduct);
+    backend_.kernels.swiglu_backward({count, width_, h.data(), dproduct.data(), h.data()},
+                                     backend_.stream);
+    up_.backward(h, x, dx);
   }
 }
 

@@ -32,7 +32,6 @@ class Mlp {
   /// product = activation(hidden), as the way down reads it: `rounded_CF` holds it with bf16.
   Operand activate(View<const float> hidden, View<float> product_CF,
                    const Activation& rounded_CF) const;
-  void activation_backward(View<float> hidden, View<float> dproduct_CF) const;
 
   MlpKind kind_;
   std::int64_t width_, chunk_;

@@ -12,7 +12,7 @@ Norm::Norm(ParameterStore& store, const std::string& name, const ModelConfig& co
   if (!rms_) bias_ = store.add(name + ".bias", {config.width}, {}, false);
 }
 
-void Norm::forward(View<const float> x_ND, View<float> y_ND, Saved* saved) const {
+NormForwardArgs Norm::forward_args(View<const float> x_ND, View<float> y_ND, Saved* saved) const {
   NormForwardArgs args;
   args.rows = x_ND.rows(), args.width = x_ND.cols(), args.rms = rms_, args.eps = epsilon_;
   args.x = x_ND.data(), args.y = y_ND.data();
@@ -24,7 +24,20 @@ void Norm::forward(View<const float> x_ND, View<float> y_ND, Saved* saved) const
     args.rstd = saved->rstd_N.data();
     args.mean = saved->mean_N.data();
   }
-  backend_.kernels.norm_forward(args, backend_.stream);
+  return args;
+}
+
+void Norm::forward(View<const float> x_ND, View<float> y_ND, Saved* saved) const {
+  backend_.kernels.norm_forward(forward_args(x_ND, y_ND, saved), backend_.stream);
+}
+
+void Norm::forward_sum(View<const float> residual_ND, View<const float> branch_ND,
+                       const Dropout& dropout, View<float> x_ND, View<float> y_ND,
+                       Saved* saved) const {
+  backend_.kernels.residual_norm_forward(
+      {{x_ND.rows(), x_ND.cols(), residual_ND.data(), branch_ND.data(), x_ND.data(), dropout},
+       forward_args(x_ND, y_ND, saved)},
+      backend_.stream);
 }
 
 void Norm::backward(View<const float> dy_ND, View<const float> x_ND, const Saved& saved,

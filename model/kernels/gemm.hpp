@@ -30,4 +30,28 @@ struct GemmArgs {
   const std::uint16_t* b_bf16 = nullptr;
 };
 
+/// A product with GELU behind it (its formula: pointwise.hpp). `product` writes an fp32 matrix
+/// without gaps (ldc = n) and does not accumulate.
+///   fp32: product.c = the product and its bias; y = gelu(product.c).
+///   bf16_operands: hidden_bf16 (may be null) = the nearest bfloat16 of the product and its bias,
+///   y_bf16 = that of gelu(hidden). product.c and y are room, undefined afterwards.
+/// A backend may let the product's own epilogue do it all: with bf16 it then takes GELU of the
+/// numbers before they are rounded, and may round the bias. The CPU's are the bits of the
+/// operations one after the other.
+struct GemmGeluArgs {
+  GemmArgs product;
+  float* y = nullptr;
+  std::uint16_t* hidden_bf16 = nullptr;
+  std::uint16_t* y_bf16 = nullptr;
+};
+
+/// The way back: product.c (without gaps) = (accumulate ? c : 0) + the product, the gradient of
+/// gelu(hidden), then times gelu'(hidden); dbias [N] (may be null) += its column sums. hidden:
+/// [M,N] without gaps.
+struct GemmGeluBackwardArgs {
+  GemmArgs product;
+  const float* hidden = nullptr;
+  float* dbias = nullptr;
+};
+
 }  // namespace longspan::model

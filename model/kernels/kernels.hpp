@@ -20,9 +20,16 @@ class Kernels {
   virtual ~Kernels() = default;
 
   virtual void gemm(const GemmArgs& args, Stream& stream) = 0;
+  /// By default one operation after the other (kernels/composed.cpp).
+  virtual void gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream);
+  virtual void gemm_gelu_backward(const GemmGeluBackwardArgs& args, Stream& stream);
+  /// Whether these two may be more than their parts; if not, who watches may watch the parts.
+  virtual bool fuses_products() const { return false; }
   virtual void norm_forward(const NormForwardArgs& args, Stream& stream) = 0;
+  virtual void residual_norm_forward(const ResidualNormArgs& args, Stream& stream);
   virtual void norm_backward(const NormBackwardArgs& args, Stream& stream) = 0;
   virtual void gelu_forward(const GeluForwardArgs& args, Stream& stream) = 0;
+  virtual void gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream);
   virtual void gelu_backward(const GeluBackwardArgs& args, Stream& stream) = 0;
   virtual void swiglu_forward(const SwigluForwardArgs& args, Stream& stream) = 0;
   virtual void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream) = 0;

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "model/kernels/pointwise.hpp"
+
 namespace longspan::model {
 
 /// LayerNorm: y = (x - mean) * rstd * weight + bias, rstd = 1/sqrt(var + eps). RMSNorm (rms =
@@ -19,6 +21,16 @@ struct NormForwardArgs {
   float* y = nullptr;
   float* mean = nullptr;
   float* rstd = nullptr;
+};
+
+/// The two steps in which a residual branch ends and the next one begins, in one pass over memory:
+/// residual.y = residual.x + dropout(residual.r), then `norm` of it. The same bits as the two
+/// operations one after the other on the same backend. norm.x is residual.y, and rows and width are
+/// equal; residual.y may be residual.x or residual.r, norm.y overlaps none of the three. Its
+/// backward is NormBackwardArgs with accumulate_dx: dx is then the residual stream's gradient.
+struct ResidualNormArgs {
+  ResidualForwardArgs residual;
+  NormForwardArgs norm;
 };
 
 /// dx = (accumulate_dx ? dx : 0) + d(y)/d(x)^T dy;  dweight += sum over rows of dy * xhat;  dbias

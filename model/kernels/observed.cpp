@@ -21,6 +21,11 @@ double gemm_bytes(const GemmArgs& a) {
          product(a.m, a.n) * kFp32 * (a.accumulate ? 2 : 1);
 }
 
+OperationCall gemm_call(const GemmArgs& a, const char* behind) {
+  return {fmt::format("matrix product {} x {} x {}{}", a.m, a.n, a.k, behind),
+          2.0 * product(a.m, a.n) * static_cast<double>(a.k), gemm_bytes(a)};
+}
+
 /// Channels of all query heads, and of all key heads, over the batch.
 struct AttentionSize {
   double queries, keys, flops_forward;
@@ -54,13 +59,33 @@ void ObservedKernels::watch(Describe&& describe, Stream& stream, Call&& call) {
 }
 
 void ObservedKernels::gemm(const GemmArgs& args, Stream& stream) {
+  watch([&] { return gemm_call(args, ""); }, stream, [&] { kernels_.gemm(args, stream); });
+}
+
+void ObservedKernels::gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream) {
+  if (!fuses_products()) return Kernels::gemm_gelu_forward(args, stream);
   watch(
       [&] {
-        return OperationCall{fmt::format("matrix product {} x {} x {}", args.m, args.n, args.k),
-                             2.0 * product(args.m, args.n) * static_cast<double>(args.k),
-                             gemm_bytes(args)};
+        OperationCall call = gemm_call(args.product, " and GELU");
+        // fp32: the result beside the product. bf16: half of the product's bytes each.
+        const double numbers = product(args.product.m, args.product.n);
+        call.bytes += args.product.bf16_operands
+                          ? numbers * (kBf16 * (args.hidden_bf16 != nullptr ? 2 : 1) - kFp32)
+                          : numbers * kFp32;
+        return call;
       },
-      stream, [&] { kernels_.gemm(args, stream); });
+      stream, [&] { kernels_.gemm_gelu_forward(args, stream); });
+}
+
+void ObservedKernels::gemm_gelu_backward(const GemmGeluBackwardArgs& args, Stream& stream) {
+  if (!fuses_products()) return Kernels::gemm_gelu_backward(args, stream);
+  watch(
+      [&] {
+        OperationCall call = gemm_call(args.product, " and GELU backward");
+        call.bytes += kFp32 * product(args.product.m, args.product.n);
+        return call;
+      },
+      stream, [&] { kernels_.gemm_gelu_backward(args, stream); });
 }
 
 void ObservedKernels::norm_forward(const NormForwardArgs& args, Stream& stream) {
@@ -69,6 +94,15 @@ void ObservedKernels::norm_forward(const NormForwardArgs& args, Stream& stream) 
         return OperationCall{"norm forward", 0, 2 * kFp32 * product(args.rows, args.width)};
       },
       stream, [&] { kernels_.norm_forward(args, stream); });
+}
+
+void ObservedKernels::residual_norm_forward(const ResidualNormArgs& args, Stream& stream) {
+  watch(
+      [&] {
+        return OperationCall{"residual and norm forward", 0,
+                             4 * kFp32 * product(args.norm.rows, args.norm.width)};
+      },
+      stream, [&] { kernels_.residual_norm_forward(args, stream); });
 }
 
 void ObservedKernels::norm_backward(const NormBackwardArgs& args, Stream& stream) {
@@ -86,6 +120,15 @@ void ObservedKernels::gelu_forward(const GeluForwardArgs& args, Stream& stream) 
         return OperationCall{"GELU forward", 0, 2 * kFp32 * product(args.count, 1)};
       },
       stream, [&] { kernels_.gelu_forward(args, stream); });
+}
+
+void ObservedKernels::gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream) {
+  watch(
+      [&] {
+        const double words = args.hidden_bf16 != nullptr ? 2 : 1;
+        return OperationCall{"GELU forward", 0, (kFp32 + words * kBf16) * product(args.count, 1)};
+      },
+      stream, [&] { kernels_.gelu_bf16_forward(args, stream); });
 }
 
 void ObservedKernels::gelu_backward(const GeluBackwardArgs& args, Stream& stream) {

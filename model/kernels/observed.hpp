@@ -26,9 +26,14 @@ class ObservedKernels : public Kernels {
   explicit ObservedKernels(Backend backend) : kernels_(backend.kernels), device_(backend.device) {}
 
   void gemm(const GemmArgs& args, Stream& stream) override;
+  void gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream) override;
+  void gemm_gelu_backward(const GemmGeluBackwardArgs& args, Stream& stream) override;
+  bool fuses_products() const override { return kernels_.fuses_products(); }
   void norm_forward(const NormForwardArgs& args, Stream& stream) override;
+  void residual_norm_forward(const ResidualNormArgs& args, Stream& stream) override;
   void norm_backward(const NormBackwardArgs& args, Stream& stream) override;
   void gelu_forward(const GeluForwardArgs& args, Stream& stream) override;
+  void gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream) override;
   void gelu_backward(const GeluBackwardArgs& args, Stream& stream) override;
   void swiglu_forward(const SwigluForwardArgs& args, Stream& stream) override;
   void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream) override;

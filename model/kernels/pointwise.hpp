@@ -13,6 +13,15 @@ struct GeluForwardArgs {
   const float* x = nullptr;
   float* y = nullptr;
 };
+/// hidden_bf16 (may be null) = nearest bfloat16 of x; y_bf16 = that of gelu(hidden). x and y, fp32
+/// and different, are room: undefined afterwards. What follows a product with bfloat16 operands.
+struct GeluBf16ForwardArgs {
+  std::int64_t count = 0;
+  float* x = nullptr;
+  float* y = nullptr;
+  std::uint16_t* hidden_bf16 = nullptr;
+  std::uint16_t* y_bf16 = nullptr;
+};
 /// dx = dy * gelu'(x). dx may be dy.
 struct GeluBackwardArgs {
   std::int64_t count = 0;

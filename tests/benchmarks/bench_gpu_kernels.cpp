@@ -122,6 +122,47 @@ void products(const Bench& bench) {
   }
 }
 
+/// The MLP's products with GELU as the backend does them, and as their parts.
+void products_with_gelu(const Bench& bench) {
+  struct Shape {
+    const char* what;
+    std::int64_t rows, width, hidden;
+  };
+  std::vector<Shape> shapes = {{"GPT-2 124M", 5461, 768, 3072}, {"GPT-2 1.5B", 2621, 1600, 6400}};
+  if (bench.tiny) shapes = {{"tiny", 64, 64, 128}};
+  Device& device = bench.backend.device;
+  Kernels& kernels = bench.backend.kernels;
+  Stream& stream = bench.backend.stream;
+  for (const Shape& s : shapes) {
+    const std::int64_t count = s.rows * s.hidden;
+    const Buffer<float> x = bench.floats(s.rows * s.width), w = bench.floats(s.hidden * s.width),
+                        bias = bench.floats(s.hidden), before = bench.floats(count);
+    Buffer<std::uint16_t> x16(device, x.size()), w16(device, w.size()), hidden(device, count),
+        y16(device, count);
+    kernels.to_bf16(1, x.size(), x.data(), x.size(), x16.data(), stream);
+    kernels.to_bf16(1, w.size(), w.data(), w.size(), w16.data(), stream);
+    Buffer<float> c(device, count), y(device, count), dbias(device, s.hidden);
+    device.fill_zero(dbias.data(), static_cast<std::size_t>(s.hidden) * 4, stream);
+    GemmGeluArgs up;
+    up.product.m = s.rows, up.product.n = up.product.ldc = s.hidden;
+    up.product.k = up.product.lda = up.product.ldb = s.width;
+    up.product.a_bf16 = x16.data(), up.product.b_bf16 = w16.data(), up.product.trans_b = true;
+    up.product.bias = bias.data(), up.product.c = c.data(), up.product.bf16_operands = true;
+    up.y = y.data(), up.hidden_bf16 = hidden.data(), up.y_bf16 = y16.data();
+    GemmGeluBackwardArgs down{up.product, before.data(), dbias.data()};
+    down.product.trans_b = false, down.product.ldb = s.hidden, down.product.bias = nullptr;
+    const double flops = 2.0 * static_cast<double>(count) * static_cast<double>(s.width);
+    const auto row = [&](const char* what, const std::function<void()>& call) {
+      bench.flops_row(fmt::format("{} {} ({} x {} x {})", what, s.what, s.rows, s.hidden, s.width),
+                      flops, bench.seconds(call));
+    };
+    row("GELU", [&] { kernels.gemm_gelu_forward(up, stream); });
+    row("GELU in parts", [&] { kernels.Kernels::gemm_gelu_forward(up, stream); });
+    row("GELU backward", [&] { kernels.gemm_gelu_backward(down, stream); });
+    row("GELU backward in parts", [&] { kernels.Kernels::gemm_gelu_backward(down, stream); });
+  }
+}
+
 void attention(const Bench& bench, std::int64_t tokens, std::int64_t heads, std::int64_t kv_heads,
                std::int64_t size) {
   const std::int64_t q_width = heads * size, kv_width = kv_heads * size;
@@ -215,6 +256,15 @@ void memory_bound(const Bench& bench) {
     args.rms = true, args.rstd = rstd.data();
     kernels.norm_forward(args, stream);
   });
+  Buffer<float> sum(device, count);
+  row("residual and norm forward", 4 * bytes, [&] {
+    ResidualNormArgs args;
+    args.residual.rows = args.norm.rows = rows, args.residual.width = args.norm.width = width;
+    args.residual.x = x.data(), args.residual.r = wide.data(), args.residual.y = sum.data();
+    args.norm.x = sum.data(), args.norm.weight = weight.data(), args.norm.y = y.data();
+    args.norm.rms = true, args.norm.rstd = rstd.data();
+    kernels.residual_norm_forward(args, stream);
+  });
   Buffer<std::uint16_t> rounded(device, count);
   row("to bf16", 1.5 * bytes,
       [&] { kernels.to_bf16(rows, width, x.data(), width, rounded.data(), stream); });
@@ -232,6 +282,7 @@ int run(bool tiny) {
   Bench bench{gpu->backend(), tiny};
   copies(bench);
   products(bench);
+  products_with_gelu(bench);
   if (tiny) {
     attention(bench, 64, 4, 2, 64);
   } else {

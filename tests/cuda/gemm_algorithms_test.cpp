@@ -1,12 +1,15 @@
 #include "model/kernels/cuda/gemm_algorithms.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <string>
 
+#include "parallel/random.hpp"
 #include "support/temporary_directory.hpp"
 
 namespace longspan::model {
@@ -16,9 +19,11 @@ TunedGemm example(std::int64_t m = 8192) {
   TunedGemm t;
   t.gpu = "NVIDIA H200, 132 multiprocessors";
   t.library = 130100;
-  t.shape = {m, 2304, 768, 768, 768, 2304, false, true, false, true, true, 16};
+  t.shape = {m, 2304, 768, 768, 768, 2304, false, true, false, true, true, 16, GemmEpilogue::kNone};
   for (std::size_t i = 0; i < 8; ++i) t.algorithm.bytes[i] = 0x0123456789ABCDEFull * (i + 1);
   t.algorithm.bias_fused = true;
+  t.shape.epilogue = GemmEpilogue::kGeluKeep;
+  t.algorithm.epilogue_fused = true;
   return t;
 }
 
@@ -29,17 +34,90 @@ bool same(const TunedGemm& a, const TunedGemm& b) {
 
 TEST(GemmAlgorithms, ALineReadsBackAsWritten) {
   TunedGemm t = example();
-  for (int flag = 0; flag < 6; ++flag) {
-    bool* const flags[] = {&t.shape.trans_a, &t.shape.trans_b, &t.shape.accumulate,
-                           &t.shape.bias,    &t.shape.bf16,    &t.algorithm.bias_fused};
+  for (int flag = 0; flag < 7; ++flag) {
+    bool* const flags[] = {
+        &t.shape.trans_a, &t.shape.trans_b,        &t.shape.accumulate,        &t.shape.bias,
+        &t.shape.bf16,    &t.algorithm.bias_fused, &t.algorithm.epilogue_fused};
     *flags[flag] = !*flags[flag];
     const auto read = parse_tuned_gemm(to_line(t));
     ASSERT_TRUE(read.has_value());
     EXPECT_TRUE(same(*read, t)) << to_line(t);
   }
+  for (const GemmEpilogue epilogue :
+       {GemmEpilogue::kNone, GemmEpilogue::kGelu, GemmEpilogue::kGeluKeep,
+        GemmEpilogue::kGeluBackward, GemmEpilogue::kGeluBackwardBias}) {
+    t.shape.epilogue = epilogue;
+    EXPECT_TRUE(same(*parse_tuned_gemm(to_line(t)), t)) << to_line(t);
+  }
   t.gpu = "two\nlines\tand a tab";
   EXPECT_EQ(to_line(t).find('\n'), std::string::npos);
   EXPECT_EQ(parse_tuned_gemm(to_line(t))->gpu, "two lines and a tab");
+}
+
+/// What older versions wrote stays of use; what a newer one might write does not pass for ours.
+TEST(GemmAlgorithms, LinesOfTheFirstFormatStillCount) {
+  const auto with_checksum = [](const std::string& line) {
+    return fmt::format("{}\t{:016x}", line, hash_name(line));
+  };
+  std::string fields = "\tNVIDIA H200, 132 multiprocessors\t130100\t";
+  std::string words;
+  for (const std::uint64_t word : example().algorithm.bytes) words += fmt::format(" {:016x}", word);
+  const std::string shape = "8192 2304 768 768 768 2304 0 1 0 1 1 16";
+  const auto read =
+      parse_tuned_gemm(with_checksum("longspan-gemm-1" + fields + shape + "\t1" + words));
+  ASSERT_TRUE(read.has_value());
+  TunedGemm expected = example();
+  expected.shape.epilogue = GemmEpilogue::kNone;
+  expected.algorithm.epilogue_fused = false;
+  EXPECT_TRUE(same(*read, expected));
+
+  const auto second = [&](const std::string& epilogue, const std::string& flags) {
+    return parse_tuned_gemm(
+        with_checksum("longspan-gemm-2" + fields + shape + epilogue + "\t" + flags + words));
+  };
+  EXPECT_TRUE(second(" 4", "0 1").has_value());
+  EXPECT_FALSE(second(" 5", "0 1").has_value()) << "an epilogue that nobody knows";
+  EXPECT_FALSE(second(" -1", "0 1").has_value());
+  EXPECT_FALSE(second("", "0 1").has_value());
+  EXPECT_FALSE(second(" 4", "0").has_value());
+  EXPECT_FALSE(second(" 4", "0 2").has_value());
+  EXPECT_FALSE(
+      parse_tuned_gemm(with_checksum("longspan-gemm-1" + fields + shape + " 4\t0 1" + words))
+          .has_value());
+}
+
+TEST(GemmAlgorithms, FusedOnlyWhereItWasFaster) {
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(fastest_fused({3.0, 1.0, 2.0}, 1.5), 1u);
+  EXPECT_EQ(fastest_fused({3.0, 1.0, 2.0}, 1.0), std::nullopt) << "equal: apart, the exact one";
+  EXPECT_EQ(fastest_fused({3.0, nan, 2.0}, 2.5), 2u);
+  EXPECT_EQ(fastest_fused({kNever}, kNever), std::nullopt);
+  EXPECT_EQ(fastest_fused({kNever, 7.0}, kNever), 1u);
+  EXPECT_EQ(fastest_fused({}, 1.0), std::nullopt) << "the library offers nothing";
+}
+
+/// The decision for one shape, fused or apart, and that of the plain product stand side by side.
+TEST(GemmAlgorithms, ADecisionIsKeptForItsEpilogueAlone) {
+  const testing_support::TemporaryDirectory directory;
+  const std::string path = directory.file("cublaslt.txt");
+  TunedGemm plain = example(), apart = example();
+  plain.shape.epilogue = GemmEpilogue::kNone;
+  plain.algorithm.epilogue_fused = false;
+  apart.shape.epilogue = GemmEpilogue::kGeluBackwardBias;
+  apart.algorithm = {};
+  {
+    GemmAlgorithms known(path, plain.gpu, plain.library);
+    for (const TunedGemm& t : {plain, example(), apart}) known.add(t.shape, t.algorithm);
+  }
+  const GemmAlgorithms later(path, plain.gpu, plain.library);
+  EXPECT_EQ(later.find(plain.shape), plain.algorithm);
+  EXPECT_EQ(later.find(example().shape), example().algorithm);
+  EXPECT_TRUE(later.find(example().shape)->epilogue_fused);
+  ASSERT_TRUE(later.find(apart.shape).has_value());
+  EXPECT_FALSE(later.find(apart.shape)->epilogue_fused);
+  apart.shape.epilogue = GemmEpilogue::kGeluBackward;
+  EXPECT_FALSE(later.find(apart.shape).has_value());
 }
 
 TEST(GemmAlgorithms, EveryDamagedByteIsNoticed) {

@@ -7,8 +7,11 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 #include <vector>
 
+#include "support/faults.hpp"
 #include "support/process.hpp"
 #include "support/sample_text.hpp"
 #include "support/temporary_directory.hpp"
@@ -51,6 +54,33 @@ TEST(Profile, CountsWhatItPassesOn) {
   EXPECT_EQ(gemm->bytes, 4 * 4.0 * (6 + 12 + 8));
   EXPECT_NEAR(other_seconds(profile), 2.0 - 0.5 - 0.25 - gemm->seconds, 1e-12);
   EXPECT_FALSE(StepProfiler(nullptr).on());
+}
+
+/// A backend that may fuse GELU into the product is watched as a whole, another in its parts: the
+/// planner's calibration tells products from what is bound by memory.
+TEST(Profile, AProductWithGeluIsWatchedAsTheBackendDoesIt) {
+  class Fusing : public testing_support::FaultyKernels {
+   public:
+    bool fuses_products() const override { return true; }
+  } fusing;
+  const model::Backend cpu = model::cpu_backend();
+  for (const bool fuses : {false, true}) {
+    model::ProfiledKernels profiled({cpu.device, fuses ? fusing : cpu.kernels, cpu.stream});
+    std::vector<float> a(6, 0.5f), b(12, 0.25f), c(8), y(8);
+    model::GemmArgs args;
+    args.m = 2, args.n = 4, args.k = 3, args.lda = 3, args.ldb = 4, args.ldc = 4;
+    args.a = a.data(), args.b = b.data(), args.c = c.data();
+    profiled.gemm_gelu_forward({args, y.data(), nullptr, nullptr}, cpu.stream);
+    profiled.gemm_gelu_backward({args, y.data(), nullptr}, cpu.stream);
+    std::set<std::string> names;
+    for (const model::OperationTotals& one : profiled.totals()) names.insert(one.name);
+    const std::set<std::string> parts = {"matrix product 2 x 4 x 3", "GELU forward",
+                                         "GELU backward"},
+                                whole = {"matrix product 2 x 4 x 3 and GELU",
+                                         "matrix product 2 x 4 x 3 and GELU backward"};
+    EXPECT_EQ(names, fuses ? whole : parts);
+    for (const float value : y) EXPECT_NEAR(value, 0.242, 1e-3);  // gelu(0.375)
+  }
 }
 
 TEST(Profile, TheTableShowsSharesOfStepAndPeak) {

@@ -80,6 +80,62 @@ TEST_P(NormKernel, ForwardEqualsReference) {
   }
 }
 
+/// Both steps in one pass against the double reference, and against the two operations bit for bit:
+/// recomputing may call either.
+TEST_P(NormKernel, ResidualAndNormAreTheTwoStepsInOne) {
+  for (const Case& c : kCases) {
+    for (const float probability : {0.0f, 0.25f}) {
+      SCOPED_TRACE(testing::Message()
+                   << c.rows << " x " << c.width << " rms " << c.rms << " dropout " << probability);
+      Data data(c);
+      const std::vector<float> branch = random_floats(c.rows * c.width, 6);
+      const std::int64_t tokens = (c.rows + 1) / 2;
+      const std::vector<std::int64_t> sequences = {5, (std::int64_t{3} << 32) + 7};
+      std::vector<std::int32_t> positions(static_cast<std::size_t>(tokens));
+      for (std::size_t i = 0; i < positions.size(); ++i)
+        positions[i] = static_cast<std::int32_t>(3 * i);
+      ResidualForwardArgs residual{c.rows, c.width, data.x.data(), branch.data(), nullptr, {}};
+      if (probability > 0.0f)
+        residual.dropout = {probability, 77, sequences.data(), positions.data(), tokens};
+      const auto expected_sum = reference::residual_forward(residual);
+
+      std::vector<float> sum(data.x.size()), y(data.x.size()), apart_sum = sum, apart_y = y;
+      std::vector<float> mean = data.mean, rstd = data.rstd;
+      residual.y = apart_sum.data();
+      NormForwardArgs norm = data.forward;
+      norm.x = apart_sum.data(), norm.y = apart_y.data();
+      norm.mean = data.mean.data(), norm.rstd = data.rstd.data();
+      kernels().residual_forward(residual);
+      kernels().norm_forward(norm);
+      const auto expected = reference::norm_forward(norm);
+
+      residual.y = sum.data(), norm.x = sum.data(), norm.y = y.data();
+      norm.mean = mean.data(), norm.rstd = rstd.data();
+      kernels().residual_norm_forward({residual, norm});
+      EXPECT_LT(largest_error(sum, expected_sum), 3e-7);
+      // One after the other, as the scalar set does, 33000 squares sum up to within 3e-6.
+      EXPECT_LT(largest_error(y, expected.y), c.width > 16384 ? 4e-6 : 2e-6);
+      EXPECT_EQ(sum, apart_sum);
+      EXPECT_EQ(y, apart_y);
+      EXPECT_EQ(mean, data.mean);
+      EXPECT_EQ(rstd, data.rstd);
+
+      // The sum in the place of either summand, as a block and a decoder call it.
+      for (const bool over_branch : {true, false}) {
+        std::vector<float> in_place = over_branch ? branch : data.x, again(y.size());
+        ResidualForwardArgs over = residual;
+        (over_branch ? over.r : over.x) = in_place.data();
+        over.y = in_place.data();
+        norm.x = in_place.data(), norm.y = again.data(), norm.mean = norm.rstd = nullptr;
+        kernels().residual_norm_forward({over, norm});
+        EXPECT_EQ(in_place, sum) << over_branch;
+        EXPECT_EQ(again, y) << over_branch;
+        norm.mean = mean.data(), norm.rstd = rstd.data();
+      }
+    }
+  }
+}
+
 TEST_P(NormKernel, SurvivesRowsFarFromZero) {
   Data data({4, 777, false, true}, 3000.0f);
   const auto expected = reference::norm_forward(data.forward);

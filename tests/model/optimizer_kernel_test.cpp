@@ -125,6 +125,9 @@ TEST_P(ReductionKernel, ColumnSums) {
                                    {16, 17},
                                    {37, 129},
                                    {3000, 33},
+                                   {700, 260},
+                                   {5, 128},
+                                   {3000, 132},
                                    {700, 1025}}) {
     const std::vector<float> x = random_floats(rows * cols, 7);
     const std::vector<float> before = random_floats(cols, 8);

@@ -76,9 +76,25 @@ class GuardedKernels final : public model::ObservedKernels {
     require({a.a, a.b, a.a_bf16, a.b_bf16, a.c, a.bias});
     ObservedKernels::gemm(a, stream);
   }
+  void gemm_gelu_forward(const model::GemmGeluArgs& a, Stream& stream) override {
+    const model::GemmArgs& p = a.product;
+    require({p.a, p.b, p.a_bf16, p.b_bf16, p.c, p.bias, a.y, a.hidden_bf16, a.y_bf16});
+    ObservedKernels::gemm_gelu_forward(a, stream);
+  }
+  void gemm_gelu_backward(const model::GemmGeluBackwardArgs& a, Stream& stream) override {
+    const model::GemmArgs& p = a.product;
+    require({p.a, p.b, p.a_bf16, p.b_bf16, p.c, p.bias, a.hidden, a.dbias});
+    ObservedKernels::gemm_gelu_backward(a, stream);
+  }
   void norm_forward(const model::NormForwardArgs& a, Stream& stream) override {
     require({a.x, a.weight, a.bias, a.y, a.mean, a.rstd});
     ObservedKernels::norm_forward(a, stream);
+  }
+  void residual_norm_forward(const model::ResidualNormArgs& a, Stream& stream) override {
+    require({a.residual.x, a.residual.r, a.residual.y, a.residual.dropout.sequences,
+             a.residual.dropout.positions, a.norm.x, a.norm.weight, a.norm.bias, a.norm.y,
+             a.norm.mean, a.norm.rstd});
+    ObservedKernels::residual_norm_forward(a, stream);
   }
   void norm_backward(const model::NormBackwardArgs& a, Stream& stream) override {
     require({a.dy, a.x, a.weight, a.mean, a.rstd, a.dx, a.dweight, a.dbias});

@@ -74,8 +74,9 @@ void HostCall::finish() {
   }
 }
 
-void HostKernels::gemm(const GemmArgs& args) {
-  HostCall call(backend_, shift_);
+namespace {
+
+GemmArgs placed(const GemmArgs& args, HostCall& call) {
   GemmArgs a = args;
   const std::int64_t a_extent = extent(args.trans_a ? args.k : args.m,
                                        args.trans_a ? args.m : args.k, args.lda),
@@ -87,7 +88,33 @@ void HostKernels::gemm(const GemmArgs& args) {
   a.b_bf16 = call.in(args.b_bf16, b_extent);
   a.bias = call.in(args.bias, args.n);
   a.c = call.inout(args.c, extent(args.m, args.n, args.ldc));
-  backend_.kernels.gemm(a, backend_.stream);
+  return a;
+}
+
+}  // namespace
+
+void HostKernels::gemm(const GemmArgs& args) {
+  HostCall call(backend_, shift_);
+  backend_.kernels.gemm(placed(args, call), backend_.stream);
+  call.finish();
+}
+
+void HostKernels::gemm_gelu_forward(const GemmGeluArgs& args) {
+  HostCall call(backend_, shift_);
+  const std::int64_t count = args.product.m * args.product.n;
+  backend_.kernels.gemm_gelu_forward(
+      {placed(args.product, call), call.inout(args.y, count), call.inout(args.hidden_bf16, count),
+       call.inout(args.y_bf16, count)},
+      backend_.stream);
+  call.finish();
+}
+
+void HostKernels::gemm_gelu_backward(const GemmGeluBackwardArgs& args) {
+  HostCall call(backend_, shift_);
+  backend_.kernels.gemm_gelu_backward(
+      {placed(args.product, call), call.in(args.hidden, args.product.m * args.product.n),
+       call.inout(args.dbias, args.product.n)},
+      backend_.stream);
   call.finish();
 }
 
@@ -99,6 +126,21 @@ void HostKernels::norm_forward(const NormForwardArgs& args) {
   a.weight = call.in(args.weight, args.width), a.bias = call.in(args.bias, args.width);
   a.mean = call.inout(args.mean, args.rows), a.rstd = call.inout(args.rstd, args.rows);
   backend_.kernels.norm_forward(a, backend_.stream);
+  call.finish();
+}
+
+void HostKernels::residual_norm_forward(const ResidualNormArgs& args) {
+  HostCall call(backend_, shift_);
+  ResidualNormArgs a = args;
+  const std::int64_t count = args.norm.rows * args.norm.width;
+  ResidualForwardArgs& r = a.residual;
+  r.x = call.in(r.x, count), r.r = call.in(r.r, count), r.y = call.inout(r.y, count);
+  r.dropout = placed(r.dropout, r.rows, call);
+  NormForwardArgs& n = a.norm;
+  n.x = r.y, n.y = call.inout(n.y, count);
+  n.weight = call.in(n.weight, n.width), n.bias = call.in(n.bias, n.width);
+  n.mean = call.inout(n.mean, n.rows), n.rstd = call.inout(n.rstd, n.rows);
+  backend_.kernels.residual_norm_forward(a, backend_.stream);
   call.finish();
 }
 
@@ -119,6 +161,16 @@ void HostKernels::gelu_forward(const GeluForwardArgs& args) {
   GeluForwardArgs a = args;
   a.x = call.in(args.x, args.count), a.y = call.inout(args.y, args.count);
   backend_.kernels.gelu_forward(a, backend_.stream);
+  call.finish();
+}
+
+void HostKernels::gelu_bf16_forward(const GeluBf16ForwardArgs& args) {
+  HostCall call(backend_, shift_);
+  const std::int64_t count = args.count;
+  backend_.kernels.gelu_bf16_forward(
+      {count, call.inout(args.x, count), call.inout(args.y, count),
+       call.inout(args.hidden_bf16, count), call.inout(args.y_bf16, count)},
+      backend_.stream);
   call.finish();
 }
 

@@ -58,9 +58,13 @@ class HostKernels {
       : backend_(backend), shift_(shift) {}
 
   void gemm(const model::GemmArgs& args);
+  void gemm_gelu_forward(const model::GemmGeluArgs& args);
+  void gemm_gelu_backward(const model::GemmGeluBackwardArgs& args);
   void norm_forward(const model::NormForwardArgs& args);
+  void residual_norm_forward(const model::ResidualNormArgs& args);
   void norm_backward(const model::NormBackwardArgs& args);
   void gelu_forward(const model::GeluForwardArgs& args);
+  void gelu_bf16_forward(const model::GeluBf16ForwardArgs& args);
   void gelu_backward(const model::GeluBackwardArgs& args);
   void swiglu_forward(const model::SwigluForwardArgs& args);
   void swiglu_backward(const model::SwigluBackwardArgs& args);

@@ -12,6 +12,9 @@ class CpuKernels final : public Kernels {
  public:
   void gemm(const GemmArgs& args, Stream&) override { cpu::gemm(args); }
   void norm_forward(const NormForwardArgs& args, Stream&) override { cpu::norm_forward(args); }
+  void residual_norm_forward(const ResidualNormArgs& args, Stream&) override {
+    cpu::residual_norm_forward(args);
+  }
   void norm_backward(const NormBackwardArgs& args, Stream&) override { cpu::norm_backward(args); }
   void gelu_forward(const GeluForwardArgs& args, Stream&) override { cpu::gelu_forward(args); }
   void gelu_backward(const GeluBackwardArgs& args, Stream&) override { cpu::gelu_backward(args); }

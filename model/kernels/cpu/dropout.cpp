@@ -138,6 +138,15 @@ void residual_forward(const ResidualForwardArgs& args) {
   });
 }
 
+void residual_forward_rows(const ResidualForwardArgs& args, std::int64_t first, std::int64_t last) {
+  const auto& [rows, width, x, r, y, dropout] = args;
+  if (dropout.probability > 0.0f) {
+    HWY_DYNAMIC_DISPATCH(dropout_rows)(x, r, y, width, dropout, first, last);
+  } else if (x != nullptr || y != r) {
+    HWY_DYNAMIC_DISPATCH(residual_range)(x, r, y, first * width, last * width);
+  }
+}
+
 void residual_backward(const ResidualBackwardArgs& args) {
   residual_forward({args.rows, args.width, nullptr, args.dy, args.dr, args.dropout});
 }

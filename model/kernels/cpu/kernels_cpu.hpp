@@ -16,6 +16,8 @@ namespace longspan::model::cpu {
 /// The variance is taken in two passes over the (cached) row: no cancellation for rows far from
 /// zero.
 void norm_forward(const NormForwardArgs& args);
+/// A few rows at a time: the second step finds them in the cache.
+void residual_norm_forward(const ResidualNormArgs& args);
 /// dx may be x, too. Sums over rows depend on `rows` alone, not on the thread count
 /// (row_blocks.hpp).
 void norm_backward(const NormBackwardArgs& args);
@@ -32,6 +34,8 @@ void embedding_backward(const EmbeddingBackwardArgs& args);
 /// complement. A dropped element is an exact zero, also where the input is NaN. probability = 1
 /// drops everything.
 void residual_forward(const ResidualForwardArgs& args);
+/// Rows [first, last) on the calling thread.
+void residual_forward_rows(const ResidualForwardArgs& args, std::int64_t first, std::int64_t last);
 void residual_backward(const ResidualBackwardArgs& args);
 
 /// NaN or +inf among a row's logits, or nothing but -inf: the row's loss and gradients are NaN.

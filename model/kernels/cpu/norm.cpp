@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "model/kernels/cpu/kernels_cpu.hpp"
@@ -116,6 +117,20 @@ void norm_forward(const NormForwardArgs& args) {
   parallel_ranges(args.rows, 1, args.width, [&](std::int64_t first, std::int64_t last) {
     HWY_DYNAMIC_DISPATCH(norm_forward_rows)(args, first, last);
   });
+}
+
+void residual_norm_forward(const ResidualNormArgs& args) {
+  // 32 KiB each of x, r, their sum and its norm: the second-level cache holds them.
+  const std::int64_t together =
+      std::max<std::int64_t>(1, 8192 / std::max<std::int64_t>(1, args.norm.width));
+  parallel_ranges(args.norm.rows, 1, 2 * args.norm.width,
+                  [&](std::int64_t first, std::int64_t last) {
+                    for (std::int64_t row = first; row < last; row += together) {
+                      const std::int64_t end = std::min(row + together, last);
+                      residual_forward_rows(args.residual, row, end);
+                      HWY_DYNAMIC_DISPATCH(norm_forward_rows)(args.norm, row, end);
+                    }
+                  });
 }
 
 void norm_backward(const NormBackwardArgs& args) {

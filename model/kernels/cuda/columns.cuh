@@ -10,44 +10,57 @@
 
 namespace longspan::model::cuda {
 
-/// The term of a plain sum: element (row, col) of a matrix without gaps.
+/// The terms of a plain sum: elements (row, col ...) of a matrix without gaps.
 struct Elements {
   const float* x;
   std::int64_t width;
-  __device__ float operator()(std::int64_t row, std::int64_t col) const {
-    return x[row * width + col];
+  template <int N>
+  __device__ Pack<N> load(std::int64_t row, std::int64_t col) const {
+    return cuda::load<N>(x + row * width + col);
   }
+  /// Whether four columns may be read at once.
+  bool vector() const { return width % 4 == 0 && aligned16(x); }
 };
 
-/// A block has 32 columns x 8 rows of threads and sums kColumnsPerThread * 32 columns: a warp reads
-/// whole lines of 128 bytes, wherever the matrix begins.
-constexpr int kColumnsPerThread = 2;
+/// A block has 32 columns x 8 rows of threads and sums kColumnsPerThread * 32 columns: with N = 4 a
+/// thread has neighbours and reads them at once, with N = 1 a warp reads whole lines of 128 bytes,
+/// wherever the matrix begins. Both add in the same order.
+constexpr int kColumnsPerThread = 4;
 constexpr int kTileColumns = 32 * kColumnsPerThread;
 constexpr int kTileRows = 8;
 
 /// Rows [blockIdx.y * rows_each, ...): thread row t adds rows t, t + 8, ..., then the eight are
 /// added in order. out: row blockIdx.y of [gridDim.y, cols]; `add`: out += instead of =.
-template <class Term>
+template <int N, class Term>
 __global__ void columns_kernel(Term term, std::int64_t rows, std::int64_t cols,
                                std::int64_t rows_each, float* out, bool add) {
   __shared__ float parts[kTileRows][kTileColumns];
   const std::int64_t first = blockIdx.y * rows_each;
   const std::int64_t end = first + rows_each < rows ? first + rows_each : rows;
-  const std::int64_t left = static_cast<std::int64_t>(blockIdx.x) * kTileColumns + threadIdx.x;
-  float sums[kColumnsPerThread];
+  const std::int64_t left = static_cast<std::int64_t>(blockIdx.x) * kTileColumns;
+  constexpr int kPacks = kColumnsPerThread / N;
+  const auto column = [](int pack) { return static_cast<int>(threadIdx.x) * N + 32 * N * pack; };
+  Pack<N> sums[kPacks];
 #pragma unroll
-  for (int c = 0; c < kColumnsPerThread; ++c) sums[c] = 0.0f;
-#pragma unroll 8
+  for (int p = 0; p < kPacks; ++p) sums[p] = zero_pack<N>();
+#pragma unroll 4
   for (std::int64_t row = first + threadIdx.y; row < end; row += kTileRows) {
 #pragma unroll
-    for (int c = 0; c < kColumnsPerThread; ++c)
-      if (left + 32 * c < cols) sums[c] += term(row, left + 32 * c);
+    for (int p = 0; p < kPacks; ++p) {
+      if (left + column(p) >= cols) continue;
+      const Pack<N> terms = term.template load<N>(row, left + column(p));
+#pragma unroll
+      for (int j = 0; j < N; ++j) sums[p].v[j] += terms.v[j];
+    }
   }
 #pragma unroll
-  for (int c = 0; c < kColumnsPerThread; ++c) parts[threadIdx.y][threadIdx.x + 32 * c] = sums[c];
+  for (int p = 0; p < kPacks; ++p) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) parts[threadIdx.y][column(p) + j] = sums[p].v[j];
+  }
   __syncthreads();
   const int mine = static_cast<int>(threadIdx.y * 32 + threadIdx.x);
-  const std::int64_t col = static_cast<std::int64_t>(blockIdx.x) * kTileColumns + mine;
+  const std::int64_t col = left + mine;
   if (mine >= kTileColumns || col >= cols) return;
   float sum = 0.0f;
 #pragma unroll
@@ -56,28 +69,32 @@ __global__ void columns_kernel(Term term, std::int64_t rows, std::int64_t cols,
   *place = add ? *place + sum : sum;
 }
 
-/// y[col] += the sum over rows of term(row, col).
+template <class Term>
+void launch_columns(dim3 grid, const Term& term, std::int64_t rows, std::int64_t cols,
+                    std::int64_t rows_each, float* out, bool add, Stream& stream) {
+  const dim3 block(32, kTileRows);
+  if (term.vector())
+    launch(columns_kernel<4, Term>, grid, block, 0, stream, term, rows, cols, rows_each, out, add);
+  else
+    launch(columns_kernel<1, Term>, grid, block, 0, stream, term, rows, cols, rows_each, out, add);
+}
+
+/// y[col] += the sum over rows of the terms (row, col). The terms are `cols` wide.
 template <class Term>
 void add_columns(std::int64_t rows, std::int64_t cols, const Term& term, float* y, Device& device,
                  Stream& stream) {
   if (rows <= 0 || cols <= 0) return;
   const unsigned tiles = blocks_for(cols, kTileColumns);
-  const dim3 block(32, kTileRows);
   // As many blocks as fill the largest GPUs (2112 of 256 threads), at least 64 rows each.
   const std::int64_t wanted = std::clamp<std::int64_t>(2112 / tiles, 1, 512);
   const std::int64_t rows_each = std::max<std::int64_t>(64, (rows + wanted - 1) / wanted);
   const std::int64_t blocks = (rows + rows_each - 1) / rows_each;
-  if (blocks == 1) {
-    launch(columns_kernel<Term>, dim3(tiles), block, 0, stream, term, rows, cols, rows_each, y,
-           true);
-    return;
-  }
+  if (blocks == 1) return launch_columns(dim3(tiles), term, rows, cols, rows_each, y, true, stream);
   const Buffer<float> partials(device, blocks, cols);
-  launch(columns_kernel<Term>, dim3(tiles, static_cast<unsigned>(blocks)), block, 0, stream, term,
-         rows, cols, rows_each, partials.data(), false);
-  const Elements elements{partials.data(), cols};
-  launch(columns_kernel<Elements>, dim3(tiles), block, 0, stream, elements, blocks, cols, blocks, y,
-         true);
+  launch_columns(dim3(tiles, static_cast<unsigned>(blocks)), term, rows, cols, rows_each,
+                 partials.data(), false, stream);
+  launch_columns(dim3(tiles), Elements{partials.data(), cols}, blocks, cols, blocks, y, true,
+                 stream);
 }
 
 }  // namespace longspan::model::cuda

@@ -10,6 +10,10 @@ void CudaKernels::norm_forward(const NormForwardArgs& args, Stream& stream) {
   const Range range("norm forward");
   cuda::norm_forward(args, stream);
 }
+void CudaKernels::residual_norm_forward(const ResidualNormArgs& args, Stream& stream) {
+  const Range range("residual and norm forward");
+  cuda::residual_norm_forward(args, stream);
+}
 void CudaKernels::norm_backward(const NormBackwardArgs& args, Stream& stream) {
   const Range range("norm backward");
   cuda::norm_backward(args, device_, stream);
@@ -17,6 +21,10 @@ void CudaKernels::norm_backward(const NormBackwardArgs& args, Stream& stream) {
 void CudaKernels::gelu_forward(const GeluForwardArgs& args, Stream& stream) {
   const Range range("GELU forward");
   cuda::gelu_forward(args, stream);
+}
+void CudaKernels::gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream) {
+  const Range range("GELU forward");
+  cuda::gelu_bf16_forward(args, stream);
 }
 void CudaKernels::gelu_backward(const GeluBackwardArgs& args, Stream& stream) {
   const Range range("GELU backward");

@@ -19,7 +19,7 @@
 namespace longspan::model {
 namespace {
 
-constexpr std::string_view kKind = "longspan-gemm-1";
+constexpr std::string_view kKind = "longspan-gemm-2", kKind1 = "longspan-gemm-1";
 
 std::vector<std::string_view> split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
@@ -57,19 +57,29 @@ std::string environment(const char* name) {
 
 }  // namespace
 
+std::optional<std::size_t> fastest_fused(const std::vector<double>& fused, double apart) {
+  std::optional<std::size_t> best;
+  double least = apart;
+  for (std::size_t i = 0; i < fused.size(); ++i)
+    if (fused[i] < least) least = fused[i], best = i;
+  return best;
+}
+
 std::string to_line(const TunedGemm& t) {
   const GemmShape& s = t.shape;
   std::string line =
-      fmt::format("{}\t{}\t{}\t{} {} {} {} {} {} {:d} {:d} {:d} {:d} {:d} {}\t{:d}", kKind,
+      fmt::format("{}\t{}\t{}\t{} {} {} {} {} {} {:d} {:d} {:d} {:d} {:d} {} {}\t{:d} {:d}", kKind,
                   one_field(t.gpu), t.library, s.m, s.n, s.k, s.lda, s.ldb, s.ldc, s.trans_a,
-                  s.trans_b, s.accumulate, s.bias, s.bf16, s.alignment, t.algorithm.bias_fused);
+                  s.trans_b, s.accumulate, s.bias, s.bf16, s.alignment,
+                  static_cast<int>(s.epilogue), t.algorithm.bias_fused, t.algorithm.epilogue_fused);
   for (const std::uint64_t word : t.algorithm.bytes) line += fmt::format(" {:016x}", word);
   return fmt::format("{}\t{:016x}", line, hash_name(line));
 }
 
 std::optional<TunedGemm> parse_tuned_gemm(std::string_view line) {
   const auto fields = split(line, '\t');
-  if (fields.size() != 6 || fields[0] != kKind) return std::nullopt;
+  if (fields.size() != 6 || (fields[0] != kKind && fields[0] != kKind1)) return std::nullopt;
+  const bool epilogues = fields[0] == kKind;
   std::uint64_t checksum = 0;
   const std::string_view checked = line.substr(0, line.size() - fields[5].size() - 1);
   if (fields[5].size() != 16 || !parse(fields[5], 16, checksum) || checksum != hash_name(checked))
@@ -78,7 +88,8 @@ std::optional<TunedGemm> parse_tuned_gemm(std::string_view line) {
   t.gpu = fields[1];
   GemmShape& s = t.shape;
   const auto shape = split(fields[3], ' '), algorithm = split(fields[4], ' ');
-  if (!parse(fields[2], 10, t.library) || shape.size() != 12 || algorithm.size() != 9)
+  if (!parse(fields[2], 10, t.library) || shape.size() != (epilogues ? 13 : 12) ||
+      algorithm.size() != (epilogues ? 10 : 9))
     return std::nullopt;
   std::int64_t* const numbers[] = {&s.m, &s.n, &s.k, &s.lda, &s.ldb, &s.ldc};
   bool* const flags[] = {&s.trans_a, &s.trans_b, &s.accumulate, &s.bias, &s.bf16};
@@ -88,8 +99,16 @@ std::optional<TunedGemm> parse_tuned_gemm(std::string_view line) {
     if (!parse_flag(shape[6 + i], *flags[i])) return std::nullopt;
   if (!parse(shape[11], 10, s.alignment) || !parse_flag(algorithm[0], t.algorithm.bias_fused))
     return std::nullopt;
+  if (epilogues) {
+    int number = 0;
+    if (!parse(shape[12], 10, number) || number < 0 ||
+        number > static_cast<int>(GemmEpilogue::kGeluBackwardBias) ||
+        !parse_flag(algorithm[1], t.algorithm.epilogue_fused))
+      return std::nullopt;
+    s.epilogue = static_cast<GemmEpilogue>(number);
+  }
   for (std::size_t i = 0; i < 8; ++i)
-    if (!parse(algorithm[1 + i], 16, t.algorithm.bytes[i])) return std::nullopt;
+    if (!parse(algorithm[algorithm.size() - 8 + i], 16, t.algorithm.bytes[i])) return std::nullopt;
   return t;
 }
 

@@ -10,8 +10,14 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace longspan::model {
+
+/// What cuBLASLt may do with a product before it writes it: GELU, GELU that also writes what stands
+/// before it, the way back through GELU, and the same with the sums for the bias' gradient. Numbers
+/// of the file.
+enum class GemmEpilogue { kNone = 0, kGelu, kGeluKeep, kGeluBackward, kGeluBackwardBias };
 
 /// Everything an algorithm is chosen by, as in GemmArgs (the fields of the row-major product).
 struct GemmShape {
@@ -19,12 +25,16 @@ struct GemmShape {
   bool trans_a = false, trans_b = false, accumulate = false, bias = false, bf16 = false;
   /// All operands begin at multiples of so many bytes: 16, or what is left.
   std::int64_t alignment = 16;
+  GemmEpilogue epilogue = GemmEpilogue::kNone;
   auto operator<=>(const GemmShape&) const = default;
 };
 
 struct GemmAlgorithm {
   std::array<std::uint64_t, 8> bytes{};  ///< cublasLtMatmulAlgo_t
   bool bias_fused = false;               ///< else the bias is added by a kernel of its own
+  /// Of a shape with an epilogue; else the product and what follows it are faster apart: the
+  /// product has an entry of its own, and the bytes here mean nothing.
+  bool epilogue_fused = false;
   auto operator<=>(const GemmAlgorithm&) const = default;
 };
 
@@ -36,8 +46,13 @@ struct TunedGemm {
   GemmAlgorithm algorithm;
 };
 
+/// The fastest of the ways to do all in one pass, by their seconds (infinite, or no number: it did
+/// not run), if it takes less than the `apart` seconds of the product and the kernel behind it.
+std::optional<std::size_t> fastest_fused(const std::vector<double>& fused, double apart);
+
 /// One line of the file, without its end: fields between tabs, last a checksum. A line that was
-/// torn, or was written by somebody else, parses to nothing.
+/// torn, or was written by somebody else, parses to nothing. Lines of the first format, which knew
+/// no epilogues, still count.
 std::string to_line(const TunedGemm& tuned);
 std::optional<TunedGemm> parse_tuned_gemm(std::string_view line);
 

@@ -19,10 +19,14 @@ namespace longspan::model::cuda {
 /// The variance is taken in two passes over the row, which up to a width of 16384 stays in
 /// registers between them.
 void norm_forward(const NormForwardArgs& args, Stream& stream);
+/// The sum is written once and, up to the same width, not read again.
+void residual_norm_forward(const ResidualNormArgs& args, Stream& stream);
 /// dx may be x, too. Up to a width of 8192 dy and x are read once, above twice.
 void norm_backward(const NormBackwardArgs& args, Device& device, Stream& stream);
 
 void gelu_forward(const GeluForwardArgs& args, Stream& stream);
+/// x and y are left as they are.
+void gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream);
 void gelu_backward(const GeluBackwardArgs& args, Stream& stream);
 void swiglu_forward(const SwigluForwardArgs& args, Stream& stream);
 void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream);

@@ -1,9 +1,11 @@
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "model/kernels/cuda/columns.cuh"
 #include "model/kernels/cuda/device_code.cuh"
 #include "model/kernels/cuda/kernels_cuda.hpp"
+#include "model/kernels/cuda/residual.cuh"
 
 namespace longspan::model::cuda {
 namespace {
@@ -24,6 +26,25 @@ struct RowPacks {
         if (column(k) < width) kept[k] = load<N>(row + column(k));
     }
   }
+  /// The row that `sum`, an operation of residual.cuh, computes and writes. What is not kept a
+  /// thread reads again from where it wrote it.
+  template <class Sum>
+  __device__ RowPacks(const Sum& sum, std::int64_t number, std::int64_t columns)
+      : row(sum.y + number * columns), width(columns) {
+    const auto place = sum.row(number);
+    if constexpr (K > 0) {
+      Branches<N> in[K] = {};
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (column(k) < width) in[k] = sum.template load<N>(place, column(k));
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        if (column(k) < width) kept[k] = sum.template finish<N>(place, column(k), in[k]);
+    } else {
+      for (std::int64_t at = column(0); at < width; at += static_cast<std::int64_t>(blockDim.x) * N)
+        sum.template finish<N>(place, at, sum.template load<N>(place, at));
+    }
+  }
   static __device__ std::int64_t column(std::int64_t k) {
     return (threadIdx.x + k * static_cast<std::int64_t>(blockDim.x)) * N;
   }
@@ -41,13 +62,26 @@ struct RowPacks {
   }
 };
 
-template <int N, int K>
-__global__ void __launch_bounds__(K == 0 ? 1024 : 512) norm_forward_kernel(NormForwardArgs a) {
+/// The rows are there already.
+struct NoSum {};
+
+template <int N, int K, class Sum>
+__device__ inline RowPacks<N, K> packs_of(const NormForwardArgs& a, const Sum& sum,
+                                          std::int64_t row) {
+  if constexpr (std::is_same_v<Sum, NoSum>)
+    return RowPacks<N, K>(a.x + row * a.width, a.width);
+  else
+    return RowPacks<N, K>(sum, row, a.width);
+}
+
+template <int N, int K, class Sum>
+__global__ void __launch_bounds__(K == 0 ? 1024 : 512)
+    norm_forward_kernel(NormForwardArgs a, Sum addition) {
   __shared__ float sums[2][32];
   __shared__ double wide_sums[32];
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (row >= a.rows) return;  // whole warps: larger teams have a block of their own
-  const RowPacks<N, K> packs(a.x + row * a.width, a.width);
+  const RowPacks<N, K> packs = packs_of<N, K>(a, addition, row);
   const float width = static_cast<float>(a.width);
   float mean = 0.0f;
   if (!a.rms) {
@@ -223,37 +257,45 @@ __global__ void __launch_bounds__(1024) norm_backward_wide_kernel(NormBackwardAr
 struct NormTerm {
   const float *dy, *x, *mean, *rstd;
   std::int64_t width;
-  __device__ float operator()(std::int64_t row, std::int64_t col) const {
+  template <int N>
+  __device__ Pack<N> load(std::int64_t row, std::int64_t col) const {
     const float level = mean != nullptr ? mean[row] : 0.0f;
-    return dy[row * width + col] * ((x[row * width + col] - level) * rstd[row]);
+    const Pack<N> in = cuda::load<N>(x + row * width + col);
+    Pack<N> term = cuda::load<N>(dy + row * width + col);
+#pragma unroll
+    for (int j = 0; j < N; ++j) term.v[j] *= (in.v[j] - level) * rstd[row];
+    return term;
+  }
+  bool vector() const {
+    return width % 4 == 0 && aligned16(dy, x);
   }
 };
 
-template <int N>
-void forward(const NormForwardArgs& a, Stream& stream) {
+template <int N, class Sum>
+void forward(const NormForwardArgs& a, const Sum& sum, Stream& stream) {
   const std::int64_t packs = a.width / N;
   const auto run = [&](auto kernel, unsigned threads) {
     const dim3 block(threads, threads == 32 ? 8 : 1);
-    launch(kernel, blocks_for(a.rows, block.y), block, 0, stream, a);
+    launch(kernel, blocks_for(a.rows, block.y), block, 0, stream, a, sum);
   };
   if (packs <= 32)
-    run(norm_forward_kernel<N, 1>, 32);
+    run(norm_forward_kernel<N, 1, Sum>, 32);
   else if (packs <= 64)
-    run(norm_forward_kernel<N, 2>, 32);
+    run(norm_forward_kernel<N, 2, Sum>, 32);
   else if (packs <= 128)
-    run(norm_forward_kernel<N, 4>, 32);
+    run(norm_forward_kernel<N, 4, Sum>, 32);
   else if (packs <= 256)
-    run(norm_forward_kernel<N, 8>, 32);
+    run(norm_forward_kernel<N, 8, Sum>, 32);
   else if (packs <= 512)
-    run(norm_forward_kernel<N, 4>, 128);
+    run(norm_forward_kernel<N, 4, Sum>, 128);
   else if (packs <= 1024)
-    run(norm_forward_kernel<N, 4>, 256);
+    run(norm_forward_kernel<N, 4, Sum>, 256);
   else if (packs <= 2048)
-    run(norm_forward_kernel<N, 8>, 256);
+    run(norm_forward_kernel<N, 8, Sum>, 256);
   else if (packs <= 4096)
-    run(norm_forward_kernel<N, 8>, 512);
+    run(norm_forward_kernel<N, 8, Sum>, 512);
   else
-    run(norm_forward_kernel<N, 0>, 1024);
+    run(norm_forward_kernel<N, 0, Sum>, 1024);
 }
 
 template <int N>
@@ -296,9 +338,32 @@ void backward(const NormBackwardArgs& a, Device& device, Stream& stream) {
 void norm_forward(const NormForwardArgs& args, Stream& stream) {
   if (args.rows <= 0 || args.width <= 0) return;
   if (args.width % 4 == 0 && aligned16(args.x, args.weight, args.bias, args.y))
-    forward<4>(args, stream);
+    forward<4>(args, NoSum{}, stream);
   else
-    forward<1>(args, stream);
+    forward<1>(args, NoSum{}, stream);
+}
+
+void residual_norm_forward(const ResidualNormArgs& args, Stream& stream) {
+  const NormForwardArgs& norm = args.norm;
+  const ResidualForwardArgs& residual = args.residual;
+  if (norm.rows <= 0 || norm.width <= 0) return;
+  const bool vector = norm.width % 4 == 0 && aligned16(norm.x, norm.weight, norm.bias, norm.y);
+  if (vector && !aligned16(residual.x, residual.r)) {
+    // With fewer columns a thread the norm's sums would have another order than those of the norm
+    // alone, which recomputing may call.
+    residual_forward(residual, stream);
+    return norm_forward(norm, stream);
+  }
+  const auto with = [&](const auto& sum) {
+    if (vector)
+      forward<4>(norm, sum, stream);
+    else
+      forward<1>(norm, sum, stream);
+  };
+  if (residual.dropout.probability > 0.0f)
+    with(DropoutRows(residual));
+  else
+    with(Residual(residual));
 }
 
 void norm_backward(const NormBackwardArgs& args, Device& device, Stream& stream) {

@@ -36,6 +36,36 @@ struct GeluForward {
   }
 };
 
+/// The words of the numbers' bfloat16, and the numbers that these are.
+template <int N>
+__device__ inline Pack<N, std::uint16_t> rounded(Pack<N>& x) {
+  Pack<N, std::uint16_t> bits;
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    const std::uint32_t word = bf16_word(x.v[j]);
+    x.v[j] = __uint_as_float(word);
+    bits.v[j] = static_cast<std::uint16_t>(word >> 16);
+  }
+  return bits;
+}
+
+struct GeluBf16Forward {
+  GeluBf16ForwardArgs a;
+  template <int N>
+  __device__ Pack<N> load(std::int64_t i) const {
+    return cuda::load<N>(a.x + i);
+  }
+  template <int N>
+  __device__ void finish(std::int64_t i, Pack<N> x) const {
+    using Words = Pack<N, std::uint16_t>;
+    const Words hidden = rounded(x);
+    if (a.hidden_bf16 != nullptr) *reinterpret_cast<Words*>(a.hidden_bf16 + i) = hidden;
+#pragma unroll
+    for (int j = 0; j < N; ++j) x.v[j] *= gelu_gate(x.v[j], x.v[j] * x.v[j]).s;
+    *reinterpret_cast<Words*>(a.y_bf16 + i) = rounded(x);
+  }
+};
+
 template <int N>
 struct Two {
   Pack<N> x, dy;
@@ -201,6 +231,14 @@ __global__ void rotary_kernel(RotaryArgs a) {
 
 void gelu_forward(const GeluForwardArgs& args, Stream& stream) {
   run_flat(args.count, GeluForward{args}, stream, {args.x, args.y});
+}
+
+void gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream) {
+  const auto aligned8 = [](const std::uint16_t* p) {
+    return reinterpret_cast<std::uintptr_t>(p) % 8 == 0;
+  };
+  run_flat(args.count, aligned16(args.x) && aligned8(args.hidden_bf16) && aligned8(args.y_bf16), 0,
+           GeluBf16Forward{args}, stream);
 }
 
 void gelu_backward(const GeluBackwardArgs& args, Stream& stream) {

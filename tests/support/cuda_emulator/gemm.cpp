@@ -9,4 +9,15 @@ void CudaKernels::gemm(const GemmArgs& args, Stream&) {
   cpu_kernels().gemm(args, cpu_device().stream());
 }
 
+/// There is nothing to fuse with.
+bool CudaKernels::fuses_products() const {
+  return false;
+}
+void CudaKernels::gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream) {
+  Kernels::gemm_gelu_forward(args, stream);
+}
+void CudaKernels::gemm_gelu_backward(const GemmGeluBackwardArgs& args, Stream& stream) {
+  Kernels::gemm_gelu_backward(args, stream);
+}
+
 }  // namespace longspan::model

@@ -1,0 +1,36 @@
+// Operations that a backend may do in one pass, as their parts one after the other.
+#include "model/kernels/kernels.hpp"
+
+namespace longspan::model {
+
+void Kernels::gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream) {
+  const GemmArgs& product = args.product;
+  const std::int64_t count = product.m * product.n;
+  gemm(product, stream);
+  if (product.bf16_operands)
+    gelu_bf16_forward({count, product.c, args.y, args.hidden_bf16, args.y_bf16}, stream);
+  else
+    gelu_forward({count, product.c, args.y}, stream);
+}
+
+void Kernels::gemm_gelu_backward(const GemmGeluBackwardArgs& args, Stream& stream) {
+  const GemmArgs& product = args.product;
+  gemm(product, stream);
+  gelu_backward({product.m * product.n, args.hidden, product.c, product.c}, stream);
+  if (args.dbias != nullptr) add_column_sums(product.m, product.n, product.c, args.dbias, stream);
+}
+
+void Kernels::gelu_bf16_forward(const GeluBf16ForwardArgs& args, Stream& stream) {
+  round_to_bf16(args.count, args.x, stream);
+  if (args.hidden_bf16 != nullptr)
+    to_bf16(1, args.count, args.x, args.count, args.hidden_bf16, stream);
+  gelu_forward({args.count, args.x, args.y}, stream);
+  to_bf16(1, args.count, args.y, args.count, args.y_bf16, stream);
+}
+
+void Kernels::residual_norm_forward(const ResidualNormArgs& args, Stream& stream) {
+  residual_forward(args.residual, stream);
+  norm_forward(args.norm, stream);
+}
+
+}  // namespace longspan::model
