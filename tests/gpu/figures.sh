@@ -133,7 +133,7 @@ training_figure() { # asked, unit, configuration, steps, skip, limit
   fi
   case $unit in
     tokens/s) measured=$(rounded "$tokens" 0) ;;
-    '% MFU') measured=$(rounded "$percent" 1) ;;
+    '% MFU') measured=$(rounded "$percent" 2) ;;
     step) measured=$steps ;;
   esac
 

