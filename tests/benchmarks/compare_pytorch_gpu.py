@@ -16,6 +16,7 @@ One JSON object on stdout. --device cpu and --eager are for trying the script ou
 
 import argparse
 import contextlib
+import gc
 import json
 import math
 import pathlib
@@ -199,7 +200,9 @@ def train(arguments):
     steps = arguments.steps or int(settings["train.steps"])
     while True:
         try:
-            backend = fastest(measure_attention(arguments.device, micro, length, m["heads"], m["kv_heads"], m["head_size"]))
+            # The longest sequences would take minutes to choose for, and their choice is that of 16384 tokens.
+            shape = (micro, min(length, 16384), m["heads"], m["kv_heads"], m["head_size"])
+            backend = fastest(measure_attention(arguments.device, *shape))
             trainer = Trainer(request, keep == "all", arguments)
             took, losses = [], []
             with allowed(backend):
@@ -216,6 +219,7 @@ def train(arguments):
                 raise
             micro //= 2
         trainer = None
+        gc.collect()  # its compiled parts and it know each other
         torch.cuda.empty_cache()
     # Random ids and small weights: anything but the logarithm of the vocabulary is a model that is not computed.
     if not all(map(math.isfinite, losses)) or abs(losses[0] - math.log(m["vocabulary"])) > 0.5:
