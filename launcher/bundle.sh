@@ -38,7 +38,7 @@ components+='|osc_(pt2pt|rdma|sm)|patcher|plm_isolated|pmix_(ext3x|isolated|pmix
 components+='|regx|rmaps|rml|routed|rtc|schizo_(ompi|orte)|sharedfp|shmem|state|topo|vprotocol)'
 
 rm -rf "$output"
-mkdir -p "$output"/{bin,libexec/tests,lib/compiler,lib/openmpi,lib/pmix,share/openmpi,share/pmix,share/configs,etc}
+mkdir -p "$output"/{bin,libexec/tests,lib/compiler,lib/openmpi,lib/pmix,share/openmpi,share/pmix,share/configs/{gpu,machines},share/pytorch,etc}
 root=$(cd "$output" && pwd)
 
 pack_libraries() { # of the given file, those it needs, theirs included
@@ -66,8 +66,10 @@ while read -r name; do
   echo "$name" >> "$root/share/gpu_tests.txt"
 done < "$build/gpu_tests.txt"
 [ -x "$build/benchmarks/bench_gpu_kernels" ] && pack_program "$build/benchmarks/bench_gpu_kernels" .
-cp "$here"/configs/*.ini "$root/share/configs/"
+for folder in . gpu machines; do cp "$here/configs/$folder"/*.ini "$root/share/configs/$folder/"; done
 cp "$here/tests/gpu/run.sh" "$root/libexec/run-gpu-tests"
+cp "$here"/tests/gpu/{rows,figures}.sh "$root/share/"
+cp "$here"/tests/benchmarks/{compare_pytorch_gpu,compare_pytorch,pytorch_training}.py "$root/share/pytorch/"
 
 path_of() { ompi_info --parsable --path "$1" | awk -F: '{print $NF; exit}'; }
 for name in orterun orted ompi_info; do pack_program "$(readlink -f "$(command -v $name)")" $name; done
@@ -102,7 +104,7 @@ strip --strip-unneeded "$root"/lib/*.so* "$root"/lib/*/*.so* 2>/dev/null || true
 cat > "$root/environment.sh" <<'ENVIRONMENT'
 # Sourced by the programs in bin/, with bundle = the folder that this file is in.
 if [ "${LONGSPAN_BUNDLE:-}" != "$bundle" ]; then
-  export LONGSPAN_BUNDLE="$bundle"
+  export LONGSPAN_BUNDLE="$bundle" LONGSPAN_CALLERS_LIBRARY_PATH="${LD_LIBRARY_PATH:-}" # for programs of the caller's own
   libraries=$bundle/lib
   (ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null) | grep -q 'libstdc++\.so\.6' || libraries=$libraries:$bundle/lib/compiler
   (ldconfig -p 2>/dev/null || /sbin/ldconfig -p 2>/dev/null) | grep -q 'libgomp\.so\.1' || libraries=$libraries:$bundle/lib/compiler

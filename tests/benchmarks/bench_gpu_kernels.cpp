@@ -1,17 +1,21 @@
 // How fast the GPU's operations are: matrix products and attention in TFLOP/s (model FLOPs: causal
 // pairs counted once, attention 4 forward and 8 backward per pair and channel; also with the 10
 // that a backward without stored scores computes), the memory-bound ones as a share of the copy
-// bandwidth measured here. With LONGSPAN_CUDA_PLUGIN another plug-in; --tiny: small shapes, one run
-// of each.
+// bandwidth measured here. With LONGSPAN_CUDA_PLUGIN another plug-in.
+//   --tiny           small shapes, one run of each
+//   --only PART      products, attention or memory
+//   --tokens N       attention of so many tokens alone
+//   --own            own kernels where a library would serve (as run.deterministic = on)
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
+#include <cstdlib>
 #include <functional>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launcher/gpu.hpp"
@@ -273,12 +277,48 @@ void memory_bound(const Bench& bench) {
   row("sum of squares", bytes, [&] { kernels.sum_of_squares(count, x.data(), stream); });
 }
 
-int run(bool tiny) {
+struct Choice {
+  bool tiny = false, own = false;
+  std::string_view only;    ///< empty: every part
+  std::int64_t tokens = 0;  ///< 0: several
+  bool has(std::string_view part) const { return only.empty() || only == part; }
+};
+
+Choice parse(int argc, char** argv) {
+  Choice choice;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const auto value = [&]() -> const char* {
+      if (++i == argc) fail_usage("{} wants a value", word);
+      return argv[i];
+    };
+    if (word == "--tiny")
+      choice.tiny = true;
+    else if (word == "--own")
+      choice.own = true;
+    else if (word == "--only")
+      choice.only = value();
+    else if (word == "--tokens")
+      choice.tokens = std::atoll(value());
+    else
+      fail_usage("unknown argument '{}': --tiny, --only PART, --tokens N, --own", word);
+  }
+  if (!choice.only.empty() && choice.only != "products" && choice.only != "attention" &&
+      choice.only != "memory")
+    fail_usage("--only {}: it must be products, attention or memory", choice.only);
+  if (choice.tokens < 0) fail_usage("--tokens {}: it must be positive", choice.tokens);
+  return choice;
+}
+
+int run(const Choice& choice) {
   GpuPlugin& plugin = launcher::open_gpu_plugin();
   plugin.gpu_count();
-  const auto gpu = plugin.open({});
+  GpuOptions options;
+  options.deterministic = choice.own;
+  const auto gpu = plugin.open(options);
   fmt::print("{}; {}; {}\n", launcher::to_string(plugin.describe(0)), plugin.versions(),
              gpu->description());
+<<<<<<< HEAD
   Bench bench{gpu->backend(), tiny};
   copies(bench);
   products(bench);
@@ -289,9 +329,24 @@ int run(bool tiny) {
     for (const std::int64_t tokens : {2048, 4096, 8192, 16384, 32768}) {
       attention(bench, tokens, 64, 8, 128);
       attention(bench, tokens, 32, 32, 64);
+=======
+  Bench bench{gpu->backend(), choice.tiny};
+  if (choice.has("memory")) copies(bench);
+  if (choice.has("products")) products(bench);
+  if (choice.has("attention")) {
+    if (choice.tiny && choice.tokens == 0) {
+      attention(bench, 64, 4, 2, 64);
+    } else if (choice.tokens > 0) {
+      attention(bench, choice.tokens, choice.tiny ? 2 : 64, choice.tiny ? 1 : 8, 128);
+    } else {
+      for (const std::int64_t tokens : {2048, 4096, 8192, 16384, 32768}) {
+        attention(bench, tokens, 64, 8, 128);
+        attention(bench, tokens, 32, 32, 64);
+      }
+>>>>>>> gpu-goals
     }
   }
-  memory_bound(bench);
+  if (choice.has("memory")) memory_bound(bench);
   return 0;
 }
 
@@ -299,7 +354,7 @@ int run(bool tiny) {
 
 int main(int argc, char** argv) {
   try {
-    return run(argc > 1 && std::strcmp(argv[1], "--tiny") == 0);
+    return run(parse(argc, argv));
   } catch (const Error& error) {
     fmt::print(stderr, "bench_gpu_kernels: {}\n", error.what());
     return static_cast<int>(error.status());

@@ -44,18 +44,28 @@ class Block(nn.Module):
         self.up = nn.Linear(m["width"], m["mlp_width"] * (2 if m["mlp"] == "swiglu" else 1), bias=m["bias"])
         self.down = nn.Linear(m["mlp_width"], m["width"], bias=m["bias"])
 
-    def attention(self, x, cos_sin):
+    def before_attention(self, x, cos_sin):
+        """q, k and v: [B, S, heads, K]."""
         B, S, _ = x.shape
-        m, K = self.m, self.m["head_size"]
-        q, k, v = self.qkv(x).view(B, S, -1, K).split([m["heads"], m["kv_heads"], m["kv_heads"]], dim=2)
+        m = self.m
+        parts = self.qkv(self.attention_norm(x)).view(B, S, -1, m["head_size"])
+        q, k, v = parts.split([m["heads"], m["kv_heads"], m["kv_heads"]], dim=2)
         if cos_sin is not None:
             q, k = rotate(q, cos_sin), rotate(k, cos_sin)
-        if 0 < m["window"] < S:
-            return self.output(windowed_attention(q, k, v, m["window"]).reshape(B, S, -1))
+        return q, k, v
+
+    def attention(self, q, k, v):
+        m = self.m
+        if 0 < m["window"] < q.shape[1]:
+            return windowed_attention(q, k, v, m["window"])
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=m["kv_heads"] != m["heads"]
         )
-        return self.output(y.transpose(1, 2).reshape(B, S, -1))
+        return y.transpose(1, 2)
+
+    def after_attention(self, x, y):
+        x = x + self.output(y.flatten(2))
+        return x + self.mlp(self.mlp_norm(x))
 
     def mlp(self, x):
         x = self.up(x)
@@ -65,8 +75,7 @@ class Block(nn.Module):
         return self.down(F.gelu(x, approximate="tanh"))
 
     def forward(self, x, cos_sin):
-        x = x + self.attention(self.attention_norm(x), cos_sin)
-        return x + self.mlp(self.mlp_norm(x))
+        return self.after_attention(x, self.attention(*self.before_attention(x, cos_sin)))
 
 
 def windowed_attention(q_BSHK, k_BSGK, v_BSGK, window):
@@ -95,7 +104,7 @@ def windowed_attention(q_BSHK, k_BSGK, v_BSGK, window):
 def rotate(x_BSHK, cos_sin):
     cos, sin = cos_sin
     a, b = x_BSHK.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BSHK.dtype)
 
 
 class Model(nn.Module):

@@ -83,10 +83,10 @@ class PlainDense final : public DenseAttention {
     for (std::int64_t b = 0; b < s.batch; ++b)
       for (std::int64_t h = 0; h < s.heads; ++h)
         for (std::int64_t i = 0; i < s.queries; ++i) {
-          const std::int64_t kv = h / (s.heads / s.kv_heads), seen = s.causal ? i + 1 : s.keys;
+          const std::int64_t kv = h / (s.heads / s.kv_heads), seen = last_key(s, i);
           std::vector<double> score(seen), sum(s.head_size);
           double total = 0;
-          for (std::int64_t j = 0; j < seen; ++j) {
+          for (std::int64_t j = first_key(s, i); j < seen; ++j) {
             for (std::int64_t d = 0; d < s.head_size; ++d)
               score[j] += s.scale * wide(q.at(b, i, h, d)) * wide(k.at(b, j, kv, d));
             total += std::exp(score[j]);
@@ -119,7 +119,7 @@ class PlainDense final : public DenseAttention {
           double delta = 0;
           for (std::int64_t d = 0; d < size; ++d)
             delta += wide(dout.at(b, i, h, d)) * wide(o.at(b, i, h, d));
-          for (std::int64_t j = 0; j < (s.causal ? i + 1 : s.keys); ++j) {
+          for (std::int64_t j = first_key(s, i); j < last_key(s, i); ++j) {
             double score = -lse[(b * s.heads + h) * s.queries + i], dp = 0;
             for (std::int64_t d = 0; d < size; ++d) {
               score += s.scale * wide(q.at(b, i, h, d)) * wide(k.at(b, j, h, d));
@@ -141,6 +141,13 @@ class PlainDense final : public DenseAttention {
   }
 
  private:
+  /// Of those that query i sees; the last is one behind them.
+  static std::int64_t first_key(const DenseShape& s, std::int64_t i) {
+    return s.window > 0 ? std::max<std::int64_t>(0, i + 1 - s.window) : 0;
+  }
+  static std::int64_t last_key(const DenseShape& s, std::int64_t i) {
+    return s.causal ? i + 1 : s.keys;
+  }
   static OnHost<std::uint16_t> host(const HeadTensor<const std::uint16_t>& x, const DenseShape& s,
                                     std::int64_t tokens, std::int64_t heads) {
     return OnHost<std::uint16_t>(x, s, tokens, heads);
@@ -156,6 +163,7 @@ class AttentionBlocks : public testing::TestWithParam<std::int64_t> {
  protected:
   AttentionBlocks()
       : runner_(std::make_unique<PlainDense>(calls_), {.workspace_bytes = GetParam()}) {}
+  void serve_one_run(std::int64_t window);
   Calls calls_;
   OwnAttentionRunner runner_;
 };
@@ -183,21 +191,31 @@ void expect_equal(const AttentionForward& actual, const AttentionOutputs& expect
   EXPECT_LE(relative_error(actual.o, expected.o), kRelative);
   EXPECT_LE(largest_error(actual.lse, expected.lse), kAbsoluteLse);
 }
-void expect_equal(const AttentionGradients& actual, const AttentionOutputs& expected) {
-  EXPECT_LE(relative_error(actual.dq, expected.dq), kRelative);
-  EXPECT_LE(relative_error(actual.dk, expected.dk), kRelative);
+void expect_equal(const AttentionGradients& actual, const AttentionOutputs& expected,
+                  double floor = 0.0) {
+  EXPECT_LE(relative_error(actual.dq, expected.dq, floor), kRelative);
+  EXPECT_LE(relative_error(actual.dk, expected.dk, floor), kRelative);
   EXPECT_LE(relative_error(actual.dv, expected.dv), kRelative);
 }
 
 TEST_P(AttentionBlocks, ServeOneRun) {
-  AttentionProblem problem(2, 40, 40, 4, 2, 16);
+  for (const std::int64_t window : {0, 7, 1, 40, 39}) {
+    SCOPED_TRACE(window);
+    serve_one_run(window);
+  }
+}
+
+void AttentionBlocks::serve_one_run(std::int64_t window) {
+  calls_ = {};
+  AttentionProblem problem(2, 40, 40, 4, 2, 16, {.causal = true, .window = window});
   rounded(problem).shape.query_runs = problem.shape.key_runs = runs(0, 40);
   const AttentionOutputs expected = problem.reference();
   const AttentionForward actual = attention_forward(problem, 12, nullptr, false, runner_);
   expect_equal(actual, expected);
   EXPECT_TRUE(actual.gaps_are_untouched);
   const AttentionGradients gradients = attention_backward(problem, actual, 12, 0.0f, runner_);
-  expect_equal(gradients, expected);
+  // In a window of one every gradient of a score is 0.
+  expect_equal(gradients, expected, window == 1 ? 36.0 : 0.0);
   EXPECT_TRUE(gradients.gaps_are_untouched);
   const int slices = GetParam() == 1 ? 2 : 1;
   EXPECT_EQ(calls_.forward, slices);
@@ -288,7 +306,7 @@ TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
   };
   AttentionProblem unknown(1, 20, 20, 1, 1, 16);
   run(rounded(unknown));
-  run(known(AttentionProblem(1, 20, 20, 1, 1, 16, {true, 7})));
+  run(known(AttentionProblem(1, 20, 20, 1, 1, 16, {false, 7})));
   run(known(AttentionProblem(1, 20, 20, 1, 1, 16).with_documents()));
   run(known(AttentionProblem(1, 20, 20, 1, 1, 12)));
   AttentionProblem exact = known(AttentionProblem(1, 20, 20, 1, 1, 16));
@@ -344,6 +362,39 @@ TEST(DenseBlocks, AreThoseOfTheMask) {
   EXPECT_FALSE(model::cuda::dense_blocks(shape));
   shape.key_runs = {1, {{0, 7}, {}}};  // not all keys
   EXPECT_FALSE(model::cuda::dense_blocks(shape));
+}
+
+TEST(DenseBlocks, KnowWindows) {
+  AttentionShape shape;
+  shape.queries = shape.keys = 8;
+  shape.query_runs = shape.key_runs = {2, {{0, 4}, {12, 4}}};
+  shape.mask.window = 3;
+  auto blocks = model::cuda::dense_blocks(shape);
+  ASSERT_TRUE(blocks);
+  ASSERT_EQ(blocks->size(), 2u);  // early keys are out of the late queries' sight
+  EXPECT_TRUE((*blocks)[1].causal);
+  EXPECT_EQ((*blocks)[1].first_key, 4);
+  EXPECT_EQ((*blocks)[1].window, 3);
+  shape.mask.window = 4;  // hides nothing of a square of 4
+  EXPECT_EQ(model::cuda::dense_blocks(shape)->at(0).window, 0);
+  shape.mask.window = 9;  // 12 - 3: the first late query nearly sees the last early key
+  EXPECT_EQ(model::cuda::dense_blocks(shape)->size(), 2u);
+  shape.mask.window = 10;
+  EXPECT_FALSE(model::cuda::dense_blocks(shape));
+  shape.mask.window = 15;  // all but one pair
+  EXPECT_FALSE(model::cuda::dense_blocks(shape));
+  shape.mask.window = 16;
+  blocks = model::cuda::dense_blocks(shape);
+  ASSERT_TRUE(blocks);
+  ASSERT_EQ(blocks->size(), 3u);
+  EXPECT_EQ((*blocks)[1].window, 0);
+  EXPECT_FALSE((*blocks)[1].causal);
+  shape.mask.causal = false;  // a window to both sides
+  EXPECT_EQ(model::cuda::dense_blocks(shape)->size(), 4u);
+  shape.mask.window = 15;
+  EXPECT_FALSE(model::cuda::dense_blocks(shape));
+  shape.mask.window = std::int64_t{1} << 40;
+  EXPECT_EQ(model::cuda::dense_blocks(shape)->size(), 4u);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 // The relocatable folder that launcher/bundle.sh makes: moved, it starts from its own libraries
-// alone and trains on two ranks; and tests/gpu/run.sh in it. label: slow timeout: 300
+// alone and trains on two ranks; and tests/gpu/run.sh in it.
+// label: slow
+// timeout: 300
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -98,6 +100,18 @@ TEST_F(Bundle, ItsGpuTestsSayWhenThereIsNoGpu) {
   const ProcessResult result = run({bundle() + "/bin/run-gpu-tests"});
   EXPECT_EQ(result.status, 0) << result.out << result.err;
   EXPECT_EQ(result.out.find("no GPU to test: "), 0u) << result.out << result.err;
+}
+
+TEST_F(Bundle, MeasuresFiguresOnAnEmulatedGpu) {
+  ASSERT_EQ(made_.status, 0) << made_.out << made_.err;
+  const ProcessResult result =
+      run({"LONGSPAN_CUDA_PLUGIN=" LONGSPAN_BINARY_DIR "/liblongspan_cuda_emulated.so",
+           "LONGSPAN_PYTHON=none", bundle() + "/bin/run-gpu-tests", "--tiny", "--only", "gpt2-124m",
+           "--only", "memory-bound"});
+  EXPECT_EQ(result.status, 0) << result.out << result.err;
+  EXPECT_NE(result.out.find("\n gpt2-124m  "), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("\n memory-bound  "), std::string::npos) << result.out;
+  EXPECT_TRUE(std::filesystem::exists(bundle() + "/share/pytorch/compare_pytorch_gpu.py"));
 }
 
 }  // namespace

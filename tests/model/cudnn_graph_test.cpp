@@ -93,6 +93,17 @@ TEST_F(CudnnGraph, BackwardIsCompiledForCausalMasks) {
   EXPECT_TRUE(compiled(text)) << text;
 }
 
+TEST_F(CudnnGraph, WindowsAreCompiled) {
+  CudnnBlock b = block(8192, 8, 2, 128, true);
+  b.window = 1024;
+  std::string text = outcome(cudnn_forward_plan, b);
+  EXPECT_TRUE(compiled(text)) << text;
+  b = block(1000, 2, 2, 128, true);
+  b.window = 300;
+  text = outcome(cudnn_backward_plan, b);
+  EXPECT_TRUE(compiled(text)) << text;
+}
+
 TEST_F(CudnnGraph, FullBlocksAreCompiledForA100) {
   std::string text = outcome(cudnn_forward_plan, block(8192, 8, 8, 64, false), 800, 166912);
   EXPECT_TRUE(compiled(text)) << text;

@@ -1,6 +1,7 @@
 #include "model/kernels/cuda/attention_blocks.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include "model/kernels/cuda/attention_prepare.hpp"
 #include "model/kernels/cuda/mma.cuh"
@@ -136,8 +137,8 @@ HeadTensor<const std::uint16_t> part_of(const Tensor<const std::uint16_t>& x,
 
 DenseShape dense_shape(const AttentionShape& shape, const DenseBlock& block, std::int64_t heads,
                        std::int64_t kv_heads) {
-  return {shape.batch, block.queries,   block.keys,   heads,
-          kv_heads,    shape.head_size, block.causal, shape.scale};
+  return {shape.batch,     block.queries, block.keys,   heads,      kv_heads,
+          shape.head_size, block.causal,  block.window, shape.scale};
 }
 
 DenseBackward backward_call(const AttentionShape& shape, const DenseBlock& block,
@@ -166,7 +167,7 @@ Tensor<const std::uint16_t> packed_copy(std::int64_t tokens, std::int64_t width)
 }  // namespace
 
 std::optional<std::vector<DenseBlock>> dense_blocks(const AttentionShape& shape) {
-  if (shape.query_documents != nullptr || shape.mask.window > 0) return std::nullopt;
+  if (shape.query_documents != nullptr) return std::nullopt;
   const auto adds_up = [](const PositionRuns& runs, std::int64_t tokens) {
     for (int i = 0; i < runs.count; ++i) tokens -= runs.run[i].tokens;
     return runs.count > 0 && tokens == 0;
@@ -180,15 +181,23 @@ std::optional<std::vector<DenseBlock>> dense_blocks(const AttentionShape& shape)
     std::int64_t first_key = 0;
     for (int j = 0; j < shape.key_runs.count; ++j) {
       const PositionRuns::Run& keys = shape.key_runs.run[j];
-      const bool visible =
-          !shape.mask.causal || keys.first_position < queries.first_position + queries.tokens;
-      const bool whole =
-          !shape.mask.causal || keys.first_position + keys.tokens <= queries.first_position + 1;
+      // How far before (negative: behind) a query its nearest and its farthest key of the block
+      // are.
+      const std::int64_t nearest = queries.first_position - (keys.first_position + keys.tokens - 1),
+                         farthest =
+                             queries.first_position + queries.tokens - 1 - keys.first_position;
+      const std::int64_t window =
+          shape.mask.window > 0 ? shape.mask.window : std::numeric_limits<std::int64_t>::max();
+      const bool visible = farthest >= (shape.mask.causal ? 0 : 1 - window) && nearest < window;
+      const bool causal = shape.mask.causal && nearest < 0;
+      const bool within = farthest < window && (shape.mask.causal || nearest > -window);
       const bool square =
           keys.first_position == queries.first_position && keys.tokens == queries.tokens;
       if (visible && queries.tokens > 0 && keys.tokens > 0) {
-        if (!whole && !square) return std::nullopt;
-        blocks.push_back({first_query, queries.tokens, first_key, keys.tokens, !whole});
+        if (causal ? !square : !within) return std::nullopt;
+        // Beyond a square's last diagonal nothing is hidden: the window fits 32 bits.
+        blocks.push_back({first_query, queries.tokens, first_key, keys.tokens, causal,
+                          within ? 0 : static_cast<std::int32_t>(window)});
       }
       first_key += keys.tokens;
     }

@@ -1,7 +1,7 @@
 /// Attention by a library that knows only dense blocks: rectangles, in which every query sees every
-/// key, and causal squares. Where the positions are known on the host to be runs that count up
-/// (PositionRuns), a call is a few such blocks, whose results are merged as those of a ring are.
-/// Read next: cudnn_attention.hpp, which brings the library.
+/// key, and causal squares, with or without a window. Where the positions are known on the host to
+/// be runs that count up (PositionRuns), a call is a few such blocks, whose results are merged as
+/// those of a ring are. Read next: cudnn_attention.hpp, which brings the library.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ struct HeadTensor {
 
 struct DenseShape {
   std::int64_t batch = 0, queries = 0, keys = 0, heads = 0, kv_heads = 0, head_size = 0;
-  bool causal = false;  ///< query i sees keys 0 to i; as many queries as keys
+  bool causal = false;      ///< query i sees keys 0 to i; as many queries as keys
+  std::int32_t window = 0;  ///< of these the last so many alone; 0: all. Only with `causal`
   float scale = 0.0f;
 };
 
@@ -61,10 +62,12 @@ class DenseAttention {
 struct DenseBlock {
   std::int64_t first_query = 0, queries = 0, first_key = 0, keys = 0;
   bool causal = false;
+  std::int32_t window = 0;  ///< as in DenseShape
 };
 
 /// The visible blocks of a mask, by runs of queries and then of keys; nullopt where it is not made
-/// of such blocks, or where nothing is known of the positions.
+/// of such blocks (the edge of a window crosses a block that is no causal square), or where nothing
+/// is known of the positions.
 std::optional<std::vector<DenseBlock>> dense_blocks(const AttentionShape& shape);
 
 /// False, with nothing done, where `dense` or the shape does not allow it. workspace_bytes: as

@@ -26,7 +26,7 @@ CudnnBlock block_of(const DenseShape& shape) {
   CudnnBlock block;
   block.batch = shape.batch, block.heads = shape.heads, block.kv_heads = shape.kv_heads;
   block.queries = shape.queries, block.keys = shape.keys, block.head_size = shape.head_size;
-  block.causal = shape.causal;
+  block.causal = shape.causal, block.window = shape.window;
   return block;
 }
 CudnnBlock block_of(const DenseForward& call) {
@@ -64,10 +64,12 @@ class CudnnAttention final : public DenseAttention {
   void forward(const DenseForward& call, Stream& stream) override {
     const CudnnPlan* const made = plan(forward_, block_of(call), cudnn_forward_plan);
     float scale = call.shape.scale, minus_infinity = -1.0f / 0.0f;
+    std::int32_t window = call.shape.window;
     std::vector<Tensor> tensors = {{kCudnnQ, call.q.data},  {kCudnnK, call.k.data},
                                    {kCudnnV, call.v.data},  {kCudnnO, call.o.data},
                                    {kCudnnStats, call.lse}, {kCudnnScale, &scale}};
     if (call.shape.causal) tensors.push_back({kCudnnMinusInfinity, &minus_infinity});
+    if (window > 0) tensors.push_back({kCudnnWindow, &window});
     execute(*made, tensors, stream);
   }
 
@@ -77,6 +79,7 @@ class CudnnAttention final : public DenseAttention {
     const std::int64_t rows = shape.batch * shape.heads * shape.queries;
     const Buffer<float> delta(device_, rows), dq_sum(device_, rows * shape.head_size);
     float scale = shape.scale, one = 1.0f, minus_infinity = -1.0f / 0.0f;
+    std::int32_t window = shape.window;
     std::vector<Tensor> tensors = {{kCudnnQ, call.q.data},
                                    {kCudnnK, call.k.data},
                                    {kCudnnV, call.v.data},
@@ -91,6 +94,7 @@ class CudnnAttention final : public DenseAttention {
                                    {kCudnnScale, &scale},
                                    {kCudnnOne, &one}};
     if (shape.causal) tensors.push_back({kCudnnMinusInfinity, &minus_infinity});
+    if (window > 0) tensors.push_back({kCudnnWindow, &window});
     execute(*made, tensors, stream);
   }
 
@@ -119,8 +123,10 @@ class CudnnAttention final : public DenseAttention {
     try {
       added.plan = make(library_, target_, block);
     } catch (const Error& error) {
-      log::warn("attention of {} x {} tokens, {} heads of {}: own kernel, because {}",
-                block.queries, block.keys, block.heads, block.head_size, error.what());
+      log::warn("attention of {} x {} tokens{}, {} heads of {}: own kernel, because {}",
+                block.queries, block.keys,
+                block.window > 0 ? fmt::format(" in a window of {}", block.window) : "",
+                block.heads, block.head_size, error.what());
     }
     return added.plan ? &*added.plan : nullptr;
   }

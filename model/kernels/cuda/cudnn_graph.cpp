@@ -94,16 +94,32 @@ class Graph {
     operation.set(CUDNN_ATTR_OPERATION_RESHAPE_YDESC, *y);
     return add(std::move(operation), y);
   }
-  /// Scores above the diagonal become -inf.
-  Tensor causal(Tensor scores, const Dims& dims) {
-    const Tensor row = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr, between(dims, kInt),
-                                 nullptr, kInt, 2);
-    const Tensor column = pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr, between(dims, kInt),
-                                    nullptr, kInt, 3);
-    const Tensor visible =
-        pointwise(CUDNN_POINTWISE_CMP_GE, row, column, between(dims, kBool), nullptr, kBool);
-    return pointwise(CUDNN_POINTWISE_BINARY_SELECT, scores, scalar(kCudnnMinusInfinity),
-                     between(dims), visible);
+  /// What a causal block hides, and what lies before its window, becomes -inf: column <= row, and
+  /// column + window > row, each from indices of its own, as cuDNN's engines want to read it.
+  Tensor masked(Tensor scores, const CudnnBlock& block, const Dims& dims) {
+    if (!block.causal) return scores;
+    const Tensor minus_infinity = scalar(kCudnnMinusInfinity);
+    const auto index = [&](std::int64_t axis) {
+      return pointwise(CUDNN_POINTWISE_GEN_INDEX, scores, nullptr, between(dims, kInt), nullptr,
+                       kInt, axis);
+    };
+    const auto hide_unless = [&](cudnnPointwiseMode_t compare, Tensor a, Tensor b) {
+      const Tensor visible = pointwise(compare, a, b, between(dims, kBool), nullptr, kBool);
+      scores =
+          pointwise(CUDNN_POINTWISE_BINARY_SELECT, scores, minus_infinity, between(dims), visible);
+    };
+    {
+      const Tensor row = index(2), column = index(3);
+      hide_unless(CUDNN_POINTWISE_CMP_GE, row, column);
+    }
+    if (block.window > 0) {
+      const Tensor row = index(2), column = index(3);
+      const Tensor window = tensor(kCudnnWindow, kInt, {1, 1, 1, 1}, {1, 1, 1, 1}, false, true);
+      const Tensor end =
+          pointwise(CUDNN_POINTWISE_ADD, column, window, between(dims, kInt), nullptr, kInt, 3);
+      hide_unless(CUDNN_POINTWISE_CMP_GT, end, row);
+    }
+    return scores;
   }
 
   CudnnPlan plan(const CudnnTarget& target) {
@@ -277,7 +293,7 @@ CudnnPlan cudnn_forward_plan(const CudnnLibrary& library, const CudnnTarget& tar
   const auto stats = g.tensor(kCudnnStats, kFloat, row, packed);
   auto s = g.matmul(q, k, g.between(scores));
   s = g.pointwise(CUDNN_POINTWISE_MUL, s, g.scalar(kCudnnScale), g.between(scores));
-  if (b.causal) s = g.causal(s, scores);
+  s = g.masked(s, b, scores);
   const auto top = g.reduce(CUDNN_REDUCE_TENSOR_MAX, s, g.between(row));
   s = g.pointwise(CUDNN_POINTWISE_SUB, s, top, g.between(scores));
   s = g.pointwise(CUDNN_POINTWISE_EXP, s, nullptr, g.between(scores));
@@ -316,7 +332,7 @@ CudnnPlan cudnn_backward_plan(const CudnnLibrary& library, const CudnnTarget& ta
   auto s = g.matmul(q, k, g.between(scores));
   s = g.pointwise(CUDNN_POINTWISE_MUL, s, scale, g.between(scores));
   s = g.pointwise(CUDNN_POINTWISE_SUB, s, stats, g.between(scores));
-  if (b.causal) s = g.causal(s, scores);
+  s = g.masked(s, b, scores);
   const auto p = g.pointwise(CUDNN_POINTWISE_EXP, s, nullptr, g.between(scores));
   g.matmul(g.reshape(p, g.between(transposed, kBf16, true)), dout, gradient(kCudnnDv, b.keys));
   auto ds = g.matmul(dout, v, g.between(scores));

@@ -79,10 +79,12 @@ struct CudnnStrides {
   bool operator==(const CudnnStrides&) const = default;
 };
 
-/// One dense block: every query sees every key, or, causal, query i keys 0 to i of as many.
+/// One dense block: every query sees every key, or, causal, query i keys 0 to i of as many, or,
+/// with a window too, of these the last `window` alone.
 struct CudnnBlock {
   std::int64_t batch = 0, heads = 0, kv_heads = 0, queries = 0, keys = 0, head_size = 0;
   bool causal = false;
+  std::int32_t window = 0;      ///< 0: none; only with `causal`
   CudnnStrides q, kv, dout, o;  ///< q, kv, dout in bf16; o in fp32. Gradients are packed, fp32
   bool operator==(const CudnnBlock&) const = default;
 };
@@ -97,6 +99,7 @@ enum CudnnTensor : std::int64_t {
   kCudnnScale,
   kCudnnOne,
   kCudnnMinusInfinity,
+  kCudnnWindow,  ///< int32
   kCudnnDout,
   kCudnnDelta,
   kCudnnDq,
