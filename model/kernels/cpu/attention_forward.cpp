@@ -35,7 +35,7 @@ struct ForwardScratch {
     result = carver.take(rows * size);
     maximum = carver.take(rows);
     sum = carver.take(rows * kWidestVector);
-    scores = carver.take(kQueryBlock * kScoreRow);
+    scores = carver.take(kScoreRows * kScoreRow);
     keys = carver.take(kKeyGroup * size);
     values = carver.take(kKeyGroup * size);
   }
@@ -121,23 +121,26 @@ HWY_INLINE void softmax_row(std::int64_t keys, float* HWY_RESTRICT scores,
 inline void forward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
                           std::int64_t group, PanelRun run, const TileRanges& ranges,
                           std::int64_t head_size, const ForwardScratch& scratch,
-                          std::int64_t first_row) {
+                          std::int64_t first_row, RowsAhead& ahead) {
   const std::int64_t size = row_size(head_size), rows = mask.rows(block);
   const std::int64_t first = run.first * kKeyPanel, keys = run.last * kKeyPanel - first;
-  float* const result = scratch.result + first_row * size;
-  multiply_visible(rows, keys, head_size, {scratch.q + first_row * size, size, 1},
-                   {scratch.keys + first * head_size, kTileWidth, kTileWidth * head_size},
-                   {scratch.scores, kScoreRow}, ranges.key_begin, ranges.key_end);
-  mask_scores(mask, batch, block, group, run, ranges, scratch.scores, kScoreRow);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t begin = ranges.key_begin[r / kStrip];
-    softmax_row(ranges.key_end[r / kStrip] - begin, scratch.scores + r * kScoreRow + begin,
-                scratch.maximum + first_row + r, scratch.sum + (first_row + r) * kLanes,
-                result + r * size, size);
+  for (std::int64_t part = 0; part < rows; part += kScoreRows) {
+    const std::int64_t count = std::min(kScoreRows, rows - part), row = first_row + part;
+    const std::int16_t* const begin = ranges.key_begin + part / kStrip;
+    const std::int16_t* const end = ranges.key_end + part / kStrip;
+    float* const result = scratch.result + row * size;
+    multiply_visible(count, keys, head_size, {scratch.q + row * size, size, 1},
+                     {scratch.keys + first * head_size, kTileWidth, kTileWidth * head_size},
+                     {scratch.scores, kScoreRow}, begin, end, ahead);
+    mask_scores(mask, batch, block, group, run, ranges, part, count, scratch.scores, kScoreRow);
+    for (std::int64_t r = 0; r < count; ++r)
+      softmax_row(end[r / kStrip] - begin[r / kStrip],
+                  scratch.scores + r * kScoreRow + begin[r / kStrip], scratch.maximum + row + r,
+                  scratch.sum + (row + r) * kLanes, result + r * size, size);
+    multiply_add_visible(count, padded_size(head_size), {scratch.scores, kScoreRow, 1},
+                         {scratch.values + first * size, size, kTileWidth}, {result, size}, begin,
+                         end, ahead);
   }
-  multiply_add_visible(rows, padded_size(head_size), {scratch.scores, kScoreRow, 1},
-                       {scratch.values + first * size, size, kTileWidth}, {result, size},
-                       ranges.key_begin, ranges.key_end);
 }
 
 /// Finishes a block, or leaves it as it is for the keys to come.
@@ -195,6 +198,7 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
   }
 
   TileRanges ranges;
+  RowsAhead ahead;
   for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
     bool packed = false;
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
@@ -210,12 +214,16 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                         mask.key_positions() + first, scratch.keys);
         pack_rows(args.v + at, args.kv_row, keys, padded, shape.head_size,
                   mask.key_positions() + first, 1.0f, scratch.values, size);
+        const std::int64_t next = task.last_group - group > 1 ? shape.keys - first - keys : 0;
+        for (const float* from : {args.v, args.k})
+          ahead.push(from + at + keys * args.kv_row, args.kv_row, std::min(kKeyGroup, next),
+                     shape.head_size);
         packed = true;
       }
       mask.find_ranges(task.batch, block, group, run, ranges);
       for (std::int64_t head = 0; head < heads; ++head)
         forward_block(mask, task.batch, block, group, run, ranges, shape.head_size, scratch,
-                      ((block - task.first_block) * heads + head) * kQueryBlock);
+                      ((block - task.first_block) * heads + head) * kQueryBlock, ahead);
     }
   }
 
@@ -242,9 +250,9 @@ void attention_forward(const AttentionForwardArgs& args) {
   if ((args.merge || args.more) && args.sum == nullptr && shape.batch * shape.queries > 0)
     fail("attention: keys in several blocks (merge {}, more {}) need `sum`", args.merge, args.more);
   const std::int64_t threads = omp_get_max_threads(), heads = shape.heads / shape.kv_heads;
-  // About 768 row-heads share a packed group; fewer where threads would go without work. The cut
+  // About 1536 row-heads share a packed group; fewer where threads would go without work. The cut
   // does not show in the result.
-  std::int64_t blocks = std::max<std::int64_t>(1, 8 / heads);
+  std::int64_t blocks = std::max<std::int64_t>(1, 16 / heads);
   while (blocks > 1 && shape.batch * shape.kv_heads * (mask.query_blocks() / blocks) < 4 * threads)
     --blocks;
 

@@ -23,6 +23,11 @@ inline constexpr std::int64_t kKeyGroup = kKeyPanel * kGroupPanels;
 /// Rows of the register tile, and the keys that the edge of a mask is resolved to.
 inline constexpr std::int64_t kStrip = 6;
 inline constexpr std::int64_t kKeyChunk = 16;
+
+/// Rows of a block whose scores become probabilities at once, so that they do it in the first
+/// cache.
+inline constexpr std::int64_t kScoreRows = 24;
+static_assert(kQueryBlock % kScoreRows == 0 && kScoreRows % kStrip == 0);
 static_assert(kQueryBlock % kStrip == 0 && kKeyGroup % kStrip == 0);
 
 enum class Visible { kNone, kSome, kAll };
