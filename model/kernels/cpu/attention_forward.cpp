@@ -166,7 +166,7 @@ inline void finish_block(const AttentionForwardArgs& args, std::int64_t rows, st
 }
 
 void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
-                  const AttentionTask& task, float* memory) {
+                  const AttentionTask& task, const AttentionTask* next, float* memory) {
   const AttentionShape& shape = args.shape;
   const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
   const std::int64_t blocks = task.last_block - task.first_block;
@@ -187,7 +187,7 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                  ((block - task.first_block) * heads + head_of_group) * kQueryBlock};
   };
 
-  for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
+  const auto start = [&](std::int64_t block) {
     for (std::int64_t head = 0; head < heads; ++head) {
       const Place at = place(block, head);
       pack_rows(at.q, args.q_row, mask.rows(block), kQueryBlock, shape.head_size, nullptr,
@@ -195,10 +195,26 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
       start_block(args, mask.rows(block), at.result, size, scratch.result + at.first_row * size,
                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes);
     }
-  }
+  };
+  const auto finish = [&](std::int64_t block) {
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const Place at = place(block, head);
+      finish_block(args, mask.rows(block), size, scratch.result + at.first_row * size,
+                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes, at.result);
+    }
+  };
 
   TileRanges ranges;
   RowsAhead ahead;
+  const auto push_keys = [&](const AttentionTask& of, std::int64_t group) {
+    const std::int64_t first = group * kKeyGroup, at = of.batch * args.kv_batch +
+                                                       first * args.kv_row +
+                                                       of.kv_head * shape.head_size;
+    for (const float* from : {args.v, args.k})
+      ahead.push(from + at, args.kv_row, std::min(kKeyGroup, shape.keys - first), shape.head_size);
+  };
+  // The group a block sees last, from the time the block is started.
+  std::vector<std::int64_t> last_group(blocks, -1);
   for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
     bool packed = false;
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
@@ -214,25 +230,35 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                         mask.key_positions() + first, scratch.keys);
         pack_rows(args.v + at, args.kv_row, keys, padded, shape.head_size,
                   mask.key_positions() + first, 1.0f, scratch.values, size);
-        const std::int64_t next = task.last_group - group > 1 ? shape.keys - first - keys : 0;
-        for (const float* from : {args.v, args.k})
-          ahead.push(from + at + keys * args.kv_row, args.kv_row, std::min(kKeyGroup, next),
-                     shape.head_size);
+        ahead.clear();
+        if (group + 1 < task.last_group)
+          push_keys(task, group + 1);
+        else if (next)
+          push_keys(*next, next->first_group);
         packed = true;
       }
       mask.find_ranges(task.batch, block, group, run, ranges);
+      std::int64_t& last = last_group[block - task.first_block];
+      if (last < 0) {
+        start(block);
+        last = mask.last_visible_group(task.batch, block, block + 1, group, task.last_group);
+      }
+      if (last == group)
+        ahead.push(place(block, 0).result.o, args.o_row, mask.rows(block), heads * shape.head_size);
+      if (block + 1 < task.last_block && last_group[block + 1 - task.first_block] < 0)
+        ahead.push(place(block + 1, 0).q, args.q_row, mask.rows(block + 1),
+                   heads * shape.head_size);
       for (std::int64_t head = 0; head < heads; ++head)
         forward_block(mask, task.batch, block, group, run, ranges, shape.head_size, scratch,
                       ((block - task.first_block) * heads + head) * kQueryBlock, ahead);
+      if (last == group) finish(block);
     }
   }
-
+  // Those that see nothing.
   for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
-    for (std::int64_t head = 0; head < heads; ++head) {
-      const Place at = place(block, head);
-      finish_block(args, mask.rows(block), size, scratch.result + at.first_row * size,
-                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes, at.result);
-    }
+    if (last_group[block - task.first_block] >= 0) continue;
+    start(block);
+    finish(block);
   }
 }
 
@@ -262,8 +288,14 @@ void attention_forward(const AttentionForwardArgs& args) {
     for (std::int64_t first = 0; first < mask.query_blocks(); first += blocks) {
       const std::int64_t last = std::min(first + blocks, mask.query_blocks());
       const std::int64_t tiles = mask.visible_tiles(b, first, last, 0, mask.key_groups());
+      const std::int64_t last_group =
+          tiles ? mask.last_visible_group(b, first, last, 0, mask.key_groups()) + 1 : 0;
+      std::int64_t first_group = 0;
+      while (first_group < last_group &&
+             mask.visible_tiles(b, first, last, first_group, first_group + 1) == 0)
+        ++first_group;
       for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
-        tasks.push_back({b, h, first, last, 0, mask.key_groups()});
+        tasks.push_back({b, h, first, last, first_group, last_group});
         work.push_back(tiles);
       }
     }
@@ -280,8 +312,11 @@ void attention_forward(const AttentionForwardArgs& args) {
   Scratch scratch(used_threads, measure.used());
 #pragma omp parallel for schedule(dynamic, 1) num_threads(used_threads)
   for (std::int64_t t = 0; t < count; ++t) {
-    const auto& task = tasks[order[t]];
-    HWY_DYNAMIC_DISPATCH(forward_task)(args, mask, task, scratch.of(omp_get_thread_num()));
+    // Most likely this thread's next one: its first rows are fetched in time.
+    const AttentionTask* const next =
+        t + used_threads < count ? &tasks[order[t + used_threads]] : nullptr;
+    HWY_DYNAMIC_DISPATCH(forward_task)
+    (args, mask, tasks[order[t]], next, scratch.of(omp_get_thread_num()));
   }
 }
 

@@ -211,6 +211,14 @@ std::int64_t MaskIndex::visible_tiles(std::int64_t batch, std::int64_t first_blo
   return tiles;
 }
 
+std::int64_t MaskIndex::last_visible_group(std::int64_t batch, std::int64_t first_block,
+                                           std::int64_t last_block, std::int64_t first_group,
+                                           std::int64_t last_group) const {
+  for (std::int64_t group = last_group - 1; group >= first_group; --group)
+    if (visible_tiles(batch, first_block, last_block, group, group + 1) > 0) return group;
+  return last_group;
+}
+
 const std::int32_t* MaskIndex::query_documents(std::int64_t batch) const {
   return documents_ ? query_documents_.data() + batch * queries_ : nullptr;
 }

@@ -69,6 +69,12 @@ class MaskIndex {
   /// The smallest run of panels of `key_group` outside which nothing is visible to the block.
   PanelRun visible_run(std::int64_t batch, std::int64_t query_block, std::int64_t key_group) const;
 
+  /// The last of groups [first_group, last_group) that some of blocks [first_block, last_block)
+  /// sees; last_group if there is none.
+  std::int64_t last_visible_group(std::int64_t batch, std::int64_t first_block,
+                                  std::int64_t last_block, std::int64_t first_group,
+                                  std::int64_t last_group) const;
+
   void find_ranges(std::int64_t batch, std::int64_t query_block, std::int64_t key_group,
                    PanelRun run, TileRanges& ranges) const;
 
