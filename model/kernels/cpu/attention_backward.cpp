@@ -194,9 +194,11 @@ inline void add_rows(std::int64_t rows, std::int64_t size, float factor,
     for (std::int64_t d = 0; d < size; ++d) to[r * to_row + d] += factor * from[r * from_row + d];
 }
 
-/// Adds to dk and dv group by group, to dq at the end, each once it is the task's turn.
+/// Adds to dk and dv when a group is done, to dq when a block is, from the task's turn on. next:
+/// what this thread does then, or null; its first rows are fetched in time.
 void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
-                   const OrderedTask& ordered, Turn& query_turn, Turn& key_turn, float* memory) {
+                   const OrderedTask& ordered, const OrderedTask* next, Turn& query_turn,
+                   Turn& key_turn, float* memory) {
   const AttentionShape& shape = args.shape;
   const AttentionTask& task = ordered.task;
   const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size),
@@ -208,19 +210,31 @@ void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
     return ((block - task.first_block) * heads + head) * kQueryBlock;
   };
   // Where the first row of a block stands in the caller's tensor.
-  const auto place = [&](std::int64_t block, std::int64_t head, std::int64_t row,
+  const auto place = [&](const AttentionTask& of, std::int64_t block, std::int64_t row,
                          std::int64_t batch_size) {
-    return task.batch * batch_size + block * kQueryBlock * row +
-           (task.kv_head * heads + head) * head_size;
+    return of.batch * batch_size + block * kQueryBlock * row + of.kv_head * heads * head_size;
   };
 
   TileRanges ranges;
   RowsAhead ahead;
-  std::vector<char> packed_queries(blocks);
+  const auto push_keys = [&](const AttentionTask& of, std::int64_t group) {
+    const std::int64_t first = group * kKeyGroup,
+                       at = of.batch * args.kv_batch + first * args.kv_row + of.kv_head * head_size;
+    for (const float* from : {args.v, args.k})
+      ahead.push(from + at, args.kv_row, std::min(kKeyGroup, shape.keys - first), head_size);
+  };
+  const auto push_queries = [&](const AttentionTask& of, std::int64_t block) {
+    ahead.push(args.dout + place(of, block, args.dout_row, args.dout_batch), args.dout_row,
+               mask.rows(block), heads * head_size);
+    ahead.push(args.q + place(of, block, args.q_row, args.q_batch), args.q_row, mask.rows(block),
+               heads * head_size);
+  };
+  // The group a block sees last, from the time its queries are packed.
+  std::vector<std::int64_t> last_group(blocks, -1);
   for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
     const std::int64_t first = group * kKeyGroup, keys = std::min(kKeyGroup, shape.keys - first);
-    const std::int64_t head = task.kv_head * head_size;
-    const std::int64_t gradient = task.batch * args.dkv_batch + first * args.dkv_row + head;
+    const std::int64_t gradient =
+        task.batch * args.dkv_batch + first * args.dkv_row + task.kv_head * head_size;
     bool packed = false;
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
       const PanelRun run = mask.visible_run(task.batch, block, group);
@@ -231,49 +245,48 @@ void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
         clear(kKeyGroup * size, scratch.dv);
         ahead.clear();
         if (group + 1 < task.last_group) {
-          const std::int64_t next = first + keys,
-                             at = task.batch * args.kv_batch + next * args.kv_row + head;
-          for (const float* from : {args.v, args.k})
-            ahead.push(from + at, args.kv_row, std::min(kKeyGroup, shape.keys - next), head_size);
+          push_keys(task, group + 1);
+        } else if (next) {
+          push_queries(next->task, next->task.first_block);
+          push_keys(next->task, next->task.first_group);
         }
         for (const float* to : {args.dv, args.dk})
           ahead.push(to + gradient, args.dkv_row, keys, head_size);
         packed = true;
       }
       mask.find_ranges(task.batch, block, group, run, ranges);
-      if (!packed_queries[block - task.first_block]) {
+      std::int64_t& last = last_group[block - task.first_block];
+      if (last < 0) {
         for (std::int64_t h = 0; h < heads; ++h)
           pack_queries(args, task.batch, task.kv_head * heads + h, block, mask.rows(block),
                        first_row(block, h), scratch);
         clear(heads * kQueryBlock * size, scratch.dq + first_row(block, 0) * size);
-        packed_queries[block - task.first_block] = 1;
+        last = mask.last_visible_group(task.batch, block, block + 1, group, task.last_group);
       }
-      if (block + 1 < task.last_block && !packed_queries[block + 1 - task.first_block]) {
-        ahead.push(args.dout + place(block + 1, 0, args.dout_row, args.dout_batch), args.dout_row,
-                   mask.rows(block + 1), heads * head_size);
-        ahead.push(args.q + place(block + 1, 0, args.q_row, args.q_batch), args.q_row,
-                   mask.rows(block + 1), heads * head_size);
-      }
+      const std::int64_t dq = place(task, block, args.dq_row, args.dq_batch);
+      if (last == group) ahead.push(args.dq + dq, args.dq_row, mask.rows(block), heads * head_size);
+      if (block + 1 < task.last_block && last_group[block + 1 - task.first_block] < 0)
+        push_queries(task, block + 1);
       for (std::int64_t h = 0; h < heads; ++h)
         backward_block(mask, task.batch, block, group, run, ranges, head_size, scratch,
                        first_row(block, h), ahead);
+      if (last == group) {
+        query_turn.wait_for(ordered.query_turn);
+        for (std::int64_t h = 0; h < heads; ++h)
+          add_rows(mask.rows(block), head_size, shape.scale,
+                   scratch.dq + first_row(block, h) * size, size, args.dq + dq + h * head_size,
+                   args.dq_row);
+      }
     }
     if (!packed) continue;
     key_turn.wait_for(ordered.key_turn);
     add_rows(keys, head_size, 1.0f, scratch.dk, size, args.dk + gradient, args.dkv_row);
     add_rows(keys, head_size, 1.0f, scratch.dv, size, args.dv + gradient, args.dkv_row);
   }
+  query_turn.wait_for(ordered.query_turn);
+  query_turn.next();
   key_turn.wait_for(ordered.key_turn);
   key_turn.next();
-
-  query_turn.wait_for(ordered.query_turn);
-  for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
-    if (!packed_queries[block - task.first_block]) continue;
-    for (std::int64_t h = 0; h < heads; ++h)
-      add_rows(mask.rows(block), head_size, shape.scale, scratch.dq + first_row(block, h) * size,
-               size, args.dq + place(block, h, args.dq_row, args.dq_batch), args.dq_row);
-  }
-  query_turn.next();
 }
 
 }  // namespace longspan::model::cpu::HWY_NAMESPACE
@@ -326,6 +339,12 @@ Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
         if (mask.visible_tiles(b, task.first_block, task.last_block, task.first_group,
                                task.last_group) == 0)
           continue;
+        task.last_group = mask.last_visible_group(b, task.first_block, task.last_block,
+                                                  task.first_group, task.last_group) +
+                          1;
+        while (mask.visible_tiles(b, task.first_block, task.last_block, task.first_group,
+                                  task.first_group + 1) == 0)
+          ++task.first_group;
         for (task.kv_head = 0; task.kv_head < shape.kv_heads; ++task.kv_head) {
           const std::int64_t pair = b * shape.kv_heads + task.kv_head;
           const std::int64_t q = pair * plan.query_chunks + i, k = pair * plan.key_chunks + j;
@@ -361,7 +380,8 @@ void attention_backward(const AttentionBackwardArgs& args) {
     for (std::int64_t t = next++; t < count; t = next++) {
       const OrderedTask& ordered = plan.tasks[t];
       HWY_DYNAMIC_DISPATCH(backward_task)
-      (args, mask, ordered, query_turns[ordered.query_chunk], key_turns[ordered.key_chunk], memory);
+      (args, mask, ordered, t + threads < count ? &plan.tasks[t + threads] : nullptr,
+       query_turns[ordered.query_chunk], key_turns[ordered.key_chunk], memory);
     }
   }
 }

@@ -231,10 +231,15 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
         pack_rows(args.v + at, args.kv_row, keys, padded, shape.head_size,
                   mask.key_positions() + first, 1.0f, scratch.values, size);
         ahead.clear();
-        if (group + 1 < task.last_group)
+        if (group + 1 < task.last_group) {
           push_keys(task, group + 1);
-        else if (next)
+        } else if (next) {
+          ahead.push(args.q + next->batch * args.q_batch +
+                         next->first_block * kQueryBlock * args.q_row +
+                         next->kv_head * heads * shape.head_size,
+                     args.q_row, mask.rows(next->first_block), heads * shape.head_size);
           push_keys(*next, next->first_group);
+        }
         packed = true;
       }
       mask.find_ranges(task.batch, block, group, run, ranges);
