@@ -1,8 +1,7 @@
 // How fast the CPU attention kernel is, as a fraction of oneDNN's sgemm at 2048^3 on the same
 // threads in the same run.
 //   bench_attention [--tiny] [--tokens N] [--heads H] [--kv-heads H] [--head-size D] [--window W]
-//   [--full]
-//                   [--repeats R]
+//   [--batch B] [--full] [--repeats R]
 // FLOPs are those of the visible pairs: forward 4 pairs head_size per head, backward 10. Sizes that
 // are not given come from a short list. Measurements of sgemm and of attention alternate, because
 // clocks and neighbours change.
@@ -28,19 +27,19 @@ namespace {
 using testing_support::AttentionProblem;
 
 struct Size {
-  std::int64_t tokens, heads, kv_heads, head_size, window;
+  std::int64_t tokens, heads, kv_heads, head_size, window, batch = 1;
 };
 
 struct Options {
   bool tiny = false, full = false;
-  std::optional<std::int64_t> tokens, heads, kv_heads, head_size, window, repeats;
+  std::optional<std::int64_t> tokens, heads, kv_heads, head_size, window, batch, repeats;
 };
 
 [[noreturn]] void usage(const std::string& problem) {
   fmt::print(stderr,
              "bench_attention: {}\nusage: bench_attention [--tiny] [--full] [--tokens N] [--heads "
              "H] [--kv-heads H] "
-             "[--head-size D] [--window W] [--repeats R]\n",
+             "[--head-size D] [--window W] [--batch B] [--repeats R]\n",
              problem);
   std::exit(2);
 }
@@ -54,6 +53,7 @@ Options parse(int argc, char** argv) {
                                           : name == "--kv-heads"  ? &options.kv_heads
                                           : name == "--head-size" ? &options.head_size
                                           : name == "--window"    ? &options.window
+                                          : name == "--batch"     ? &options.batch
                                           : name == "--repeats"   ? &options.repeats
                                                                   : nullptr;
     if (name == "--tiny") {
@@ -87,6 +87,7 @@ std::vector<Size> sizes(const Options& options) {
     size.heads = options.heads.value_or(size.heads);
     size.kv_heads = options.kv_heads.value_or(options.heads ? size.heads : size.kv_heads);
     size.head_size = options.head_size.value_or(size.head_size);
+    size.batch = options.batch.value_or(size.batch);
     size.window = options.window.value_or(size.window);
   }
   return list;
@@ -126,11 +127,11 @@ class Sgemm {
 class Attention {
  public:
   explicit Attention(const Size& size, bool causal)
-      : problem_(1, size.tokens, size.tokens, size.heads, size.kv_heads, size.head_size,
+      : problem_(size.batch, size.tokens, size.tokens, size.heads, size.kv_heads, size.head_size,
                  {causal, size.window}),
         o_(problem_.q.size()),
         dq_(o_.size()),
-        lse_(size.heads * size.tokens),
+        lse_(size.batch * size.heads * size.tokens),
         delta_(lse_.size()),
         dk_(problem_.k.size()),
         dv_(dk_.size()) {
@@ -145,43 +146,54 @@ class Attention {
                                    .k = problem_.k.data(),
                                    .v = problem_.v.data(),
                                    .q_row = row,
+                                   .q_batch = row * shape.queries,
                                    .kv_row = kv_row,
+                                   .kv_batch = kv_row * shape.keys,
                                    .o = o_.data(),
                                    .o_row = row,
+                                   .o_batch = row * shape.queries,
                                    .lse = lse_.data()});
   }
   void backward() {
     const auto& shape = problem_.shape;
     const std::int64_t row = shape.heads * shape.head_size,
                        kv_row = shape.kv_heads * shape.head_size;
-    model::cpu::attention_delta({.batch = 1,
+    model::cpu::attention_delta({.batch = shape.batch,
                                  .queries = shape.queries,
                                  .heads = shape.heads,
                                  .head_size = shape.head_size,
                                  .o = o_.data(),
                                  .o_row = row,
+                                 .o_batch = row * shape.queries,
                                  .dout = problem_.dout.data(),
                                  .dout_row = row,
+                                 .dout_batch = row * shape.queries,
                                  .delta = delta_.data()});
     model::cpu::attention_backward({.shape = shape,
                                     .q = problem_.q.data(),
                                     .k = problem_.k.data(),
                                     .v = problem_.v.data(),
                                     .q_row = row,
+                                    .q_batch = row * shape.queries,
                                     .kv_row = kv_row,
+                                    .kv_batch = kv_row * shape.keys,
                                     .dout = problem_.dout.data(),
                                     .dout_row = row,
+                                    .dout_batch = row * shape.queries,
                                     .lse = lse_.data(),
                                     .delta = delta_.data(),
                                     .dq = dq_.data(),
                                     .dq_row = row,
+                                    .dq_batch = row * shape.queries,
                                     .dk = dk_.data(),
                                     .dv = dv_.data(),
-                                    .dkv_row = kv_row});
+                                    .dkv_row = kv_row,
+                                    .dkv_batch = kv_row * shape.keys});
   }
   double pair_flops() {
     const auto& shape = problem_.bind();
-    return static_cast<double>(model::visible_pairs(shape) * shape.heads * shape.head_size);
+    return static_cast<double>(model::visible_pairs(shape) * shape.batch * shape.heads *
+                               shape.head_size);
   }
 
  private:
@@ -214,11 +226,11 @@ void print_row(const Size& size, bool causal, const char* pass, double time, dou
       fmt::format("{}{}", causal ? "causal" : "full",
                   size.window > 0 ? fmt::format(" window={}", size.window) : "");
   fmt::print(
-      "attention fp32 tokens={} heads={} kv_heads={} head_size={} mask=\"{}\" threads={} "
+      "attention fp32 batch={} tokens={} heads={} kv_heads={} head_size={} mask=\"{}\" threads={} "
       "pass={:<16} "
       "median_ms={:.3f} GFLOP/s={:.1f} of_sgemm={:.1f}%\n",
-      size.tokens, size.heads, size.kv_heads, size.head_size, mask, omp_get_max_threads(), pass,
-      1e3 * time, 1e-9 * flops / time, 100.0 * flops / time / peak);
+      size.batch, size.tokens, size.heads, size.kv_heads, size.head_size, mask,
+      omp_get_max_threads(), pass, 1e3 * time, 1e-9 * flops / time, 100.0 * flops / time / peak);
 }
 
 void run(const Size& size, const Options& options) {

@@ -1,6 +1,7 @@
 // Backward attention (Dao et al. 2022, algorithm 4, with the global log-sum-exp): five products per
-// tile, in scratch that fits the second cache. A task is a chunk of queries against a chunk of keys
-// and sums its share of dq, dk and dv privately. Shares are added to the gradients in the order of
+// tile, in scratch that fits the second cache, but for the queries', which streams. A task is a
+// chunk of queries against a chunk of keys and sums its shares of dq, dk and dv privately: dk and
+// dv of a group of keys, dq of all its queries. Shares are added to the gradients in the order of
 // the task list, which depends on the shape alone: a thread that is early waits for its turn. So
 // few heads still occupy all threads, and the bits never vary.
 #include <omp.h>
@@ -30,8 +31,7 @@ namespace longspan::model::cpu {
 struct BackwardScratch {
   float *q, *dout, *dq, *lse, *delta, *p, *ds, *keys_transposed, *values_transposed, *keys, *dk,
       *dv;
-  BackwardScratch(Carver& carver, std::int64_t block_heads, std::int64_t key_groups,
-                  std::int64_t head_size) {
+  BackwardScratch(Carver& carver, std::int64_t block_heads, std::int64_t head_size) {
     const std::int64_t rows = block_heads * kQueryBlock, size = row_size(head_size);
     q = carver.take(rows * size);
     dout = carver.take(rows * size);
@@ -44,9 +44,32 @@ struct BackwardScratch {
     values_transposed = carver.take(kKeyGroup * size);
     keys = carver.take(kKeyGroup * size);
     // A run of panels ends up to 5 rows before its last register tile does.
-    dk = carver.take((key_groups * kKeyGroup + 5) * size);
-    dv = carver.take((key_groups * kKeyGroup + 5) * size);
+    dk = carver.take((kKeyGroup + 5) * size);
+    dv = carver.take((kKeyGroup + 5) * size);
   }
+};
+
+/// A chunk of a gradient, to which tasks add their shares one after another.
+class Turn {
+ public:
+  void wait_for(std::int32_t turn) const {
+    for (std::int32_t now = now_.load(std::memory_order_acquire); now != turn;
+         now = now_.load(std::memory_order_acquire))
+      now_.wait(now, std::memory_order_acquire);
+  }
+  void next() {
+    now_.fetch_add(1, std::memory_order_release);
+    now_.notify_all();
+  }
+
+ private:
+  std::atomic<std::int32_t> now_{0};
+};
+
+struct OrderedTask {
+  AttentionTask task;
+  std::int64_t query_chunk, key_chunk;  ///< indices of the Turns
+  std::int32_t query_turn, key_turn;
 };
 
 }  // namespace longspan::model::cpu
@@ -129,69 +152,39 @@ HWY_INLINE void softmax_backward_row(std::int64_t keys, std::int64_t begin, std:
 inline void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
                            std::int64_t group, PanelRun run, const TileRanges& ranges,
                            std::int64_t head_size, const BackwardScratch& scratch,
-                           std::int64_t first_row, std::int64_t group_row) {
+                           std::int64_t first_row, RowsAhead& ahead) {
   const std::int64_t size = row_size(head_size), padded = padded_size(head_size),
                      rows = mask.rows(block);
   const std::int64_t first = run.first * kKeyPanel, keys = run.last * kKeyPanel - first;
   const float* const q = scratch.q + first_row * size;
   const float* const dout = scratch.dout + first_row * size;
-  multiply_visible(
-      rows, keys, head_size, {q, size, 1},
-      {scratch.keys_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
-      {scratch.p, kScoreRow}, ranges.key_begin, ranges.key_end);
-  mask_scores(mask, batch, block, group, run, ranges, scratch.p, kScoreRow);
-  multiply_visible(
-      rows, keys, head_size, {dout, size, 1},
-      {scratch.values_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
-      {scratch.ds, kScoreRow}, ranges.key_begin, ranges.key_end);
-  for (std::int64_t r = 0; r < rows; ++r)
-    softmax_backward_row(keys, ranges.key_begin[r / kStrip], ranges.key_end[r / kStrip],
-                         scratch.lse[first_row + r], scratch.delta[first_row + r],
-                         scratch.p + r * kScoreRow, scratch.ds + r * kScoreRow);
-  multiply_add_visible(keys, padded, {scratch.p, 1, kScoreRow}, {dout, size, kTileWidth},
-                       {scratch.dv + (group_row + first) * size, size}, ranges.row_begin,
-                       ranges.row_end);
-  multiply_add_visible(keys, padded, {scratch.ds, 1, kScoreRow}, {q, size, kTileWidth},
-                       {scratch.dk + (group_row + first) * size, size}, ranges.row_begin,
-                       ranges.row_end);
-  multiply_add_visible(rows, padded, {scratch.ds, kScoreRow, 1},
-                       {scratch.keys + first * size, size, kTileWidth},
-                       {scratch.dq + first_row * size, size}, ranges.key_begin, ranges.key_end);
-}
-
-void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
-                   const AttentionTask& task, float* memory) {
-  const AttentionShape& shape = args.shape;
-  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
-  const std::int64_t block_heads = (task.last_block - task.first_block) * heads;
-  const std::int64_t groups = task.last_group - task.first_group;
-  Carver carver(memory);
-  const BackwardScratch scratch(carver, block_heads, groups, shape.head_size);
-  const auto first_row = [&](std::int64_t block, std::int64_t head) {
-    return ((block - task.first_block) * heads + head) * kQueryBlock;
-  };
-
-  for (std::int64_t block = task.first_block; block < task.last_block; ++block)
-    for (std::int64_t head = 0; head < heads; ++head)
-      pack_queries(args, task.batch, task.kv_head * heads + head, block, mask.rows(block),
-                   first_row(block, head), scratch);
-  clear(block_heads * kQueryBlock * size, scratch.dq);
-  clear(groups * kKeyGroup * size, scratch.dk);
-  clear(groups * kKeyGroup * size, scratch.dv);
-  TileRanges ranges;
-  for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
-    bool packed = false;
-    for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
-      const PanelRun run = mask.visible_run(task.batch, block, group);
-      if (run.first == run.last) continue;
-      if (!packed) pack_keys(args, mask, task, group, scratch);
-      packed = true;
-      mask.find_ranges(task.batch, block, group, run, ranges);
-      for (std::int64_t head = 0; head < heads; ++head)
-        backward_block(mask, task.batch, block, group, run, ranges, shape.head_size, scratch,
-                       first_row(block, head), (group - task.first_group) * kKeyGroup);
-    }
+  for (std::int64_t part = 0; part < rows; part += kScoreRows) {
+    const std::int64_t count = std::min(kScoreRows, rows - part);
+    const std::int16_t* const begin = ranges.key_begin + part / kStrip;
+    const std::int16_t* const end = ranges.key_end + part / kStrip;
+    float* const p = scratch.p + part * kScoreRow;
+    float* const ds = scratch.ds + part * kScoreRow;
+    multiply_visible(
+        count, keys, head_size, {q + part * size, size, 1},
+        {scratch.keys_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
+        {p, kScoreRow}, begin, end, ahead);
+    mask_scores(mask, batch, block, group, run, ranges, part, count, p, kScoreRow);
+    multiply_visible(
+        count, keys, head_size, {dout + part * size, size, 1},
+        {scratch.values_transposed + first * head_size, kTileWidth, kTileWidth * head_size},
+        {ds, kScoreRow}, begin, end, ahead);
+    for (std::int64_t r = 0; r < count; ++r)
+      softmax_backward_row(keys, begin[r / kStrip], end[r / kStrip],
+                           scratch.lse[first_row + part + r], scratch.delta[first_row + part + r],
+                           p + r * kScoreRow, ds + r * kScoreRow);
   }
+  multiply_add_visible(keys, padded, {scratch.p, 1, kScoreRow}, {dout, size, kTileWidth},
+                       {scratch.dv + first * size, size}, ranges.row_begin, ranges.row_end, ahead);
+  multiply_add_visible(keys, padded, {scratch.ds, 1, kScoreRow}, {q, size, kTileWidth},
+                       {scratch.dk + first * size, size}, ranges.row_begin, ranges.row_end, ahead);
+  multiply_add_visible(
+      rows, padded, {scratch.ds, kScoreRow, 1}, {scratch.keys + first * size, size, kTileWidth},
+      {scratch.dq + first_row * size, size}, ranges.key_begin, ranges.key_end, ahead);
 }
 
 inline void add_rows(std::int64_t rows, std::int64_t size, float factor,
@@ -201,36 +194,99 @@ inline void add_rows(std::int64_t rows, std::int64_t size, float factor,
     for (std::int64_t d = 0; d < size; ++d) to[r * to_row + d] += factor * from[r * from_row + d];
 }
 
-void add_query_share(const AttentionBackwardArgs& args, const AttentionTask& task, float* memory) {
+/// Adds to dk and dv when a group is done, to dq when a block is, from the task's turn on. next:
+/// what this thread does then, or null; its first rows are fetched in time.
+void backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
+                   const OrderedTask& ordered, const OrderedTask* next, Turn& query_turn,
+                   Turn& key_turn, float* memory) {
   const AttentionShape& shape = args.shape;
-  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
-  const std::int64_t block_heads = (task.last_block - task.first_block) * heads;
+  const AttentionTask& task = ordered.task;
+  const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size),
+                     head_size = shape.head_size;
+  const std::int64_t blocks = task.last_block - task.first_block;
   Carver carver(memory);
-  const BackwardScratch scratch(carver, block_heads, task.last_group - task.first_group,
-                                shape.head_size);
-  for (std::int64_t i = 0; i < block_heads; ++i) {
-    const std::int64_t query = (task.first_block + i / heads) * kQueryBlock,
-                       head = task.kv_head * heads + i % heads;
-    add_rows(std::min(kQueryBlock, shape.queries - query), shape.head_size, shape.scale,
-             scratch.dq + i * kQueryBlock * size, size,
-             args.dq + task.batch * args.dq_batch + query * args.dq_row + head * shape.head_size,
-             args.dq_row);
-  }
-}
+  const BackwardScratch scratch(carver, blocks * heads, head_size);
+  const auto first_row = [&](std::int64_t block, std::int64_t head) {
+    return ((block - task.first_block) * heads + head) * kQueryBlock;
+  };
+  // Where the first row of a block stands in the caller's tensor.
+  const auto place = [&](const AttentionTask& of, std::int64_t block, std::int64_t row,
+                         std::int64_t batch_size) {
+    return of.batch * batch_size + block * kQueryBlock * row + of.kv_head * heads * head_size;
+  };
 
-void add_key_share(const AttentionBackwardArgs& args, const AttentionTask& task, float* memory) {
-  const AttentionShape& shape = args.shape;
-  const std::int64_t block_heads =
-      (task.last_block - task.first_block) * (shape.heads / shape.kv_heads);
-  const std::int64_t size = row_size(shape.head_size), first = task.first_group * kKeyGroup;
-  Carver carver(memory);
-  const BackwardScratch scratch(carver, block_heads, task.last_group - task.first_group,
-                                shape.head_size);
-  const std::int64_t keys = std::min(task.last_group * kKeyGroup, shape.keys) - first;
-  const std::int64_t at =
-      task.batch * args.dkv_batch + first * args.dkv_row + task.kv_head * shape.head_size;
-  add_rows(keys, shape.head_size, 1.0f, scratch.dk, size, args.dk + at, args.dkv_row);
-  add_rows(keys, shape.head_size, 1.0f, scratch.dv, size, args.dv + at, args.dkv_row);
+  TileRanges ranges;
+  RowsAhead ahead;
+  const auto push_keys = [&](const AttentionTask& of, std::int64_t group) {
+    const std::int64_t first = group * kKeyGroup,
+                       at = of.batch * args.kv_batch + first * args.kv_row + of.kv_head * head_size;
+    for (const float* from : {args.v, args.k})
+      ahead.push(from + at, args.kv_row, std::min(kKeyGroup, shape.keys - first), head_size);
+  };
+  const auto push_queries = [&](const AttentionTask& of, std::int64_t block) {
+    ahead.push(args.dout + place(of, block, args.dout_row, args.dout_batch), args.dout_row,
+               mask.rows(block), heads * head_size);
+    ahead.push(args.q + place(of, block, args.q_row, args.q_batch), args.q_row, mask.rows(block),
+               heads * head_size);
+  };
+  // The group a block sees last, from the time its queries are packed.
+  std::vector<std::int64_t> last_group(blocks, -1);
+  for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
+    const std::int64_t first = group * kKeyGroup, keys = std::min(kKeyGroup, shape.keys - first);
+    const std::int64_t gradient =
+        task.batch * args.dkv_batch + first * args.dkv_row + task.kv_head * head_size;
+    bool packed = false;
+    for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
+      const PanelRun run = mask.visible_run(task.batch, block, group);
+      if (run.first == run.last) continue;
+      if (!packed) {
+        pack_keys(args, mask, task, group, scratch);
+        clear(kKeyGroup * size, scratch.dk);
+        clear(kKeyGroup * size, scratch.dv);
+        ahead.clear();
+        if (group + 1 < task.last_group) {
+          push_keys(task, group + 1);
+        } else if (next) {
+          push_queries(next->task, next->task.first_block);
+          push_keys(next->task, next->task.first_group);
+        }
+        for (const float* to : {args.dv, args.dk})
+          ahead.push(to + gradient, args.dkv_row, keys, head_size);
+        packed = true;
+      }
+      mask.find_ranges(task.batch, block, group, run, ranges);
+      std::int64_t& last = last_group[block - task.first_block];
+      if (last < 0) {
+        for (std::int64_t h = 0; h < heads; ++h)
+          pack_queries(args, task.batch, task.kv_head * heads + h, block, mask.rows(block),
+                       first_row(block, h), scratch);
+        clear(heads * kQueryBlock * size, scratch.dq + first_row(block, 0) * size);
+        last = mask.last_visible_group(task.batch, block, block + 1, group, task.last_group);
+      }
+      const std::int64_t dq = place(task, block, args.dq_row, args.dq_batch);
+      if (last == group) ahead.push(args.dq + dq, args.dq_row, mask.rows(block), heads * head_size);
+      if (block + 1 < task.last_block && last_group[block + 1 - task.first_block] < 0)
+        push_queries(task, block + 1);
+      for (std::int64_t h = 0; h < heads; ++h)
+        backward_block(mask, task.batch, block, group, run, ranges, head_size, scratch,
+                       first_row(block, h), ahead);
+      if (last == group) {
+        query_turn.wait_for(ordered.query_turn);
+        for (std::int64_t h = 0; h < heads; ++h)
+          add_rows(mask.rows(block), head_size, shape.scale,
+                   scratch.dq + first_row(block, h) * size, size, args.dq + dq + h * head_size,
+                   args.dq_row);
+      }
+    }
+    if (!packed) continue;
+    key_turn.wait_for(ordered.key_turn);
+    add_rows(keys, head_size, 1.0f, scratch.dk, size, args.dk + gradient, args.dkv_row);
+    add_rows(keys, head_size, 1.0f, scratch.dv, size, args.dv + gradient, args.dkv_row);
+  }
+  query_turn.wait_for(ordered.query_turn);
+  query_turn.next();
+  key_turn.wait_for(ordered.key_turn);
+  key_turn.next();
 }
 
 }  // namespace longspan::model::cpu::HWY_NAMESPACE
@@ -240,38 +296,16 @@ HWY_AFTER_NAMESPACE();
 namespace longspan::model::cpu {
 namespace {
 
-/// A chunk of a gradient, to which tasks add their shares one after another.
-class Turn {
- public:
-  void wait_for(std::int32_t turn) const {
-    for (std::int32_t now = now_.load(std::memory_order_acquire); now != turn;
-         now = now_.load(std::memory_order_acquire))
-      now_.wait(now, std::memory_order_acquire);
-  }
-  void next() {
-    now_.fetch_add(1, std::memory_order_release);
-    now_.notify_all();
-  }
-
- private:
-  std::atomic<std::int32_t> now_{0};
-};
-
-struct OrderedTask {
-  AttentionTask task;
-  std::int64_t query_chunk, key_chunk;  ///< indices of the Turns
-  std::int32_t query_turn, key_turn;
-};
-
 struct Plan {
   std::int64_t blocks = 1, groups = 1;  ///< of a chunk
   std::int64_t query_chunks = 0, key_chunks = 0;
   std::vector<OrderedTask> tasks;
 };
 
-/// Chunks of at most 1024 row-heads (512 for large heads) by as many keys, halved while there would
-/// be few tasks; along diagonals, so that neighbours in the list share no chunk. A function of the
-/// shape and the mask, never of the threads.
+/// Chunks of at most 2048 row-heads (1024 for large heads) by as many keys, halved while there
+/// would be few tasks; along diagonals, so that neighbours in the list share no chunk, and the main
+/// one, of which a causal mask leaves half, last. A function of the shape and the mask, never of
+/// the threads.
 Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
   Plan plan;
   const std::int64_t heads = shape.heads / shape.kv_heads, pairs = shape.batch * shape.kv_heads;
@@ -282,7 +316,7 @@ Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
     each = chunks ? (count + chunks - 1) / chunks : 1;
     return chunks;
   };
-  for (std::int64_t rows = shape.head_size > 64 ? 512 : 1024;; rows /= 2) {
+  for (std::int64_t rows = shape.head_size > 64 ? 1024 : 2048;; rows /= 2) {
     plan.query_chunks = split(mask.query_blocks(), rows / (kQueryBlock * heads), plan.blocks);
     plan.key_chunks = split(mask.key_groups(), rows / kKeyGroup, plan.groups);
     if (rows <= 256 || pairs * plan.query_chunks * plan.key_chunks >= 24) break;
@@ -290,9 +324,10 @@ Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
   std::vector<std::int32_t> query_turns(pairs * plan.query_chunks),
       key_turns(pairs * plan.key_chunks);
   const std::int64_t diagonals = std::max(plan.query_chunks, plan.key_chunks);
-  for (std::int64_t shift = diagonals - 1; shift >= 0; --shift) {
-    for (std::int64_t i = 0; i < diagonals; ++i) {
-      const std::int64_t j = (i + diagonals - shift) % diagonals;
+  for (std::int64_t step = 1; step <= diagonals; ++step) {
+    for (std::int64_t at = 0; at < diagonals; ++at) {
+      const std::int64_t shift = step % diagonals, i = (at + diagonals / 2) % diagonals,
+                         j = (i + diagonals - shift) % diagonals;
       if (i >= plan.query_chunks || j >= plan.key_chunks) continue;
       for (std::int64_t b = 0; b < shape.batch; ++b) {
         AttentionTask task{b,
@@ -304,6 +339,12 @@ Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
         if (mask.visible_tiles(b, task.first_block, task.last_block, task.first_group,
                                task.last_group) == 0)
           continue;
+        task.last_group = mask.last_visible_group(b, task.first_block, task.last_block,
+                                                  task.first_group, task.last_group) +
+                          1;
+        while (mask.visible_tiles(b, task.first_block, task.last_block, task.first_group,
+                                  task.first_group + 1) == 0)
+          ++task.first_group;
         for (task.kv_head = 0; task.kv_head < shape.kv_heads; ++task.kv_head) {
           const std::int64_t pair = b * shape.kv_heads + task.kv_head;
           const std::int64_t q = pair * plan.query_chunks + i, k = pair * plan.key_chunks + j;
@@ -318,8 +359,6 @@ Plan make_plan(const AttentionShape& shape, const MaskIndex& mask) {
 }  // namespace
 
 HWY_EXPORT(backward_task);
-HWY_EXPORT(add_query_share);
-HWY_EXPORT(add_key_share);
 
 void attention_backward(const AttentionBackwardArgs& args) {
   const AttentionShape& shape = args.shape;
@@ -330,8 +369,7 @@ void attention_backward(const AttentionBackwardArgs& args) {
   const std::int64_t threads = std::min<std::int64_t>(omp_get_max_threads(), count),
                      pairs = shape.batch * shape.kv_heads;
   Carver measure(nullptr);
-  BackwardScratch(measure, plan.blocks * (shape.heads / shape.kv_heads), plan.groups,
-                  shape.head_size);
+  BackwardScratch(measure, plan.blocks * (shape.heads / shape.kv_heads), shape.head_size);
   Scratch scratch(threads, measure.used());
   std::vector<Turn> query_turns(pairs * plan.query_chunks), key_turns(pairs * plan.key_chunks);
   // Tasks start in the order of the list, so the earliest unfinished one never waits: no deadlock.
@@ -341,13 +379,9 @@ void attention_backward(const AttentionBackwardArgs& args) {
     float* const memory = scratch.of(omp_get_thread_num());
     for (std::int64_t t = next++; t < count; t = next++) {
       const OrderedTask& ordered = plan.tasks[t];
-      HWY_DYNAMIC_DISPATCH(backward_task)(args, mask, ordered.task, memory);
-      query_turns[ordered.query_chunk].wait_for(ordered.query_turn);
-      HWY_DYNAMIC_DISPATCH(add_query_share)(args, ordered.task, memory);
-      query_turns[ordered.query_chunk].next();
-      key_turns[ordered.key_chunk].wait_for(ordered.key_turn);
-      HWY_DYNAMIC_DISPATCH(add_key_share)(args, ordered.task, memory);
-      key_turns[ordered.key_chunk].next();
+      HWY_DYNAMIC_DISPATCH(backward_task)
+      (args, mask, ordered, t + threads < count ? &plan.tasks[t + threads] : nullptr,
+       query_turns[ordered.query_chunk], key_turns[ordered.key_chunk], memory);
     }
   }
 }

@@ -35,7 +35,7 @@ struct ForwardScratch {
     result = carver.take(rows * size);
     maximum = carver.take(rows);
     sum = carver.take(rows * kWidestVector);
-    scores = carver.take(kQueryBlock * kScoreRow);
+    scores = carver.take(kScoreRows * kScoreRow);
     keys = carver.take(kKeyGroup * size);
     values = carver.take(kKeyGroup * size);
   }
@@ -121,23 +121,26 @@ HWY_INLINE void softmax_row(std::int64_t keys, float* HWY_RESTRICT scores,
 inline void forward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
                           std::int64_t group, PanelRun run, const TileRanges& ranges,
                           std::int64_t head_size, const ForwardScratch& scratch,
-                          std::int64_t first_row) {
+                          std::int64_t first_row, RowsAhead& ahead) {
   const std::int64_t size = row_size(head_size), rows = mask.rows(block);
   const std::int64_t first = run.first * kKeyPanel, keys = run.last * kKeyPanel - first;
-  float* const result = scratch.result + first_row * size;
-  multiply_visible(rows, keys, head_size, {scratch.q + first_row * size, size, 1},
-                   {scratch.keys + first * head_size, kTileWidth, kTileWidth * head_size},
-                   {scratch.scores, kScoreRow}, ranges.key_begin, ranges.key_end);
-  mask_scores(mask, batch, block, group, run, ranges, scratch.scores, kScoreRow);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t begin = ranges.key_begin[r / kStrip];
-    softmax_row(ranges.key_end[r / kStrip] - begin, scratch.scores + r * kScoreRow + begin,
-                scratch.maximum + first_row + r, scratch.sum + (first_row + r) * kLanes,
-                result + r * size, size);
+  for (std::int64_t part = 0; part < rows; part += kScoreRows) {
+    const std::int64_t count = std::min(kScoreRows, rows - part), row = first_row + part;
+    const std::int16_t* const begin = ranges.key_begin + part / kStrip;
+    const std::int16_t* const end = ranges.key_end + part / kStrip;
+    float* const result = scratch.result + row * size;
+    multiply_visible(count, keys, head_size, {scratch.q + row * size, size, 1},
+                     {scratch.keys + first * head_size, kTileWidth, kTileWidth * head_size},
+                     {scratch.scores, kScoreRow}, begin, end, ahead);
+    mask_scores(mask, batch, block, group, run, ranges, part, count, scratch.scores, kScoreRow);
+    for (std::int64_t r = 0; r < count; ++r)
+      softmax_row(end[r / kStrip] - begin[r / kStrip],
+                  scratch.scores + r * kScoreRow + begin[r / kStrip], scratch.maximum + row + r,
+                  scratch.sum + (row + r) * kLanes, result + r * size, size);
+    multiply_add_visible(count, padded_size(head_size), {scratch.scores, kScoreRow, 1},
+                         {scratch.values + first * size, size, kTileWidth}, {result, size}, begin,
+                         end, ahead);
   }
-  multiply_add_visible(rows, padded_size(head_size), {scratch.scores, kScoreRow, 1},
-                       {scratch.values + first * size, size, kTileWidth}, {result, size},
-                       ranges.key_begin, ranges.key_end);
 }
 
 /// Finishes a block, or leaves it as it is for the keys to come.
@@ -163,7 +166,7 @@ inline void finish_block(const AttentionForwardArgs& args, std::int64_t rows, st
 }
 
 void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
-                  const AttentionTask& task, float* memory) {
+                  const AttentionTask& task, const AttentionTask* next, float* memory) {
   const AttentionShape& shape = args.shape;
   const std::int64_t heads = shape.heads / shape.kv_heads, size = row_size(shape.head_size);
   const std::int64_t blocks = task.last_block - task.first_block;
@@ -184,7 +187,7 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                  ((block - task.first_block) * heads + head_of_group) * kQueryBlock};
   };
 
-  for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
+  const auto start = [&](std::int64_t block) {
     for (std::int64_t head = 0; head < heads; ++head) {
       const Place at = place(block, head);
       pack_rows(at.q, args.q_row, mask.rows(block), kQueryBlock, shape.head_size, nullptr,
@@ -192,9 +195,26 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
       start_block(args, mask.rows(block), at.result, size, scratch.result + at.first_row * size,
                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes);
     }
-  }
+  };
+  const auto finish = [&](std::int64_t block) {
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const Place at = place(block, head);
+      finish_block(args, mask.rows(block), size, scratch.result + at.first_row * size,
+                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes, at.result);
+    }
+  };
 
   TileRanges ranges;
+  RowsAhead ahead;
+  const auto push_keys = [&](const AttentionTask& of, std::int64_t group) {
+    const std::int64_t first = group * kKeyGroup, at = of.batch * args.kv_batch +
+                                                       first * args.kv_row +
+                                                       of.kv_head * shape.head_size;
+    for (const float* from : {args.v, args.k})
+      ahead.push(from + at, args.kv_row, std::min(kKeyGroup, shape.keys - first), shape.head_size);
+  };
+  // The group a block sees last, from the time the block is started.
+  std::vector<std::int64_t> last_group(blocks, -1);
   for (std::int64_t group = task.first_group; group < task.last_group; ++group) {
     bool packed = false;
     for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
@@ -210,21 +230,40 @@ void forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                         mask.key_positions() + first, scratch.keys);
         pack_rows(args.v + at, args.kv_row, keys, padded, shape.head_size,
                   mask.key_positions() + first, 1.0f, scratch.values, size);
+        ahead.clear();
+        if (group + 1 < task.last_group) {
+          push_keys(task, group + 1);
+        } else if (next) {
+          ahead.push(args.q + next->batch * args.q_batch +
+                         next->first_block * kQueryBlock * args.q_row +
+                         next->kv_head * heads * shape.head_size,
+                     args.q_row, mask.rows(next->first_block), heads * shape.head_size);
+          push_keys(*next, next->first_group);
+        }
         packed = true;
       }
       mask.find_ranges(task.batch, block, group, run, ranges);
+      std::int64_t& last = last_group[block - task.first_block];
+      if (last < 0) {
+        start(block);
+        last = mask.last_visible_group(task.batch, block, block + 1, group, task.last_group);
+      }
+      if (last == group)
+        ahead.push(place(block, 0).result.o, args.o_row, mask.rows(block), heads * shape.head_size);
+      if (block + 1 < task.last_block && last_group[block + 1 - task.first_block] < 0)
+        ahead.push(place(block + 1, 0).q, args.q_row, mask.rows(block + 1),
+                   heads * shape.head_size);
       for (std::int64_t head = 0; head < heads; ++head)
         forward_block(mask, task.batch, block, group, run, ranges, shape.head_size, scratch,
-                      ((block - task.first_block) * heads + head) * kQueryBlock);
+                      ((block - task.first_block) * heads + head) * kQueryBlock, ahead);
+      if (last == group) finish(block);
     }
   }
-
+  // Those that see nothing.
   for (std::int64_t block = task.first_block; block < task.last_block; ++block) {
-    for (std::int64_t head = 0; head < heads; ++head) {
-      const Place at = place(block, head);
-      finish_block(args, mask.rows(block), size, scratch.result + at.first_row * size,
-                   scratch.maximum + at.first_row, scratch.sum + at.first_row * kLanes, at.result);
-    }
+    if (last_group[block - task.first_block] >= 0) continue;
+    start(block);
+    finish(block);
   }
 }
 
@@ -242,9 +281,9 @@ void attention_forward(const AttentionForwardArgs& args) {
   if ((args.merge || args.more) && args.sum == nullptr && shape.batch * shape.queries > 0)
     fail("attention: keys in several blocks (merge {}, more {}) need `sum`", args.merge, args.more);
   const std::int64_t threads = omp_get_max_threads(), heads = shape.heads / shape.kv_heads;
-  // About 768 row-heads share a packed group; fewer where threads would go without work. The cut
+  // About 1536 row-heads share a packed group; fewer where threads would go without work. The cut
   // does not show in the result.
-  std::int64_t blocks = std::max<std::int64_t>(1, 8 / heads);
+  std::int64_t blocks = std::max<std::int64_t>(1, 16 / heads);
   while (blocks > 1 && shape.batch * shape.kv_heads * (mask.query_blocks() / blocks) < 4 * threads)
     --blocks;
 
@@ -254,8 +293,14 @@ void attention_forward(const AttentionForwardArgs& args) {
     for (std::int64_t first = 0; first < mask.query_blocks(); first += blocks) {
       const std::int64_t last = std::min(first + blocks, mask.query_blocks());
       const std::int64_t tiles = mask.visible_tiles(b, first, last, 0, mask.key_groups());
+      const std::int64_t last_group =
+          tiles ? mask.last_visible_group(b, first, last, 0, mask.key_groups()) + 1 : 0;
+      std::int64_t first_group = 0;
+      while (first_group < last_group &&
+             mask.visible_tiles(b, first, last, first_group, first_group + 1) == 0)
+        ++first_group;
       for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
-        tasks.push_back({b, h, first, last, 0, mask.key_groups()});
+        tasks.push_back({b, h, first, last, first_group, last_group});
         work.push_back(tiles);
       }
     }
@@ -272,8 +317,11 @@ void attention_forward(const AttentionForwardArgs& args) {
   Scratch scratch(used_threads, measure.used());
 #pragma omp parallel for schedule(dynamic, 1) num_threads(used_threads)
   for (std::int64_t t = 0; t < count; ++t) {
-    const auto& task = tasks[order[t]];
-    HWY_DYNAMIC_DISPATCH(forward_task)(args, mask, task, scratch.of(omp_get_thread_num()));
+    // Most likely this thread's next one: its first rows are fetched in time.
+    const AttentionTask* const next =
+        t + used_threads < count ? &tasks[order[t + used_threads]] : nullptr;
+    HWY_DYNAMIC_DISPATCH(forward_task)
+    (args, mask, tasks[order[t]], next, scratch.of(omp_get_thread_num()));
   }
 }
 

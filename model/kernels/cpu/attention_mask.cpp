@@ -173,6 +173,16 @@ void MaskIndex::find_ranges(std::int64_t batch, std::int64_t query_block, std::i
   const Keys* const asked = chunks_.data() + offset(batch, key_panels_ * kPanelChunks) +
                             (key_group * kGroupPanels + run.first) * kPanelChunks;
   const std::int64_t key_strips = (chunks * kKeyChunk + kStrip - 1) / kStrip;
+  bool all = true;
+  for (std::int64_t p = run.first; p < run.last && all; ++p)
+    all = tile(batch, query_block, key_group * kGroupPanels + p) == Visible::kAll;
+  if (all) {
+    std::fill_n(ranges.key_begin, strips, std::int16_t{0});
+    std::fill_n(ranges.key_end, strips, static_cast<std::int16_t>(chunks * kKeyChunk));
+    std::fill_n(ranges.row_begin, key_strips, std::int16_t{0});
+    std::fill_n(ranges.row_end, key_strips, static_cast<std::int16_t>(block_rows));
+    return;
+  }
   std::fill_n(ranges.row_begin, key_strips, std::int16_t{0});
   std::fill_n(ranges.row_end, key_strips, std::int16_t{0});
   for (std::int64_t s = 0; s < strips; ++s) {
@@ -199,6 +209,14 @@ std::int64_t MaskIndex::visible_tiles(std::int64_t batch, std::int64_t first_blo
     for (std::int64_t panel = first_group * kGroupPanels; panel < last_panel; ++panel)
       tiles += tile(batch, block, panel) != Visible::kNone;
   return tiles;
+}
+
+std::int64_t MaskIndex::last_visible_group(std::int64_t batch, std::int64_t first_block,
+                                           std::int64_t last_block, std::int64_t first_group,
+                                           std::int64_t last_group) const {
+  for (std::int64_t group = last_group - 1; group >= first_group; --group)
+    if (visible_tiles(batch, first_block, last_block, group, group + 1) > 0) return group;
+  return last_group;
 }
 
 const std::int32_t* MaskIndex::query_documents(std::int64_t batch) const {

@@ -23,6 +23,11 @@ inline constexpr std::int64_t kKeyGroup = kKeyPanel * kGroupPanels;
 /// Rows of the register tile, and the keys that the edge of a mask is resolved to.
 inline constexpr std::int64_t kStrip = 6;
 inline constexpr std::int64_t kKeyChunk = 16;
+
+/// Rows of a block whose scores become probabilities at once, so that they do it in the first
+/// cache.
+inline constexpr std::int64_t kScoreRows = 24;
+static_assert(kQueryBlock % kScoreRows == 0 && kScoreRows % kStrip == 0);
 static_assert(kQueryBlock % kStrip == 0 && kKeyGroup % kStrip == 0);
 
 enum class Visible { kNone, kSome, kAll };
@@ -63,6 +68,12 @@ class MaskIndex {
 
   /// The smallest run of panels of `key_group` outside which nothing is visible to the block.
   PanelRun visible_run(std::int64_t batch, std::int64_t query_block, std::int64_t key_group) const;
+
+  /// The last of groups [first_group, last_group) that some of blocks [first_block, last_block)
+  /// sees; last_group if there is none.
+  std::int64_t last_visible_group(std::int64_t batch, std::int64_t first_block,
+                                  std::int64_t last_block, std::int64_t first_group,
+                                  std::int64_t last_group) const;
 
   void find_ranges(std::int64_t batch, std::int64_t query_block, std::int64_t key_group,
                    PanelRun run, TileRanges& ranges) const;

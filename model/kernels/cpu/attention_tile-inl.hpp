@@ -10,6 +10,7 @@
 #define LONGSPAN_ATTENTION_TILE_INL_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -47,27 +48,42 @@ inline std::int64_t padded_size(std::int64_t head_size) {
   return (head_size + kLanes - 1) / kLanes * kLanes;
 }
 
-/// 2^x for x <= 120 with a relative error below 1.2e-7; exactly 0 for x <= -127, also for -inf. NaN
-/// stays NaN. Cody-Waite reduction to |f| <= 1/2 and a minimax polynomial (error 2.6e-9) whose
-/// constant term is exactly 1, without which the clamped end would not be 0.
-HWY_INLINE Floats exp2(Floats x) {
+/// 2^f for |f| <= 1/2: a minimax polynomial (error 2.6e-9) whose constant term is exactly 1.
+HWY_INLINE Floats exp2_of_fraction(Floats f) {
   const FloatTag tag;
-  const IntTag int_tag;
-  // Max takes its second operand if one is NaN.
-  x = hn::Max(hn::Set(tag, -127.0f), x);
-  const Floats to_integer =
-      hn::Set(tag, 12582912.0f);  // 1.5 * 2^23: the integer ends up in the low bits
-  const Floats shifted = hn::Add(x, to_integer);
-  const Floats f = hn::Sub(x, hn::Sub(shifted, to_integer));
   Floats p = hn::Set(tag, 1.5594678e-4f);
   p = hn::MulAdd(p, f, hn::Set(tag, 1.3406643e-3f));
   p = hn::MulAdd(p, f, hn::Set(tag, 9.6176928e-3f));
   p = hn::MulAdd(p, f, hn::Set(tag, 5.5503104e-2f));
   p = hn::MulAdd(p, f, hn::Set(tag, 2.4022652e-1f));
   p = hn::MulAdd(p, f, hn::Set(tag, 6.9314724e-1f));
-  p = hn::MulAdd(p, f, hn::Set(tag, 1.0f));
+  return hn::MulAdd(p, f, hn::Set(tag, 1.0f));
+}
+
+/// 2^x for x <= 120 with a relative error below 1.2e-7; exactly 0 for x <= -127, also for -inf, and
+/// with AVX-512 from -126 on. NaN stays NaN. Cody-Waite reduction to a fraction of at most 1/2.
+HWY_INLINE Floats exp2(Floats x) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  // VREDUCEPS takes the nearest integer away, VSCALEFPS multiplies by a power of two: 10 operations
+  // where the other way takes 12. Never subnormal: such a vector costs 40 times as much. (The mask
+  // of ones: without, g++ 12 warns of the lanes that are not there.)
+  const Floats f{_mm512_maskz_reduce_ps(0xffff, x.raw, 0)};
+  const __mmask16 not_zero =
+      _mm512_cmp_ps_mask(x.raw, _mm512_set1_ps(-126.0f), _CMP_NLE_UQ);  // true for NaN
+  return Floats{_mm512_maskz_scalef_ps(not_zero, exp2_of_fraction(f).raw, hn::Sub(x, f).raw)};
+#else
+  const FloatTag tag;
+  const IntTag int_tag;
+  // Max takes its second operand if one is NaN. At the clamped end the polynomial is exactly 1, or
+  // the sum below would not be 0.
+  x = hn::Max(hn::Set(tag, -127.0f), x);
+  const Floats to_integer =
+      hn::Set(tag, 12582912.0f);  // 1.5 * 2^23: the integer ends up in the low bits
+  const Floats shifted = hn::Add(x, to_integer);
+  const Floats f = hn::Sub(x, hn::Sub(shifted, to_integer));
   const auto exponent = hn::ShiftLeft<23>(hn::BitCast(int_tag, shifted));
-  return hn::BitCast(tag, hn::Add(hn::BitCast(int_tag, p), exponent));
+  return hn::BitCast(tag, hn::Add(hn::BitCast(int_tag, exp2_of_fraction(f)), exponent));
+#endif
 }
 
 /// c[6 x vectors] = or += a b: one register tile. a is read by broadcast, element (row, k) at a[row
@@ -122,24 +138,62 @@ struct Result {
   std::int64_t row;
 };
 
+/// Rows of the caller's memory that are needed soon, last pushed first asked for. They lie far
+/// apart, where the processor foresees nothing, and packing them would wait for each: so products
+/// fetch a few lines with every register tile.
+class RowsAhead {
+ public:
+  void clear() { count_ = 0; }
+  /// Forgets the oldest if there are too many.
+  void push(const float* first, std::int64_t row, std::int64_t rows, std::int64_t size) {
+    if (rows <= 0) return;
+    if (count_ == kMost) std::copy(ranges_ + 1, ranges_ + count_--, ranges_);
+    ranges_[count_++] = {first, row - size, rows, size, 0};
+  }
+  HWY_INLINE void fetch() {
+    for (int i = 0; i < kLinesEach && count_ > 0; ++i) {
+      Range& range = ranges_[count_ - 1];
+      hwy::Prefetch(range.next);
+      range.next += 16;
+      if ((range.column += 16) < range.size) continue;
+      range.next += range.gap + range.size - range.column;
+      range.column = 0;
+      if (--range.rows == 0) --count_;
+    }
+  }
+
+ private:
+  static constexpr int kMost = 8, kLinesEach = 4;
+  struct Range {
+    const float* next;
+    std::int64_t gap, rows, size, column;
+  };
+  Range ranges_[kMost];
+  int count_ = 0;
+};
+
 template <std::int64_t kVectors, bool kAdd>
 HWY_NOINLINE void multiply_panel(std::int64_t rows, std::int64_t depth, Left a, const float* b,
-                                 std::int64_t b_row, float* c, std::int64_t c_row) {
-  for (std::int64_t r = 0; r < rows; r += kTileRows)
+                                 std::int64_t b_row, float* c, std::int64_t c_row,
+                                 RowsAhead& ahead) {
+  for (std::int64_t r = 0; r < rows; r += kTileRows) {
+    ahead.fetch();
     multiply_tile<kVectors, kAdd>(depth, a.data + r * a.row, a.row, a.depth, b, b_row,
                                   c + r * c_row, c_row);
+  }
 }
 
 /// As multiply_panel, up to kTileVectors of width.
 template <bool kAdd>
 inline void multiply_vectors(std::int64_t vectors, std::int64_t rows, std::int64_t depth, Left a,
-                             const float* b, std::int64_t b_row, float* c, std::int64_t c_row) {
+                             const float* b, std::int64_t b_row, float* c, std::int64_t c_row,
+                             RowsAhead& ahead) {
   if (vectors == kTileVectors)
-    return multiply_panel<kTileVectors, kAdd>(rows, depth, a, b, b_row, c, c_row);
-  if (vectors == 1) return multiply_panel<1, kAdd>(rows, depth, a, b, b_row, c, c_row);
+    return multiply_panel<kTileVectors, kAdd>(rows, depth, a, b, b_row, c, c_row, ahead);
+  if (vectors == 1) return multiply_panel<1, kAdd>(rows, depth, a, b, b_row, c, c_row, ahead);
 #if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM
-  if (vectors == 2) return multiply_panel<2, kAdd>(rows, depth, a, b, b_row, c, c_row);
-  if (vectors == 3) return multiply_panel<3, kAdd>(rows, depth, a, b, b_row, c, c_row);
+  if (vectors == 2) return multiply_panel<2, kAdd>(rows, depth, a, b, b_row, c, c_row, ahead);
+  if (vectors == 3) return multiply_panel<3, kAdd>(rows, depth, a, b, b_row, c, c_row, ahead);
 #endif
 }
 
@@ -156,8 +210,8 @@ inline std::int64_t rows_alike(std::int64_t r, std::int64_t rows, const std::int
 /// c = a b, rows by keys: of each strip of 6 rows only columns [begin[strip], end[strip]),
 /// multiples of kKeyChunk.
 inline void multiply_visible(std::int64_t rows, std::int64_t columns, std::int64_t depth, Left a,
-                             Right b, Result c, const std::int16_t* begin,
-                             const std::int16_t* end) {
+                             Right b, Result c, const std::int16_t* begin, const std::int16_t* end,
+                             RowsAhead& ahead) {
   for (std::int64_t first = 0; first < columns; first += kTileWidth, b.data += b.panel) {
     for (std::int64_t r = 0, count; r < rows; r += count) {
       count = rows_alike(r, rows, begin, end);
@@ -166,7 +220,7 @@ inline void multiply_visible(std::int64_t rows, std::int64_t columns, std::int64
       if (from < to)
         multiply_vectors<false>((to - from) / kLanes, count, depth,
                                 {a.data + r * a.row, a.row, a.depth}, b.data + from - first, b.row,
-                                c.data + r * c.row + from, c.row);
+                                c.data + r * c.row + from, c.row, ahead);
     }
   }
 }
@@ -174,16 +228,17 @@ inline void multiply_visible(std::int64_t rows, std::int64_t columns, std::int64
 /// c += a b: for each strip of 6 rows of c only depths [begin[strip], end[strip]). columns: a
 /// multiple of kLanes.
 inline void multiply_add_visible(std::int64_t rows, std::int64_t columns, Left a, Right b, Result c,
-                                 const std::int16_t* begin, const std::int16_t* end) {
+                                 const std::int16_t* begin, const std::int16_t* end,
+                                 RowsAhead& ahead) {
   for (std::int64_t first = 0; first < columns; first += kTileWidth, b.data += b.panel) {
     const std::int64_t vectors = std::min(kTileWidth, columns - first) / kLanes;
     for (std::int64_t r = 0, count; r < rows; r += count) {
       count = rows_alike(r, rows, begin, end);
       const std::int64_t from = begin[r / kStrip], depth = end[r / kStrip] - from;
       if (depth > 0)
-        multiply_vectors<true>(vectors, count, depth,
-                               {a.data + r * a.row + from * a.depth, a.row, a.depth},
-                               b.data + from * b.row, b.row, c.data + r * c.row + first, c.row);
+        multiply_vectors<true>(
+            vectors, count, depth, {a.data + r * a.row + from * a.depth, a.row, a.depth},
+            b.data + from * b.row, b.row, c.data + r * c.row + first, c.row, ahead);
     }
   }
 }
@@ -193,11 +248,15 @@ inline void multiply_add_visible(std::int64_t rows, std::int64_t columns, Left a
 inline void pack_rows(const float* from, std::int64_t from_row, std::int64_t rows,
                       std::int64_t padded_rows, std::int64_t size, const std::int32_t* positions,
                       float factor, float* HWY_RESTRICT to, std::int64_t padded) {
+  const FloatTag tag;
+  const Floats factors = hn::Set(tag, factor);
   for (std::int64_t r = 0; r < padded_rows; ++r, to += padded) {
     const bool present = r < rows && !(positions && positions[r] < 0);
     const float* HWY_RESTRICT const row = from + r * from_row;
-    const std::int64_t filled = present ? size : 0;
-    for (std::int64_t d = 0; d < filled; ++d) to[d] = factor * row[d];
+    const std::int64_t filled = present ? size : 0, whole = filled - filled % kLanes;
+    for (std::int64_t d = 0; d < whole; d += kLanes)
+      hn::Store(hn::Mul(factors, hn::LoadU(tag, row + d)), tag, to + d);
+    for (std::int64_t d = whole; d < filled; ++d) to[d] = factor * row[d];
     for (std::int64_t d = filled; d < padded; ++d) to[d] = 0.0f;
   }
 }
@@ -240,10 +299,10 @@ inline void pack_transposed(const float* from, std::int64_t from_row, std::int64
 }
 
 /// Scores of keys that a query may not see become -inf, in the part of the tile that was computed.
-/// s: rows of the block by keys of the run.
+/// s: rows [first_row, first_row + rows) of the block by keys of the run.
 inline void mask_scores(const MaskIndex& mask, std::int64_t batch, std::int64_t block,
-                        std::int64_t group, PanelRun run, const TileRanges& ranges, float* s,
-                        std::int64_t s_row) {
+                        std::int64_t group, PanelRun run, const TileRanges& ranges,
+                        std::int64_t first_row, std::int64_t rows, float* s, std::int64_t s_row) {
   const FloatTag tag;
   const IntTag int_tag;
   const Floats hidden = hn::Set(tag, -std::numeric_limits<float>::infinity());
@@ -253,7 +312,7 @@ inline void mask_scores(const MaskIndex& mask, std::int64_t batch, std::int64_t 
     const std::int32_t* const positions = mask.key_positions() + panel * kKeyPanel;
     const std::int32_t* const documents =
         mask.key_documents(batch) ? mask.key_documents(batch) + panel * kKeyPanel : nullptr;
-    for (std::int64_t r = 0; r < mask.rows(block); ++r) {
+    for (std::int64_t r = first_row; r < first_row + rows; ++r) {
       const std::int64_t query = block * kQueryBlock + r;
       const auto low = hn::Set(int_tag, mask.low()[query]),
                  high = hn::Set(int_tag, mask.high()[query]);
@@ -267,7 +326,7 @@ inline void mask_scores(const MaskIndex& mask, std::int64_t batch, std::int64_t 
           const auto own = hn::Set(int_tag, mask.query_documents(batch)[query]);
           outside = hn::Or(outside, hn::Ne(hn::LoadU(int_tag, documents + j), own));
         }
-        float* const at = s + r * s_row + column + j;
+        float* const at = s + (r - first_row) * s_row + column + j;
         hn::Store(hn::IfThenElse(hn::RebindMask(tag, outside), hidden, hn::Load(tag, at)), tag, at);
       }
     }
