@@ -318,21 +318,12 @@ int run(const Choice& choice) {
   const auto gpu = plugin.open(options);
   fmt::print("{}; {}; {}\n", launcher::to_string(plugin.describe(0)), plugin.versions(),
              gpu->description());
-<<<<<<< HEAD
-  Bench bench{gpu->backend(), tiny};
-  copies(bench);
-  products(bench);
-  products_with_gelu(bench);
-  if (tiny) {
-    attention(bench, 64, 4, 2, 64);
-  } else {
-    for (const std::int64_t tokens : {2048, 4096, 8192, 16384, 32768}) {
-      attention(bench, tokens, 64, 8, 128);
-      attention(bench, tokens, 32, 32, 64);
-=======
   Bench bench{gpu->backend(), choice.tiny};
   if (choice.has("memory")) copies(bench);
-  if (choice.has("products")) products(bench);
+  if (choice.has("products")) {
+    products(bench);
+    products_with_gelu(bench);
+  }
   if (choice.has("attention")) {
     if (choice.tiny && choice.tokens == 0) {
       attention(bench, 64, 4, 2, 64);
@@ -343,7 +334,6 @@ int run(const Choice& choice) {
         attention(bench, tokens, 64, 8, 128);
         attention(bench, tokens, 32, 32, 64);
       }
->>>>>>> gpu-goals
     }
   }
   if (choice.has("memory")) memory_bound(bench);

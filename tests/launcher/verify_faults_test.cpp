@@ -114,10 +114,11 @@ class VerifyFaults : public testing::Test {
   }
   /// The status of a report in which all other rows are good.
   ExitStatus status_with(const AttentionRow& row) const {
-    return report_status({{row}, {{{{1, 1, ""}, Keep::kAll, "gpt2"}, 0, 0, true, true}}, 0});
+    return report_status(
+        {.attention = {row}, .training = {{{{1, 1, ""}, Keep::kAll, "gpt2"}, 0, 0, true, true}}});
   }
   ExitStatus status_with(const TrainingRow& row) const {
-    return report_status({{{{}, {}, {}}}, {row}, 0});
+    return report_status({.attention = {{{}, {}, {}}}, .training = {row}});
   }
   /// The names of what is broken: "dQ dK".
   static std::string broken(const AttentionRow& row) {
