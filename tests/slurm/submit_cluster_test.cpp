@@ -95,7 +95,7 @@ class SubmitCluster : public testing_support::ClusterTest {
 class SubmitStarters : public SubmitCluster, public testing::WithParamInterface<std::string> {};
 
 TEST_P(SubmitStarters, WarnedRunSavesIsRequeuedAndEndsWithTheSameBits) {
-  const std::string job = submitted({"--slurm.starter", GetParam(), "--train.steps", "400"});
+  const std::string job = submitted({"--slurm.starter", GetParam(), "--train.steps", "6000"});
   ASSERT_TRUE(computed(5)) << log();
   ASSERT_EQ(head({"scancel", "--batch", "--signal=USR1", job}).status, 0);
   ASSERT_TRUE(says(log_, "the job begins again")) << log();
@@ -108,7 +108,7 @@ TEST_P(SubmitStarters, WarnedRunSavesIsRequeuedAndEndsWithTheSameBits) {
       << log();
   EXPECT_NE(log().find("continuing from "), std::string::npos);
   EXPECT_EQ(events(), "submitted requeued job-ended");
-  EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(400));
+  EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(6000));
 }
 INSTANTIATE_TEST_SUITE_P(Both, SubmitStarters, testing::Values("auto", "mpirun"),
                          [](const auto& p) { return p.param; });
@@ -156,7 +156,7 @@ TEST_F(SubmitCluster, JobLimitsFarShorterThanTheTraining) {
 }
 
 TEST_F(SubmitCluster, PreemptedByAMoreImportantJob) {
-  const std::string job = submitted({"--slurm.partition", "low", "--train.steps", "400"});
+  const std::string job = submitted({"--slurm.partition", "low", "--train.steps", "6000"});
   ASSERT_TRUE(computed(5)) << log();
   const ProcessResult other = head({"sbatch", "--parsable", "-p", "high", "-N4", "--exclusive",
                                     "-t", "1", "--output=/dev/null", "--wrap", "sleep 1"});
@@ -164,12 +164,12 @@ TEST_F(SubmitCluster, PreemptedByAMoreImportantJob) {
   ASSERT_TRUE(says(log_, "DUE TO PREEMPTION")) << log();
   ASSERT_TRUE(reached(job, {"COMPLETED"}, std::chrono::seconds(200))) << log();
   EXPECT_EQ(this->job(job)["Restarts"], "1");
-  EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(400));
+  EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(6000));
 }
 
 TEST_F(SubmitCluster, PreemptedWithGraceSavesAndGoesOn) {
   // The batch shell is warned at once and has the partition's GraceTime.
-  const std::string job = submitted({"--slurm.partition", "grace", "--train.steps", "400"});
+  const std::string job = submitted({"--slurm.partition", "grace", "--train.steps", "6000"});
   ASSERT_TRUE(computed(5)) << log();
   const ProcessResult other = head({"sbatch", "--parsable", "-p", "high", "-N4", "--exclusive",
                                     "-t", "1", "--output=/dev/null", "--wrap", "sleep 1"});
@@ -179,7 +179,7 @@ TEST_F(SubmitCluster, PreemptedWithGraceSavesAndGoesOn) {
   ASSERT_TRUE(reached(job, {"COMPLETED"}, std::chrono::seconds(200))) << log();
   EXPECT_EQ(this->job(job)["Restarts"], "1");
   EXPECT_EQ(events(), "submitted requeued job-ended");
-  EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(400));
+  EXPECT_EQ(numbers(file("run/metrics.jsonl")), undisturbed(6000));
 }
 
 TEST_F(SubmitCluster, ChainOfJobsWithoutRequeue) {
