@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# How true the planner is on this machine: calibrates it with 1, 2 and 4 ranks, trains a small model on every mesh of so
-# many ranks, and prints predicted against measured step time and memory. On a quiet machine. More ranks than cores share
+# How true the planner is on this machine: trains a small model on every mesh of 1, 2 and 4 ranks, and prints predicted
+# against measured step time and memory. Calibrates before every mesh, with as many ranks: the cores of a virtual machine
+# get faster and slower by a tenth within minutes. On a quiet machine. More ranks than cores share
 # them evenly, calibrated as they run; what they cannot share evenly is left out.
 # Usage: bench_plan.sh [BUILD_FOLDER] [RANKS...]    (default: build 1 2 4)
 set -euo pipefail
@@ -25,13 +26,12 @@ for ranks in "${counts[@]}"; do
     fi
     binding=(--map-by core --bind-to core:overload-allowed) # as `launch` does it
   fi
-  mkdir -p "$work/longspan"
-  mpirun --allow-run-as-root --oversubscribe "${binding[@]}" -n "$ranks" -x XDG_CONFIG_HOME "$build/longspan" doctor \
-    --calibrate >"$work/calibrate.log"
-  [[ -z ${KEEP_CALIBRATION:-} ]] || cp "$work/longspan/local.ini" "$KEEP_CALIBRATION.$ranks"
   for mesh in 1x1x1 2x1x1 1x2x1 1x1x2 4x1x1 1x4x1 1x1x4 2x2x1 2x1x2 1x2x2; do
     IFS=x read -r data context tensor <<<"$mesh"
     [[ $((data * context * tensor)) == "$ranks" ]] || continue
+    mkdir -p "$work/longspan"
+    mpirun --allow-run-as-root --oversubscribe "${binding[@]}" -n "$ranks" -x XDG_CONFIG_HOME "$build/longspan" doctor \
+      --calibrate >"$work/calibrate.log"
     schemes=(ring)
     [[ $context == 1 ]] || schemes=(ring allgather ulysses)
     shards=(none)
