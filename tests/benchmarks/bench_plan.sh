@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # How true the planner is on this machine: trains a small model on every mesh of 1, 2 and 4 ranks, and prints predicted
 # against measured step time and memory. Calibrates before every mesh, with as many ranks: the cores of a virtual machine
-# get faster and slower by a tenth within minutes. On a quiet machine. More ranks than cores share
-# them evenly, calibrated as they run; what they cannot share evenly is left out.
+# get faster and slower by a tenth within minutes. On a quiet machine. More ranks than cores share them evenly, calibrated as
+# they run; what they cannot share evenly is left out.
 # Usage: bench_plan.sh [BUILD_FOLDER] [RANKS...]    (default: build 1 2 4)
 set -euo pipefail
 cd "$(dirname "$0")/../.."

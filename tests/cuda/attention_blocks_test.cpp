@@ -171,18 +171,6 @@ class AttentionBlocks : public testing::TestWithParam<std::int64_t> {
 INSTANTIATE_TEST_SUITE_P(Workspaces, AttentionBlocks,
                          testing::Values(std::int64_t{1} << 30, std::int64_t{1}));
 
-AttentionProblem& rounded(AttentionProblem& problem) {
-  problem.shape.bf16_operands = true;
-  for (Floats* x : {&problem.q, &problem.k, &problem.v, &problem.dout})
-    for (float& number : *x) {
-      std::uint32_t bits;
-      std::memcpy(&bits, &number, 4);
-      bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-      std::memcpy(&number, &bits, 4);
-    }
-  return problem;
-}
-
 PositionRuns runs(std::int64_t first, std::int64_t tokens) {
   return {1, {{first, tokens}, {}}};
 }
@@ -208,7 +196,7 @@ TEST_P(AttentionBlocks, ServeOneRun) {
 void AttentionBlocks::serve_one_run(std::int64_t window) {
   calls_ = {};
   AttentionProblem problem(2, 40, 40, 4, 2, 16, {.causal = true, .window = window});
-  rounded(problem).shape.query_runs = problem.shape.key_runs = runs(0, 40);
+  problem.rounded_to_bf16().shape.query_runs = problem.shape.key_runs = runs(0, 40);
   const AttentionOutputs expected = problem.reference();
   const AttentionForward actual = attention_forward(problem, 12, nullptr, false, runner_);
   expect_equal(actual, expected);
@@ -225,7 +213,7 @@ void AttentionBlocks::serve_one_run(std::int64_t window) {
 TEST_P(AttentionBlocks, ServeZigzagRings) {
   constexpr int kRanks = 2, kChunk = 12, kTokens = 2 * kRanks * kChunk;
   AttentionProblem whole(2, kTokens, kTokens, 4, 2, 16);
-  const AttentionOutputs expected = rounded(whole).reference();
+  const AttentionOutputs expected = whole.rounded_to_bf16().reference();
   const auto tokens = [&](int rank) {
     Ints all = counting(kChunk, rank * kChunk),
          late = counting(kChunk, (2 * kRanks - 1 - rank) * kChunk);
@@ -280,7 +268,7 @@ TEST_P(AttentionBlocks, ServeZigzagRings) {
 /// A block of keys that lies wholly in the queries' future.
 TEST_P(AttentionBlocks, SeeNothing) {
   AttentionProblem problem(1, 8, 8, 2, 2, 16);
-  for (auto& position : rounded(problem).key_positions) position += 100;
+  for (auto& position : problem.rounded_to_bf16().key_positions) position += 100;
   problem.shape.query_runs = runs(0, 8);
   problem.shape.key_runs = runs(100, 8);
   const AttentionForward actual = attention_forward(problem, 0, nullptr, false, runner_);
@@ -302,10 +290,10 @@ TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
   };
   const auto known = [](AttentionProblem problem) {
     problem.shape.query_runs = problem.shape.key_runs = runs(0, 20);
-    return rounded(problem);
+    return problem.rounded_to_bf16();
   };
   AttentionProblem unknown(1, 20, 20, 1, 1, 16);
-  run(rounded(unknown));
+  run(unknown.rounded_to_bf16());
   run(known(AttentionProblem(1, 20, 20, 1, 1, 16, {false, 7})));
   run(known(AttentionProblem(1, 20, 20, 1, 1, 16).with_documents()));
   run(known(AttentionProblem(1, 20, 20, 1, 1, 12)));
@@ -322,7 +310,7 @@ TEST(AttentionBlocksChoice, FallsBackToOwnKernels) {
 /// Copies in bf16 that do not fit are made slice by slice of heads: the same bits.
 TEST(AttentionWorkspace, DoesNotChangeTheResult) {
   AttentionProblem problem(2, 70, 90, 6, 3, 64);
-  rounded(problem).with_documents();
+  problem.rounded_to_bf16().with_documents();
   OwnAttentionRunner all({.deterministic = true}),
       short_of_memory({.deterministic = true, .workspace_bytes = 1});
   const AttentionForward expected = attention_forward(problem, 0, nullptr, false, all);

@@ -11,9 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "support/emulated_training.hpp"
 #include "support/process.hpp"
-#include "support/sample_text.hpp"
-#include "support/temporary_directory.hpp"
 
 namespace longspan {
 namespace {
@@ -21,22 +20,8 @@ namespace {
 using testing_support::longspan;
 using testing_support::ProcessResult;
 
-class GpuTraining : public testing::Test {
+class GpuTraining : public testing_support::EmulatedTraining {
  protected:
-  void SetUp() override {
-    ::setenv("LONGSPAN_CUDA_PLUGIN", LONGSPAN_BINARY_DIR "/liblongspan_cuda_emulated.so", 1);
-    std::ofstream(folder_.file("a.txt")) << testing_support::sample_text(60000);
-    ASSERT_EQ(longspan({"prepare", "--kind", "text", "--output", folder_.file("d.h5"),
-                        folder_.file("a.txt")})
-                  .status,
-              0);
-  }
-  void TearDown() override {
-    for (const char* name :
-         {"LONGSPAN_CUDA_PLUGIN", "LONGSPAN_CUDA_EMULATOR_NCCL", "LONGSPAN_CUDA_EMULATOR_PROTECT",
-          "LONGSPAN_FAKE_NCCL_ERROR_FROM_CALL"})
-      ::unsetenv(name);
-  }
   /// The fake's messages touch device memory: it is the GPU here.
   static void use_fake_nccl() {
     ::setenv("LONGSPAN_CUDA_EMULATOR_NCCL", LONGSPAN_BINARY_DIR "/plugins/libnccl_fake.so", 1);
@@ -49,17 +34,6 @@ class GpuTraining : public testing::Test {
         "--model.heads 4 --run.share-gpu on " +
             settings));
   }
-  std::vector<double> losses(const std::string& run) const {
-    std::vector<double> all;
-    std::ifstream lines(folder_.file(run) + "/metrics.jsonl");
-    for (std::string line; std::getline(lines, line);)
-      all.push_back(nlohmann::json::parse(line)["loss"]);
-    return all;
-  }
-  std::string log_of(const std::string& run) const {
-    std::ifstream file(folder_.file(run) + "/log.txt");
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
   void expect_losses_of_the_cpu(const std::string& run) {
     const auto found = losses(run), expected = losses("cpu");
     ASSERT_EQ(expected.size(), 3u);
@@ -67,8 +41,6 @@ class GpuTraining : public testing::Test {
     for (std::size_t i = 0; i < found.size(); ++i)
       EXPECT_NEAR(found[i] / expected[i], 1.0, 1e-5) << run << ", step " << i + 1;
   }
-
-  testing_support::TemporaryDirectory folder_;
 };
 
 const std::vector<std::pair<std::string, std::string>> kMeshes = {

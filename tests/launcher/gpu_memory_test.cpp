@@ -13,9 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "support/emulated_training.hpp"
 #include "support/process.hpp"
-#include "support/sample_text.hpp"
-#include "support/temporary_directory.hpp"
 
 namespace longspan::launcher {
 namespace {
@@ -26,20 +25,8 @@ using Json = nlohmann::json;
 
 constexpr std::int64_t kMiB = std::int64_t{1} << 20;
 
-class GpuMemory : public testing::Test {
+class GpuMemory : public testing_support::EmulatedTraining {
  protected:
-  void SetUp() override {
-    ::setenv("LONGSPAN_CUDA_PLUGIN", LONGSPAN_BINARY_DIR "/liblongspan_cuda_emulated.so", 1);
-    std::ofstream(folder_.file("a.txt")) << testing_support::sample_text(60000);
-    ASSERT_EQ(longspan({"prepare", "--kind", "text", "--output", folder_.file("d.h5"),
-                        folder_.file("a.txt")})
-                  .status,
-              0);
-  }
-  void TearDown() override {
-    ::unsetenv("LONGSPAN_CUDA_PLUGIN");
-    ::unsetenv("LONGSPAN_CUDA_EMULATOR_BYTES");
-  }
   ProcessResult train(const std::string& run, int ranks, const std::string& settings) const {
     return longspan(testing_support::launch_tiny(
         ranks, folder_.file("d.h5"), folder_.file(run),
@@ -51,17 +38,6 @@ class GpuMemory : public testing::Test {
     std::ifstream file(folder_.file(run) + "/plan.json");
     return Json::parse(file);
   }
-  std::string log_of(const std::string& run) const {
-    std::ifstream file(folder_.file(run) + "/log.txt");
-    return {std::istreambuf_iterator<char>(file), {}};
-  }
-  std::vector<double> losses(const std::string& run) const {
-    std::vector<double> all;
-    std::ifstream lines(folder_.file(run) + "/metrics.jsonl");
-    for (std::string line; std::getline(lines, line);) all.push_back(Json::parse(line)["loss"]);
-    return all;
-  }
-  testing_support::TemporaryDirectory folder_;
 };
 
 TEST_F(GpuMemory, TheDriverIsAskedOnceBeforeTheFirstStepAndNeverLater) {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <ostream>
 
@@ -30,15 +29,7 @@ Ints zigzag_tokens(int rank, int ranks, int chunk) {
 
 AttentionProblem& AttentionSubject::prepare(AttentionProblem& problem) const {
   problem.shape.bf16_operands = bf16;
-  if (!bf16) return problem;
-  for (Floats* x : {&problem.q, &problem.k, &problem.v, &problem.dout})
-    for (float& number : *x) {
-      std::uint32_t bits;
-      std::memcpy(&bits, &number, 4);
-      bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-      std::memcpy(&number, &bits, 4);
-    }
-  return problem;
+  return bf16 ? problem.rounded_to_bf16() : problem;
 }
 
 void expect_equal(const AttentionSubject& subject, const AttentionForward& actual,

@@ -1,6 +1,7 @@
 #include "support/attention_problem.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -97,6 +98,16 @@ AttentionProblem& AttentionProblem::with_documents() {
     for (std::int32_t position : query_positions) query_documents.push_back(document(b, position));
     for (std::int32_t position : key_positions) key_documents.push_back(document(b, position));
   }
+  return *this;
+}
+
+AttentionProblem& AttentionProblem::rounded_to_bf16() {
+  shape.bf16_operands = true;
+  for (Floats* x : {&q, &k, &v, &dout})
+    for (float& number : *x) {
+      const auto bits = std::bit_cast<std::uint32_t>(number);
+      number = std::bit_cast<float>((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u);
+    }
   return *this;
 }
 

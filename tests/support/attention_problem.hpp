@@ -25,6 +25,9 @@ struct AttentionProblem {
   /// alone.
   AttentionProblem& with_documents();
 
+  /// Operands become the nearest bfloat16 numbers, and the shape says that they are.
+  AttentionProblem& rounded_to_bf16();
+
   const model::AttentionShape& bind();
   AttentionOutputs reference();
 
