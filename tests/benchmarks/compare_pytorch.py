@@ -28,9 +28,9 @@ DEFAULTS = {  # of model/config.hpp, io/config.hpp, launcher/run_config.hpp
     "model.layers": "4", "model.width": "256", "model.heads": "4", "model.kv-heads": "0", "model.head-size": "0",
     "model.mlp": "swiglu", "model.mlp-width": "0", "model.norm": "rmsnorm", "model.norm-epsilon": "1e-5",
     "model.position": "rope", "model.rope-theta": "10000", "model.bias": "false", "model.tie-embeddings": "true",
-    "model.vocabulary": "0", "data.sequence-length": "1024", "train.micro-batch": "1", "train.global-batch": "0",
+    "model.vocabulary": "0", "model.precision": "fp32", "data.sequence-length": "1024", "train.micro-batch": "1", "train.global-batch": "0",
 }  # fmt: skip
-UNSUPPORTED = {"attention.mask": "causal", "model.precision": "fp32", "memory.keep": "all"}
+UNSUPPORTED = {"attention.mask": "causal", "memory.keep": "all"}
 
 
 def read_settings(path, overrides):
@@ -63,7 +63,7 @@ def resolve(settings):
         "norm_epsilon": float(s["model.norm-epsilon"]), "position": s["model.position"],
         "rope_theta": float(s["model.rope-theta"]), "bias": true("model.bias"),
         "tie_embeddings": true("model.tie-embeddings"), "vocabulary": integer("model.vocabulary"),
-        "window": int(s.get("attention.window", "0")),
+        "window": int(s.get("attention.window", "0")), "precision": s["model.precision"],
     }  # fmt: skip
     if m["window"] and integer("data.sequence-length") % m["window"]:
         sys.exit("data.sequence-length must be a multiple of attention.window for PyTorch's side")

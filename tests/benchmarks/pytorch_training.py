@@ -197,7 +197,8 @@ def main():
         begin = time.perf_counter()
         total = 0.0
         for batch in batches:
-            loss = train(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) / accumulation
+            with torch.autocast("cpu", torch.bfloat16, enabled=m["precision"] == "bf16"):
+                loss = train(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) / accumulation
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,4 +1,5 @@
-// The attention kernel against the dense oracle in double. Bounds: notes/long-sequences.md 9.3.
+// The attention kernel against the dense oracle in double, exact and of bfloat16 operands, which
+// run on AMX where that is. Bounds: notes/long-sequences.md 9.3.
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 #include <omp.h>
@@ -7,6 +8,8 @@
 #include <vector>
 
 #include "model/kernels/cpu/attention.hpp"
+#include "model/kernels/cpu/attention_amx.hpp"
+#include "model/kernels/cpu/instruction_set.hpp"
 #include "parallel/error.hpp"
 #include "support/attention_cases.hpp"
 #include "support/attention_reference.hpp"
@@ -29,9 +32,8 @@ using testing_support::AttentionVariant;
 
 using Floats = std::vector<float>;
 
-const AttentionSubject& subject() {
-  static const AttentionSubject subject{testing_support::cpu_attention()};
-  return subject;
+AttentionSubject subject_in(bool bf16) {
+  return {testing_support::cpu_attention(), bf16};
 }
 
 TEST(AttentionReference, GradientsAreThoseOfFiniteDifferences) {
@@ -64,8 +66,11 @@ TEST(AttentionReference, GradientsAreThoseOfFiniteDifferences) {
 class AttentionKernelVariants : public testing::TestWithParam<AttentionVariant> {};
 
 TEST_P(AttentionKernelVariants, EqualTheOracle) {
-  AttentionProblem problem = GetParam().problem();
-  expect_equal_to_oracle(subject(), problem, 12);
+  for (const bool bf16 : {false, true}) {
+    SCOPED_TRACE(bf16 ? "bf16" : "fp32");
+    AttentionProblem problem = GetParam().problem();
+    expect_equal_to_oracle(subject_in(bf16), problem, 12);
+  }
 }
 INSTANTIATE_TEST_SUITE_P(Variants, AttentionKernelVariants,
                          testing::ValuesIn(testing_support::attention_variants()),
@@ -80,48 +85,56 @@ TEST(AttentionKernel, EqualsTheOracleOnEveryInstructionSet) {
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
     for (std::int64_t head_size : {20, 64}) {
       AttentionProblem problem(1, 205, 230, 2, 1, head_size, {.causal = true, .window = 150});
-      expect_equal_to_oracle(subject(), problem.with_documents());
+      expect_equal_to_oracle(subject_in(false), problem.with_documents());
     }
   }
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
-TEST(AttentionKernel, FollowsPositionsNotIndices) {
+class AttentionKernelForms : public testing::TestWithParam<bool> {
+ protected:
+  static AttentionSubject subject() { return subject_in(GetParam()); }
+};
+INSTANTIATE_TEST_SUITE_P(Forms, AttentionKernelForms, testing::Bool(),
+                         [](const auto& tested) { return tested.param ? "bf16" : "fp32"; });
+
+TEST_P(AttentionKernelForms, FollowsPositionsNotIndices) {
   testing_support::expect_positions_not_indices(subject(), 32);
 }
-TEST(AttentionKernel, MergesBlocksOfKeysInAnyOrder) {
+TEST_P(AttentionKernelForms, MergesBlocksOfKeysInAnyOrder) {
   testing_support::expect_blocks_merge_in_any_order(subject(), 32, 210, {100, 7, 150, 73});
 }
-TEST(AttentionKernel, ZigzagShardsEqualDenseForwardAndBackward) {
+TEST_P(AttentionKernelForms, ZigzagShardsEqualDenseForwardAndBackward) {
   for (const bool documents : {false, true})
     testing_support::expect_zigzag_shards_equal_dense(subject(), {3, 56, 2, 4, 2, documents});
 }
-TEST(AttentionKernel, KnownRunsChangeNothing) {
+TEST_P(AttentionKernelForms, KnownRunsChangeNothing) {
   for (const std::int64_t window : {0, 50})
     testing_support::expect_known_runs_change_nothing(subject(), 40, window);
 }
-TEST(AttentionKernel, RowsThatSeeNothingAreZeroAndPaddingIsNeverRead) {
+TEST_P(AttentionKernelForms, RowsThatSeeNothingAreZeroAndPaddingIsNeverRead) {
   testing_support::expect_padding_is_never_read(subject());
 }
-TEST(AttentionKernel, NothingVisibleAtAll) {
+TEST_P(AttentionKernelForms, NothingVisibleAtAll) {
   testing_support::expect_nothing_visible_is_zero(subject());
 }
-TEST(AttentionKernel, NoKeysAndNoQueries) {
+TEST_P(AttentionKernelForms, NoKeysAndNoQueries) {
   testing_support::expect_no_keys_and_no_queries(subject(), 16);
 }
-TEST(AttentionKernel, HugeLogitsNeitherOverflowNorVanish) {
-  testing_support::expect_huge_logits_stay_finite(subject(), 16, true);
+TEST_P(AttentionKernelForms, HugeLogitsNeitherOverflowNorVanish) {
+  testing_support::expect_huge_logits_stay_finite(subject(), 16, !GetParam());
 }
-TEST(AttentionKernel, NanInAQueryOrKeyIsNotHidden) {
+TEST_P(AttentionKernelForms, NanInAQueryOrKeyIsNotHidden) {
   testing_support::expect_nan_is_not_hidden(subject(), 16);
 }
-TEST(AttentionKernel, GradientsAccumulate) {
+TEST_P(AttentionKernelForms, GradientsAccumulate) {
   testing_support::expect_gradients_accumulate(subject());
 }
 
-TEST(AttentionKernel, SameBitsOnEveryRunAndThreadCount) {
+TEST_P(AttentionKernelForms, SameBitsOnEveryRunAndThreadCount) {
   AttentionProblem problem(1, 1300, 1300, 2, 1, 16);
+  subject().prepare(problem);
   const int threads = omp_get_max_threads();
   AttentionForward first;
   AttentionGradients first_gradients;
@@ -141,6 +154,39 @@ TEST(AttentionKernel, SameBitsOnEveryRunAndThreadCount) {
     }
   }
   omp_set_num_threads(threads);
+}
+
+/// The difference between the forms is there where AMX is, and only there.
+TEST(AttentionKernel, FormsDifferWhereAmxIsUsed) {
+  AttentionProblem problem(1, 64, 64, 1, 1, 64);
+  subject_in(true).prepare(problem);
+  const AttentionOutputs expected = problem.reference();
+  const auto error = [&] {
+    return testing_support::relative_error(attention_forward(problem).o, expected.o);
+  };
+  if (model::cpu::amx_works())
+    EXPECT_GT(error(), 1e-4);
+  else
+    EXPECT_LE(error(), 2e-6);
+  model::cpu::use_amx(false);
+  EXPECT_LE(error(), 2e-6);
+  model::cpu::use_amx(true);
+  problem.shape.bf16_operands = false;
+  EXPECT_LE(error(), 2e-6);
+}
+
+TEST(AttentionKernel, NegativeAndZeroScaleInBf16) {
+  for (const float scale : {-0.3f, 0.0f}) {
+    AttentionProblem problem(1, 120, 130, 2, 1, 24, {.causal = true, .window = 60});
+    problem.shape.scale = scale;
+    subject_in(true).prepare(problem);
+    const AttentionOutputs expected = problem.reference();
+    const AttentionForward actual = attention_forward(problem);
+    expect_equal(subject_in(true), actual, expected);
+    // Without a scale the scores do not matter, and dq and dk are 0.
+    expect_equal(subject_in(true), attention_backward(problem, actual), expected,
+                 scale == 0.0f ? 1.0 : 0.0);
+  }
 }
 
 TEST(AttentionKernel, RefusesShapesOutsideTheContract) {

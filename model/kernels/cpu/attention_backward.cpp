@@ -13,8 +13,10 @@
 #include <vector>
 
 #include "model/kernels/cpu/attention.hpp"
+#include "model/kernels/cpu/attention_amx.hpp"
 #include "model/kernels/cpu/attention_mask.hpp"
 #include "model/kernels/cpu/attention_tasks.hpp"
+#include "model/kernels/cpu/instruction_set.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/kernels/cpu/attention_backward.cpp"
@@ -47,29 +49,6 @@ struct BackwardScratch {
     dk = carver.take((kKeyGroup + 5) * size);
     dv = carver.take((kKeyGroup + 5) * size);
   }
-};
-
-/// A chunk of a gradient, to which tasks add their shares one after another.
-class Turn {
- public:
-  void wait_for(std::int32_t turn) const {
-    for (std::int32_t now = now_.load(std::memory_order_acquire); now != turn;
-         now = now_.load(std::memory_order_acquire))
-      now_.wait(now, std::memory_order_acquire);
-  }
-  void next() {
-    now_.fetch_add(1, std::memory_order_release);
-    now_.notify_all();
-  }
-
- private:
-  std::atomic<std::int32_t> now_{0};
-};
-
-struct OrderedTask {
-  AttentionTask task;
-  std::int64_t query_chunk, key_chunk;  ///< indices of the Turns
-  std::int32_t query_turn, key_turn;
 };
 
 }  // namespace longspan::model::cpu
@@ -368,9 +347,12 @@ void attention_backward(const AttentionBackwardArgs& args) {
   if (count == 0) return;
   const std::int64_t threads = std::min<std::int64_t>(omp_get_max_threads(), count),
                      pairs = shape.batch * shape.kv_heads;
+  const bool on_amx = shape.bf16_operands && uses_amx();
+  const std::int64_t block_heads = plan.blocks * (shape.heads / shape.kv_heads);
   Carver measure(nullptr);
-  BackwardScratch(measure, plan.blocks * (shape.heads / shape.kv_heads), shape.head_size);
-  Scratch scratch(threads, measure.used());
+  BackwardScratch(measure, block_heads, shape.head_size);
+  Scratch scratch(threads,
+                  on_amx ? amx_backward_scratch(block_heads, shape.head_size) : measure.used());
   std::vector<Turn> query_turns(pairs * plan.query_chunks), key_turns(pairs * plan.key_chunks);
   // Tasks start in the order of the list, so the earliest unfinished one never waits: no deadlock.
   std::atomic<std::int64_t> next{0};
@@ -379,9 +361,14 @@ void attention_backward(const AttentionBackwardArgs& args) {
     float* const memory = scratch.of(omp_get_thread_num());
     for (std::int64_t t = next++; t < count; t = next++) {
       const OrderedTask& ordered = plan.tasks[t];
-      HWY_DYNAMIC_DISPATCH(backward_task)
-      (args, mask, ordered, t + threads < count ? &plan.tasks[t + threads] : nullptr,
-       query_turns[ordered.query_chunk], key_turns[ordered.key_chunk], memory);
+      const OrderedTask* const soon = t + threads < count ? &plan.tasks[t + threads] : nullptr;
+      Turn& query_turn = query_turns[ordered.query_chunk];
+      Turn& key_turn = key_turns[ordered.key_chunk];
+      if (on_amx)
+        amx_backward_task(args, mask, ordered, soon, query_turn, key_turn, memory);
+      else
+        HWY_DYNAMIC_DISPATCH(backward_task)
+      (args, mask, ordered, soon, query_turn, key_turn, memory);
     }
   }
 }

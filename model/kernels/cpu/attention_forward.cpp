@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "model/kernels/cpu/attention.hpp"
+#include "model/kernels/cpu/attention_amx.hpp"
 #include "model/kernels/cpu/attention_mask.hpp"
 #include "model/kernels/cpu/attention_tasks.hpp"
+#include "model/kernels/cpu/instruction_set.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "model/kernels/cpu/attention_forward.cpp"
@@ -310,18 +312,24 @@ void attention_forward(const AttentionForwardArgs& args) {
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return work[a] > work[b]; });
 
+  const bool on_amx = shape.bf16_operands && uses_amx();
   Carver measure(nullptr);
   ForwardScratch(measure, blocks * heads, shape.head_size);
+  const std::int64_t floats =
+      on_amx ? amx_forward_scratch(blocks * heads, shape.head_size) : measure.used();
   const auto count = static_cast<std::int64_t>(tasks.size());
   const std::int64_t used_threads = std::min(threads, std::max<std::int64_t>(1, count));
-  Scratch scratch(used_threads, measure.used());
+  Scratch scratch(used_threads, floats);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(used_threads)
   for (std::int64_t t = 0; t < count; ++t) {
     // Most likely this thread's next one: its first rows are fetched in time.
     const AttentionTask* const next =
         t + used_threads < count ? &tasks[order[t + used_threads]] : nullptr;
-    HWY_DYNAMIC_DISPATCH(forward_task)
-    (args, mask, tasks[order[t]], next, scratch.of(omp_get_thread_num()));
+    float* const memory = scratch.of(omp_get_thread_num());
+    if (on_amx)
+      amx_forward_task(args, mask, tasks[order[t]], next, memory);
+    else
+      HWY_DYNAMIC_DISPATCH(forward_task)(args, mask, tasks[order[t]], next, memory);
   }
 }
 

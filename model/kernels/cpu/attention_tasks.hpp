@@ -2,7 +2,10 @@
 #pragma once
 
 #include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "model/kernels/cpu/attention_mask.hpp"
@@ -14,6 +17,29 @@ namespace longspan::model::cpu {
 /// groups [first_group, last_group).
 struct AttentionTask {
   std::int64_t batch, kv_head, first_block, last_block, first_group, last_group;
+};
+
+/// A chunk of a gradient, to which tasks add their shares one after another.
+class Turn {
+ public:
+  void wait_for(std::int32_t turn) const {
+    for (std::int32_t now = now_.load(std::memory_order_acquire); now != turn;
+         now = now_.load(std::memory_order_acquire))
+      now_.wait(now, std::memory_order_acquire);
+  }
+  void next() {
+    now_.fetch_add(1, std::memory_order_release);
+    now_.notify_all();
+  }
+
+ private:
+  std::atomic<std::int32_t> now_{0};
+};
+
+struct OrderedTask {
+  AttentionTask task;
+  std::int64_t query_chunk, key_chunk;  ///< indices of the Turns
+  std::int32_t query_turn, key_turn;
 };
 
 /// Scratch memory of all threads, cut into 64-byte aligned parts. Nothing is touched before its
@@ -47,6 +73,40 @@ class Carver {
  private:
   float* base_;
   std::int64_t used_ = 0;
+};
+
+/// Rows of the caller's memory that are needed soon, last pushed first asked for. They lie far
+/// apart, where the processor foresees nothing, and packing them would wait for each: so products
+/// fetch a few lines with every register tile.
+class RowsAhead {
+ public:
+  void clear() { count_ = 0; }
+  /// Forgets the oldest if there are too many.
+  void push(const float* first, std::int64_t row, std::int64_t rows, std::int64_t size) {
+    if (rows <= 0) return;
+    if (count_ == kMost) std::copy(ranges_ + 1, ranges_ + count_--, ranges_);
+    ranges_[count_++] = {first, row - size, rows, size, 0};
+  }
+  void fetch() {
+    for (int i = 0; i < kLinesEach && count_ > 0; ++i) {
+      Range& range = ranges_[count_ - 1];
+      hwy::Prefetch(range.next);
+      range.next += 16;
+      if ((range.column += 16) < range.size) continue;
+      range.next += range.gap + range.size - range.column;
+      range.column = 0;
+      if (--range.rows == 0) --count_;
+    }
+  }
+
+ private:
+  static constexpr int kMost = 8, kLinesEach = 4;
+  struct Range {
+    const float* next;
+    std::int64_t gap, rows, size, column;
+  };
+  Range ranges_[kMost];
+  int count_ = 0;
 };
 
 /// Row length of a block of scores: an odd number of cache lines, so that a column of it does not

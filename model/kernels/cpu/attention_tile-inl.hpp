@@ -10,7 +10,6 @@
 #define LONGSPAN_ATTENTION_TILE_INL_
 #endif
 
-#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 #include <limits>
 
 #include "model/kernels/cpu/attention_mask.hpp"
+#include "model/kernels/cpu/attention_tasks.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace longspan::model::cpu::HWY_NAMESPACE {
@@ -136,40 +136,6 @@ struct Right {
 struct Result {
   float* data;
   std::int64_t row;
-};
-
-/// Rows of the caller's memory that are needed soon, last pushed first asked for. They lie far
-/// apart, where the processor foresees nothing, and packing them would wait for each: so products
-/// fetch a few lines with every register tile.
-class RowsAhead {
- public:
-  void clear() { count_ = 0; }
-  /// Forgets the oldest if there are too many.
-  void push(const float* first, std::int64_t row, std::int64_t rows, std::int64_t size) {
-    if (rows <= 0) return;
-    if (count_ == kMost) std::copy(ranges_ + 1, ranges_ + count_--, ranges_);
-    ranges_[count_++] = {first, row - size, rows, size, 0};
-  }
-  HWY_INLINE void fetch() {
-    for (int i = 0; i < kLinesEach && count_ > 0; ++i) {
-      Range& range = ranges_[count_ - 1];
-      hwy::Prefetch(range.next);
-      range.next += 16;
-      if ((range.column += 16) < range.size) continue;
-      range.next += range.gap + range.size - range.column;
-      range.column = 0;
-      if (--range.rows == 0) --count_;
-    }
-  }
-
- private:
-  static constexpr int kMost = 8, kLinesEach = 4;
-  struct Range {
-    const float* next;
-    std::int64_t gap, rows, size, column;
-  };
-  Range ranges_[kMost];
-  int count_ = 0;
 };
 
 template <std::int64_t kVectors, bool kAdd>

@@ -14,4 +14,9 @@ std::vector<std::string> instruction_sets();
 /// them. Not to be called while operations run.
 void use_instruction_set(const std::string& name);
 
+/// Whether products of bfloat16 numbers that are not oneDNN's run on AMX: where it works, unless
+/// use_amx(false) was called, or use_instruction_set() with another than the best one.
+bool uses_amx();
+void use_amx(bool allowed);
+
 }  // namespace longspan::model::cpu
