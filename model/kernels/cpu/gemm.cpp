@@ -14,6 +14,8 @@
 
 #include "model/kernels/cpu/bf16_few_rows.hpp"
 #include "model/kernels/cpu/bf16_operand.hpp"
+#include "model/kernels/cpu/gemm_amx.hpp"
+#include "model/kernels/cpu/instruction_set.hpp"
 #include "parallel/device.hpp"
 #include "parallel/error.hpp"
 
@@ -251,6 +253,14 @@ void gemm_bf16_block(const GemmArgs& args) {
     GemmArgs rounded = args;
     rounded.b_bf16 = b.data, rounded.ldb = args.b_bf16 != nullptr ? args.ldb : b_cols;
     return gemm_bf16_few_rows(rounded, a.data());
+  }
+  if (uses_amx() && args.m >= kFewestAmxRows) {
+    const Rounded a(args.a_bf16, args.a, a_rows, a_cols, args.lda);
+    const Rounded b(args.b_bf16, args.b, b_rows, b_cols, args.ldb);
+    GemmArgs rounded = args;
+    rounded.a_bf16 = a.data, rounded.lda = args.a_bf16 != nullptr ? args.lda : a_cols;
+    rounded.b_bf16 = b.data, rounded.ldb = args.b_bf16 != nullptr ? args.ldb : b_cols;
+    return gemm_amx(rounded);
   }
   if (const auto product = compiled_product(args)) {
     const Rounded a(args.a_bf16, args.a, a_rows, a_cols, args.lda);
