@@ -331,4 +331,13 @@ void gemm(const GemmArgs& args) {
     gemm_fp32(args);
 }
 
+void gemm_to_bf16(const GemmToBf16Args& args) {
+  const GemmArgs& product = args.product;
+  if (uses_amx() && product.a_bf16 != nullptr && product.b_bf16 != nullptr && !product.trans_a &&
+      product.m >= kFewestAmxRows && product.n > 0 && product.k > 0 && product.k <= kLongestAmxSum)
+    return gemm_amx(product, args.c_bf16);
+  gemm(product);
+  convert_to_bf16(product.c, product.m, product.n, product.n, args.c_bf16);
+}
+
 }  // namespace longspan::model::cpu
