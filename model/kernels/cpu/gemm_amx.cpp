@@ -15,22 +15,6 @@ namespace {
 
 /// A step computes 32 x 32 sums.
 constexpr std::int64_t kStep = 2 * kSide;
-/// Rows of the left operand that are packed at a time (where they are packed). Measured for weight
-/// gradients, [1536, 4096] x [4096, 512] on two cores: 64 rows 1.3, 128 rows 1.45 TFLOP/s.
-constexpr std::int64_t kRowBlock = 128;
-/// Terms that are summed before c is touched, at most: fewer where the left operand has to be
-/// turned (the same product: 1536 terms 1.2 TFLOP/s), so that the packed rows stay in the
-/// first-level cache.
-constexpr std::int64_t kLongestSum = kLongestAmxSum, kLongestTurned = 512;
-/// Numbers of the right operand that are packed at a time: 1 MiB, which stay in the second-level
-/// cache (2 MiB) while all rows pass by. With 1.5 MiB products of long rows lose a quarter.
-constexpr std::int64_t kRightNumbers = 1 << 19;
-
-/// Blocks of at most `most` of the same length, but for the last, which is a multiple of `unit`.
-std::int64_t even_length(std::int64_t total, std::int64_t most, std::int64_t unit) {
-  const std::int64_t blocks = (total + most - 1) / most;
-  return round_up((total + blocks - 1) / blocks, unit);
-}
 
 /// c [rows, columns] = left right over `terms`.
 struct Problem {
@@ -39,7 +23,7 @@ struct Problem {
   std::int64_t left_row, right_row;  ///< elements between rows as stored
   bool left_turned;                  ///< left is stored [terms, rows]
   bool right_turned;                 ///< right is stored [columns, terms]
-  std::int64_t terms_at_once, columns_at_once, rows_at_once;
+  AmxBlocks at_once;
 
   Problem(const GemmArgs& a, std::int64_t threads)
       : rows(a.m),
@@ -51,19 +35,7 @@ struct Problem {
         right_row(a.ldb),
         left_turned(a.trans_a),
         right_turned(a.trans_b),
-        terms_at_once(even_length(terms, left_turned ? kLongestTurned : kLongestSum, kTerms)),
-        columns_at_once(even_length(
-            columns, std::max(kStep, kRightNumbers / terms_at_once / kStep * kStep), kStep)),
-        // Some blocks for every thread.
-        rows_at_once(std::clamp(round_up((rows + 2 * threads - 1) / (2 * threads), kStep), kStep,
-                                kRowBlock)) {}
-
-  std::int64_t right_numbers() const { return terms_at_once * columns_at_once; }
-  /// Rows of left can be read where they are, but for the last ones, or the last terms.
-  bool packs_left() const { return left_turned || terms % kTerms != 0 || rows % kStep != 0; }
-  /// No power of two between the rows.
-  std::int64_t left_packed_row() const { return terms_at_once + kTerms; }
-  std::int64_t left_numbers() const { return packs_left() ? rows_at_once * left_packed_row() : 0; }
+        at_once(a.m, a.n, a.k, a.trans_a, threads) {}
 };
 
 /// 32 numbers from `from` on, of which `count` are there.
@@ -177,10 +149,10 @@ void store(const GemmArgs& args, Bf16* c_bf16, const float* sums, std::int64_t r
 void multiply_rows(const GemmArgs& args, Bf16* c_bf16, const Problem& p, std::int64_t row,
                    std::int64_t first, std::int64_t columns, std::int64_t term, std::int64_t terms,
                    const Bf16* right, Bf16* scratch) {
-  const std::int64_t rows = std::min(p.rows_at_once, p.rows - row), steps = round_up(terms, kTerms);
+  const std::int64_t rows = std::min(p.at_once.rows, p.rows - row), steps = round_up(terms, kTerms);
   Left left{p.left + row * p.left_row + term, p.left_row};
   if (p.left_turned || terms % kTerms != 0 || rows % kStep != 0) {
-    left = {scratch, p.left_packed_row()};
+    left = {scratch, p.at_once.left_row()};
     pack_left_rows(p, row, rows, term, terms, scratch, left.row);
   }
   alignas(64) float sums[kStep * kStep];
@@ -197,18 +169,18 @@ void multiply_rows(const GemmArgs& args, Bf16* c_bf16, const Problem& p, std::in
 void multiply_all(const GemmArgs& args, Bf16* c_bf16) {
   const std::int64_t threads = omp_get_max_threads();
   const Problem p(args, threads);
-  const Buffer<Bf16> right(cpu_device(), p.right_numbers());
-  const Buffer<Bf16> scratch(cpu_device(), threads * p.left_numbers());
-  const std::int64_t row_blocks = (p.rows + p.rows_at_once - 1) / p.rows_at_once;
+  const Buffer<Bf16> right(cpu_device(), p.at_once.right_numbers());
+  const Buffer<Bf16> scratch(cpu_device(), threads * p.at_once.left_numbers());
+  const std::int64_t row_blocks = (p.rows + p.at_once.rows - 1) / p.at_once.rows;
 #pragma omp parallel num_threads(static_cast <int>(threads))
   {
     const TileRegisters tiles;
-    Bf16* const mine = scratch.data() + omp_get_thread_num() * p.left_numbers();
-    for (std::int64_t term = 0; term < p.terms; term += p.terms_at_once) {
-      const std::int64_t terms = std::min(p.terms_at_once, p.terms - term),
+    Bf16* const mine = scratch.data() + omp_get_thread_num() * p.at_once.left_numbers();
+    for (std::int64_t term = 0; term < p.terms; term += p.at_once.terms) {
+      const std::int64_t terms = std::min(p.at_once.terms, p.terms - term),
                          steps = round_up(terms, kTerms);
-      for (std::int64_t first = 0; first < p.columns; first += p.columns_at_once) {
-        const std::int64_t columns = std::min(p.columns_at_once, p.columns - first);
+      for (std::int64_t first = 0; first < p.columns; first += p.at_once.columns) {
+        const std::int64_t columns = std::min(p.at_once.columns, p.columns - first);
 #pragma omp for schedule(static) collapse(2)
         for (std::int64_t c = 0; c < columns; c += kStep)
           for (std::int64_t t = 0; t < steps; t += kTerms)
@@ -218,7 +190,7 @@ void multiply_all(const GemmArgs& args, Bf16* c_bf16) {
                             right.data() + c * steps + t * kStep);
 #pragma omp for schedule(dynamic)
         for (std::int64_t block = 0; block < row_blocks; ++block)
-          multiply_rows(args, c_bf16, p, block * p.rows_at_once, first, columns, term, terms,
+          multiply_rows(args, c_bf16, p, block * p.at_once.rows, first, columns, term, terms,
                         right.data(), mine);
       }
     }
