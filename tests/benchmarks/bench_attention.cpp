@@ -1,7 +1,7 @@
 // How fast the CPU attention kernel is, as a fraction of oneDNN's sgemm at 2048^3 on the same
 // threads in the same run.
 //   bench_attention [--tiny] [--tokens N] [--heads H] [--kv-heads H] [--head-size D] [--window W]
-//   [--batch B] [--full] [--repeats R]
+//   [--batch B] [--full] [--bf16] [--repeats R]
 // FLOPs are those of the visible pairs: forward 4 pairs head_size per head, backward 10. Sizes that
 // are not given come from a short list. Measurements of sgemm and of attention alternate, because
 // clocks and neighbours change.
@@ -31,7 +31,7 @@ struct Size {
 };
 
 struct Options {
-  bool tiny = false, full = false;
+  bool tiny = false, full = false, bf16 = false;
   std::optional<std::int64_t> tokens, heads, kv_heads, head_size, window, batch, repeats;
 };
 
@@ -39,7 +39,7 @@ struct Options {
   fmt::print(stderr,
              "bench_attention: {}\nusage: bench_attention [--tiny] [--full] [--tokens N] [--heads "
              "H] [--kv-heads H] "
-             "[--head-size D] [--window W] [--batch B] [--repeats R]\n",
+             "[--head-size D] [--window W] [--batch B] [--bf16] [--repeats R]\n",
              problem);
   std::exit(2);
 }
@@ -60,6 +60,8 @@ Options parse(int argc, char** argv) {
       options.tiny = true;
     } else if (name == "--full") {
       options.full = true;
+    } else if (name == "--bf16") {
+      options.bf16 = true;
     } else if (number && i + 1 < argc) {
       char* end = nullptr;
       *number = std::strtoll(argv[++i], &end, 10);
@@ -126,7 +128,7 @@ class Sgemm {
 /// Buffers and calls of one size; tensors are contiguous.
 class Attention {
  public:
-  explicit Attention(const Size& size, bool causal)
+  explicit Attention(const Size& size, bool causal, bool bf16)
       : problem_(size.batch, size.tokens, size.tokens, size.heads, size.kv_heads, size.head_size,
                  {causal, size.window}),
         o_(problem_.q.size()),
@@ -135,6 +137,7 @@ class Attention {
         delta_(lse_.size()),
         dk_(problem_.k.size()),
         dv_(dk_.size()) {
+    if (bf16) problem_.rounded_to_bf16();
     problem_.bind();
   }
   void forward() {
@@ -202,10 +205,11 @@ class Attention {
 };
 
 /// The same mask, heads and head size on few tokens, against the oracle.
-void verify(const Size& size, bool causal) {
+void verify(const Size& size, bool causal, bool bf16) {
   const std::int64_t window = std::min<std::int64_t>(size.window, 90);
   AttentionProblem problem(1, 200, 200, size.heads / size.kv_heads, 1, size.head_size,
                            {causal, window});
+  if (bf16) problem.rounded_to_bf16();
   const auto expected = problem.reference();
   const auto actual = testing_support::attention_forward(problem);
   const auto gradients = testing_support::attention_backward(problem, actual);
@@ -213,30 +217,31 @@ void verify(const Size& size, bool causal) {
                                  testing_support::relative_error(gradients.dq, expected.dq),
                                  testing_support::relative_error(gradients.dk, expected.dk),
                                  testing_support::relative_error(gradients.dv, expected.dv)});
-  if (worst <= 2e-6) return;
+  if (worst <= (bf16 ? 4e-3 : 2e-6)) return;
   fmt::print(stderr,
              "bench_attention: the kernel is wrong: relative error {:.2e} against the oracle\n",
              worst);
   std::exit(1);
 }
 
-void print_row(const Size& size, bool causal, const char* pass, double time, double flops,
-               double peak) {
+void print_row(const Size& size, bool causal, bool bf16, const char* pass, double time,
+               double flops, double peak) {
   const std::string mask =
       fmt::format("{}{}", causal ? "causal" : "full",
                   size.window > 0 ? fmt::format(" window={}", size.window) : "");
   fmt::print(
-      "attention fp32 batch={} tokens={} heads={} kv_heads={} head_size={} mask=\"{}\" threads={} "
+      "attention {} batch={} tokens={} heads={} kv_heads={} head_size={} mask=\"{}\" threads={} "
       "pass={:<16} "
       "median_ms={:.3f} GFLOP/s={:.1f} of_sgemm={:.1f}%\n",
-      size.batch, size.tokens, size.heads, size.kv_heads, size.head_size, mask,
-      omp_get_max_threads(), pass, 1e3 * time, 1e-9 * flops / time, 100.0 * flops / time / peak);
+      bf16 ? "bf16" : "fp32", size.batch, size.tokens, size.heads, size.kv_heads, size.head_size,
+      mask, omp_get_max_threads(), pass, 1e3 * time, 1e-9 * flops / time,
+      100.0 * flops / time / peak);
 }
 
 void run(const Size& size, const Options& options) {
   const bool causal = !options.full;
-  verify(size, causal);
-  Attention attention(size, causal);
+  verify(size, causal, options.bf16);
+  Attention attention(size, causal, options.bf16);
   Sgemm sgemm(options.tiny ? 256 : 2048);
   const double flops = attention.pair_flops();
   const auto measure = [&](auto&& work, std::int64_t calls) {
@@ -265,9 +270,9 @@ void run(const Size& size, const Options& options) {
   fmt::print("sgemm fp32 width={} threads={} median_ms={:.3f} GFLOP/s={:.1f}\n",
              options.tiny ? 256 : 2048, omp_get_max_threads(), 1e3 * median(reference),
              1e-9 * peak);
-  print_row(size, causal, "forward", median(forward), 4 * flops, peak);
-  print_row(size, causal, "backward", median(backward), 10 * flops, peak);
-  print_row(size, causal, "forward+backward", median(both), 14 * flops, peak);
+  print_row(size, causal, options.bf16, "forward", median(forward), 4 * flops, peak);
+  print_row(size, causal, options.bf16, "backward", median(backward), 10 * flops, peak);
+  print_row(size, causal, options.bf16, "forward+backward", median(both), 14 * flops, peak);
 }
 
 }  // namespace

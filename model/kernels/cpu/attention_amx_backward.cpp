@@ -36,7 +36,7 @@ struct BackwardScratch {
     lse = carver.take(rows);
     delta = carver.take(rows);
     keys = take(kKeyGroup * sizes.terms);
-    keys_transposed = take(kKeysRow * sizes.columns);
+    keys_transposed = take(kKeyGroup * sizes.columns);
     values = take(kKeyGroup * sizes.terms);
     p = take(kKeyGroup * kQueryBlock);
     ds = take(kKeyGroup * kQueryBlock);
@@ -79,8 +79,8 @@ void pack_queries(const AttentionBackwardArgs& args, float sign, std::int64_t ba
   pack_right(dout, kQueryBlock, sizes.columns, scratch.dout_terms + first_row * sizes.columns);
 }
 
-/// p = exp(s - lse) and ds = p (dp - delta) of `keys` by 32 queries in bfloat16, in rows of
-/// kQueryBlock and (ds) in pairs of rows. factor: from scores to units of log2.
+/// p = exp(s - lse) and ds = p (dp - delta) of `keys` by 32 queries in bfloat16, as left
+/// sides and (ds) in pairs of rows. factor: from scores to units of log2.
 void softmax_backward(std::int64_t keys, float factor, const float* scores, const float* dp,
                       const float* lse, const float* delta, Bf16* p, Bf16* ds, Bf16* ds_pairs) {
   const __m512 factors = _mm512_set1_ps(factor);
@@ -99,9 +99,10 @@ void softmax_backward(std::int64_t keys, float factor, const float* scores, cons
         gradient[v] =
             _mm512_mul_ps(probability[v], _mm512_sub_ps(_mm512_load_ps(dp + at), deltas[v]));
       }
-      _mm512_store_si512(p + (k + i) * kQueryBlock, round_both(probability[0], probability[1]));
+      const std::int64_t at = k / kSide * kSide * kQueryBlock + (k % kSide + i) * kTerms;
+      _mm512_store_si512(p + at, round_both(probability[0], probability[1]));
       rounded[i] = round_both(gradient[0], gradient[1]);
-      _mm512_store_si512(ds + (k + i) * kQueryBlock, rounded[i]);
+      _mm512_store_si512(ds + at, rounded[i]);
     }
     Bf16* const to = ds_pairs + k / kTerms * 2 * kTile + k % kTerms * kSide;
     _mm512_store_si512(to, _mm512_unpacklo_epi16(rounded[0], rounded[1]));
@@ -126,23 +127,24 @@ void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t bloc
       const KeyRange part{key, std::min(key + kKeyPanel, keys.last)};
       const std::int64_t count = part.last - part.first,
                          at = (run.first * kKeyPanel + key) * sizes.terms;
-      multiply<false>(count, kPiece, steps, {scratch.keys + at, sizes.terms},
+      multiply<false>(count, kPiece, steps, {scratch.keys + at, kSide * sizes.terms, kTile},
                       {scratch.queries + row * sizes.terms, kSide * sizes.terms, kTile},
                       {scratch.scores, kPiece}, ahead);
       hide(mask, batch, block, group, run, piece, part, scratch.scores);
-      multiply<false>(count, kPiece, steps, {scratch.values + at, sizes.terms},
+      multiply<false>(count, kPiece, steps, {scratch.values + at, kSide * sizes.terms, kTile},
                       {scratch.dout + row * sizes.terms, kSide * sizes.terms, kTile},
                       {scratch.dp, kPiece}, ahead);
       softmax_backward(count, factor, scratch.scores, scratch.dp, scratch.lse + row,
-                       scratch.delta + row, scratch.p + key * kQueryBlock + piece * kPiece,
-                       scratch.ds + key * kQueryBlock + piece * kPiece,
+                       scratch.delta + row, scratch.p + key * kQueryBlock + piece * kTile,
+                       scratch.ds + key * kQueryBlock + piece * kTile,
                        scratch.ds_pairs + (key - keys.first) * kPiece);
     }
     if (!keys.empty())
-      multiply<true>(sizes.columns, kPiece, (keys.last - keys.first) / kTerms,
-                     {scratch.keys_transposed + run.first * kKeyPanel + keys.first, kKeysRow},
-                     {scratch.ds_pairs, kTile, 2 * kTile},
-                     {scratch.dq + row * sizes.columns, kPiece}, ahead);
+      multiply<true>(
+          sizes.columns, kPiece, (keys.last - keys.first) / kTerms,
+          {scratch.keys_transposed + (run.first * kKeyPanel + keys.first) * sizes.columns, kTile,
+           kTerms * sizes.columns},
+          {scratch.ds_pairs, kTile, 2 * kTile}, {scratch.dq + row * sizes.columns, kPiece}, ahead);
   }
   // Of every 32 keys only the pieces that see some of them.
   const auto sees = [&](std::int64_t piece, std::int64_t key) {
@@ -156,16 +158,18 @@ void backward_block(const MaskIndex& mask, std::int64_t batch, std::int64_t bloc
     if (first == last) continue;
     for (std::int64_t piece = first; piece < last; ++piece)  // between pieces that do
       if (!sees(piece, key))
-        for (std::int64_t k = key; k < key + kTerms; ++k)
+        for (std::int64_t k = key; k < key + kTerms; k += kSide)
           for (Bf16* const to : {scratch.p, scratch.ds})
-            std::fill_n(to + k * kQueryBlock + piece * kPiece, kPiece, Bf16{0});
-    const std::int64_t from = key * kQueryBlock + first * kPiece, row = first_row + first * kPiece,
+            std::fill_n(to + k * kQueryBlock + piece * kTile, kTile, Bf16{0});
+    const std::int64_t from = key * kQueryBlock + first * kTile, row = first_row + first * kPiece,
                        to = (run.first * kKeyPanel + key) * sizes.columns;
     const std::int64_t next = kTerms * sizes.columns;
-    multiply<true>(kTerms, sizes.columns, last - first, {scratch.p + from, kQueryBlock},
+    multiply<true>(kTerms, sizes.columns, last - first,
+                   {scratch.p + from, kSide * kQueryBlock, kTile},
                    {scratch.dout_terms + row * sizes.columns, kTile, next},
                    {scratch.dv + to, sizes.columns}, ahead);
-    multiply<true>(kTerms, sizes.columns, last - first, {scratch.ds + from, kQueryBlock},
+    multiply<true>(kTerms, sizes.columns, last - first,
+                   {scratch.ds + from, kSide * kQueryBlock, kTile},
                    {scratch.query_terms + row * sizes.columns, kTile, next},
                    {scratch.dk + to, sizes.columns}, ahead);
   }
@@ -241,10 +245,10 @@ void amx_backward_task(const AttentionBackwardArgs& args, const MaskIndex& mask,
             task.batch * args.kv_batch + first * args.kv_row + task.kv_head * head_size;
         const std::int32_t* const positions = mask.key_positions() + first;
         const Rows k{args.k + at, args.kv_row, keys, head_size, positions};
-        pack_left(k, padded, sizes.terms, scratch.keys, sizes.terms);
-        pack_left_transposed(k, padded, sizes.columns, scratch.keys_transposed, kKeysRow);
+        pack_left(k, padded, sizes.terms, scratch.keys);
+        pack_left_transposed(k, padded, sizes.columns, scratch.keys_transposed);
         pack_left({args.v + at, args.kv_row, keys, head_size, positions}, padded, sizes.terms,
-                  scratch.values, sizes.terms);
+                  scratch.values);
         std::fill_n(scratch.dk, kKeyGroup * sizes.columns, 0.0f);
         std::fill_n(scratch.dv, kKeyGroup * sizes.columns, 0.0f);
         ahead.clear();

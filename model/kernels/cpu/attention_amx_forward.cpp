@@ -32,12 +32,12 @@ struct ForwardScratch {
     };
     queries = take(rows * sizes.terms);
     keys = take(kKeyGroup * sizes.terms);
-    values = take(kKeysRow * sizes.columns);
-    probabilities = take(kKeyGroup * kPiece);
+    values = take(kKeyGroup * sizes.columns);
+    probabilities = take(kKeyPanel * kPiece);
     result = carver.take(rows * sizes.columns);
     maximum = carver.take(rows);
     sum = carver.take(rows);
-    scores = carver.take(kKeyGroup * kPiece);
+    scores = carver.take(kKeyPanel * kPiece);
   }
 };
 
@@ -229,9 +229,9 @@ void amx_forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
             task.batch * args.kv_batch + first * args.kv_row + task.kv_head * head_size;
         const std::int32_t* const positions = mask.key_positions() + first;
         pack_left({args.k + at, args.kv_row, keys, head_size, positions}, padded, sizes.terms,
-                  scratch.keys, sizes.terms);
+                  scratch.keys);
         pack_left_transposed({args.v + at, args.kv_row, keys, head_size, positions}, padded,
-                             sizes.columns, scratch.values, kKeysRow);
+                             sizes.columns, scratch.values);
         ahead.clear();
         if (group + 1 < task.last_group) {
           push_keys(task, group + 1);
@@ -258,19 +258,23 @@ void amx_forward_task(const AttentionForwardArgs& args, const MaskIndex& mask,
                    args.q_row, mask.rows(block + 1), heads * head_size);
       for (std::int64_t row = 0; row < mask.rows(block); row += kPiece) {
         const KeyRange keys = visible_keys(ranges, row / kPiece, mask.rows(block));
-        if (keys.empty()) continue;
-        const std::int64_t first = run.first * kKeyPanel + keys.first,
-                           count = keys.last - keys.first;
         for (std::int64_t head = 0; head < heads; ++head) {
           const Piece piece = piece_at(first_row(block, head) + row);
-          multiply<false>(count, kPiece, sizes.terms / kTerms,
-                          {scratch.keys + first * sizes.terms, sizes.terms},
-                          {piece.queries, kSide * sizes.terms, kTile}, {scratch.scores, kPiece},
-                          ahead);
-          hide(mask, task.batch, block, group, run, row / kPiece, keys, scratch.scores);
-          softmax(count, sizes.columns, scale.size * kLog2E, scratch, piece);
-          multiply<true>(sizes.columns, kPiece, count / kTerms, {scratch.values + first, kKeysRow},
-                         {scratch.probabilities, kTile, 2 * kTile}, {piece.result, kPiece}, ahead);
+          // Panel by panel, so that scores stay in the first cache beside the keys.
+          for (std::int64_t key = keys.first; key < keys.last; key += kKeyPanel) {
+            const KeyRange part{key, std::min(key + kKeyPanel, keys.last)};
+            const std::int64_t first = run.first * kKeyPanel + key, count = part.last - part.first;
+            multiply<false>(count, kPiece, sizes.terms / kTerms,
+                            {scratch.keys + first * sizes.terms, kSide * sizes.terms, kTile},
+                            {piece.queries, kSide * sizes.terms, kTile}, {scratch.scores, kPiece},
+                            ahead);
+            hide(mask, task.batch, block, group, run, row / kPiece, part, scratch.scores);
+            softmax(count, sizes.columns, scale.size * kLog2E, scratch, piece);
+            multiply<true>(sizes.columns, kPiece, count / kTerms,
+                           {scratch.values + first * sizes.columns, kTile, kTerms * sizes.columns},
+                           {scratch.probabilities, kTile, 2 * kTile}, {piece.result, kPiece},
+                           ahead);
+          }
         }
       }
       if (last == group) finish(block);

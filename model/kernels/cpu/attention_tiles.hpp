@@ -44,13 +44,13 @@ inline std::int64_t round_up(std::int64_t x, std::int64_t unit) {
   return (x + unit - 1) / unit * unit;
 }
 
-/// Rows of `row` numbers, 16 of them by 32 terms a tile.
+/// Operands are stored as they are loaded, tile by tile; these are the distances from one tile to
+/// the next. A tile of the left side is 16 rows of 32 terms.
 struct Left {
   const Bf16* data;
-  std::int64_t row;
+  std::int64_t rows, terms;
 };
-/// Tiles of 32 terms by 16 columns; in a tile terms 2i and 2i + 1 of a column stand side by side in
-/// row i. Distances from one 16 columns, and from one 32 terms, to the next.
+/// 32 terms by 16 columns: terms 2i and 2i + 1 of a column stand side by side in row i.
 struct Right {
   const Bf16* data;
   std::int64_t columns, terms;
@@ -60,7 +60,8 @@ struct Sums {
   std::int64_t row;
 };
 
-/// Makes the calling thread's tiles usable: eight of 16 rows of 64 bytes.
+/// Makes the calling thread's tiles usable: eight of 16 rows of 64 bytes. Subnormal numbers are
+/// zeros meanwhile, as they are to AMX: vectors with some cost 40 times as much.
 class TileRegisters {
  public:
   TileRegisters() {
@@ -71,16 +72,24 @@ class TileRegisters {
     } config;
     for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = kSide;
     _tile_loadconfig(&config);
+    _mm_setcsr(csr_ | kSubnormalsAreZero);
   }
-  ~TileRegisters() { _tile_release(); }
+  ~TileRegisters() {
+    _tile_release();
+    _mm_setcsr(csr_);
+  }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
+
+ private:
+  static constexpr unsigned kSubnormalsAreZero = 0x8040;  // FTZ and DAZ of MXCSR
+  const unsigned csr_ = _mm_getcsr();
 };
 
 /// kRows x kColumns tiles of c, at most 2 x 2, from `steps` times 32 terms.
 template <int kRows, int kColumns, bool kAdd>
 inline void multiply_tiles(std::int64_t steps, Left a, Right b, Sums c) {
-  const std::int64_t row = a.row * 2, c_row = c.row * 4;
+  const std::int64_t c_row = c.row * 4;
   float* const c2 = c.data + kSide * c.row;
   if constexpr (kAdd) {
     _tile_loadd(0, c.data, c_row);
@@ -95,8 +104,8 @@ inline void multiply_tiles(std::int64_t steps, Left a, Right b, Sums c) {
   }
   const Bf16* left = a.data;
   const Bf16* right = b.data;
-  for (std::int64_t s = 0; s < steps; ++s, left += kTerms, right += b.terms) {
-    _tile_loadd(4, left, row);
+  for (std::int64_t s = 0; s < steps; ++s, left += a.terms, right += b.terms) {
+    _tile_loadd(4, left, 64);
     _tile_loadd(6, right, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kColumns == 2) {
@@ -104,7 +113,7 @@ inline void multiply_tiles(std::int64_t steps, Left a, Right b, Sums c) {
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kRows == 2) {
-      _tile_loadd(5, left + kSide * a.row, row);
+      _tile_loadd(5, left + a.rows, 64);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (kColumns == 2) _tile_dpbf16ps(3, 5, 7);
     }
@@ -125,7 +134,7 @@ inline void multiply(std::int64_t rows, std::int64_t columns, std::int64_t steps
     const Right right{b.data + j / kSide * b.columns, b.columns, b.terms};
     for (std::int64_t i = 0; i < rows; i += 2 * kSide) {
       ahead.fetch();
-      const Left left{a.data + i * a.row, a.row};
+      const Left left{a.data + i / kSide * a.rows, a.rows, a.terms};
       const Sums sums{c.data + i * c.row + j, c.row};
       const bool two_rows = i + kSide < rows, two_columns = j + kSide < columns;
       if (two_rows && two_columns)
@@ -142,16 +151,15 @@ inline void multiply(std::int64_t rows, std::int64_t columns, std::int64_t steps
 }
 
 /// 2^x for x <= 120 with a relative error below 3e-6, a thousandth of what rounding to bfloat16
-/// costs behind it; 0 for x < -126, also for -inf; NaN stays NaN.
+/// costs behind it; 0 for x < -126, also for -inf (with TileRegisters); NaN stays NaN.
 inline __m512 exp2(__m512 x) {
   const __m512 f = _mm512_reduce_ps(x, 0);
-  const __mmask16 not_zero = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
   __m512 p = _mm512_set1_ps(9.58285e-3f);
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.590643e-2f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4024099e-1f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9312419e-1f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_maskz_scalef_ps(not_zero, p, _mm512_sub_ps(x, f));
+  return _mm512_scalef_ps(p, _mm512_sub_ps(x, f));
 }
 
 /// Columns become rows. in, out: 16 registers of 16 numbers, or pairs of bfloat16 numbers.
@@ -207,13 +215,13 @@ struct Rows {
   }
 };
 
-/// Left: to[padded_rows x row] in bfloat16, zeros from the rows' size up to `columns`, a multiple
+/// Left: tiles of the same 16 rows follow one another. padded_rows: a multiple of 16, columns
 /// of 32.
-inline void pack_left(const Rows& from, std::int64_t padded_rows, std::int64_t columns, Bf16* to,
-                      std::int64_t row) {
+inline void pack_left(const Rows& from, std::int64_t padded_rows, std::int64_t columns, Bf16* to) {
   for (std::int64_t r = 0; r < padded_rows; ++r)
     for (std::int64_t d = 0; d < columns; d += kTerms)
-      _mm512_storeu_si512(to + r * row + d, round_both(from.part(r, d), from.part(r, d + kSide)));
+      _mm512_store_si512(to + r / kSide * kSide * columns + d * kSide + r % kSide * kTerms,
+                         round_both(from.part(r, d), from.part(r, d + kSide)));
 }
 
 /// Right, of the transposed rows: 16 rows are 16 columns, 32 of their columns the terms of a tile.
@@ -245,16 +253,16 @@ inline void pack_right(const Rows& from, std::int64_t padded_rows, std::int64_t 
         _mm512_store_si512(to + i * kTerms, pair_of_rows(from, r + 2 * i, d));
 }
 
-/// Left, of the transposed rows: to[columns x row], the rows are the terms. padded_rows: a multiple
-/// of 32.
+/// Left, of the transposed rows: 32 rows are the terms, 16 of their columns the rows of a tile, and
+/// tiles of the same rows follow one another. padded_rows: a multiple of 32.
 inline void pack_left_transposed(const Rows& from, std::int64_t padded_rows, std::int64_t columns,
-                                 Bf16* to, std::int64_t row) {
-  for (std::int64_t d = 0; d < columns; d += kSide)
-    for (std::int64_t r = 0; r < padded_rows; r += kTerms) {
+                                 Bf16* to) {
+  for (std::int64_t r = 0; r < padded_rows; r += kTerms)
+    for (std::int64_t d = 0; d < columns; d += kSide, to += kTile) {
       __m512i pairs[16], tile[16];
       for (int i = 0; i < 16; ++i) pairs[i] = pair_of_rows(from, r + 2 * i, d);
       transpose(pairs, tile);
-      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + (d + i) * row + r, tile[i]);
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * kTerms, tile[i]);
     }
 }
 
@@ -295,9 +303,6 @@ struct Scale {
                          : 0.0f),
         size(sign == 0.0f ? 1.0f : scale * sign) {}
 };
-
-/// Row length of keys and values as the left side of what sums over keys: no power of two.
-inline constexpr std::int64_t kKeysRow = kKeyGroup + kTerms;
 
 /// to[query x row] = factor[query] x[columns x 32 queries, ordered by query_of_column()], kAdd: is
 /// added; the first `size` columns of the first `rows` queries.
