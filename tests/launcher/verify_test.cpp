@@ -69,7 +69,7 @@ TEST(Verify, TheProgramProvesItAndSaysSoAsJson) {
     for (const char* tensor : {"output", "dq", "dk", "dv"}) {
       // Computed in fp32: an error of exactly 0 would mean that something was compared with itself.
       EXPECT_GT(row.at("error").at(tensor), 1e-9);
-      EXPECT_LE(row.at("error").at(tensor), 2e-6);
+      EXPECT_LE(row.at("error").at(tensor), row.at("precision") == "bf16" ? 4e-3 : 2e-6);
     }
     EXPECT_LE(row.at("error").at("lse"), 1e-5);
   }

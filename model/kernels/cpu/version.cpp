@@ -35,7 +35,8 @@ std::string instruction_set_line() {
         return "unknown to this program";
     }
   };
-  return fmt::format("{} (oneDNN), {} (own kernels)", dnnl_name(), cpu::instruction_sets().front());
+  return fmt::format("{} (oneDNN), {}{} (own kernels)", dnnl_name(), cpu::instruction_sets().front(),
+                     cpu::uses_amx() ? " and AMX" : "");
 }
 
 bool vectorised_well() {
