@@ -58,9 +58,10 @@ PointwiseBytes pointwise_bytes(const RunConfig& c, const model::RankShare& share
   const bool gelu = part.mlp == model::MlpKind::kGelu;
   const double turned = part.position == model::PositionKind::kRope ? 2 * (query + keys) : 0;
   // Two norms and two residuals; positions; the activation. Backward: norms that accumulate; delta.
+  // What keep=all makes again: two norms, the activation.
   return {kFp32 * (own * 10 * width + rows * (turned + (gelu ? 2 : 3) * mlp)),
           kFp32 * (own * 8 * width + rows * (turned + 2 * query + (gelu ? 3 : 5) * mlp)),
-          kFp32 * rows * (gelu ? 2 : 3) * mlp};
+          kFp32 * (own * 4 * width + rows * (gelu ? 2 : 3) * mlp)};
 }
 
 /// Of attention over whole sequences, or over the blocks of single ranks (allgather as well: its

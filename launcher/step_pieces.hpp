@@ -48,7 +48,7 @@ struct StepPieces {
   // Seconds of a layer and micro-batch.
   LayerProducts products;
   double pointwise_forward = 0, pointwise_backward = 0;
-  double activation = 0;  ///< of the MLP, forward; computed again under every keep
+  double activation = 0;  ///< of the MLP and two norms, forward: made again with keep=all
   double attention_forward = 0, attention_backward = 0;
   // Of a micro-batch, of a step.
   double embedding = 0, loss_product = 0, loss_pointwise = 0, optimizer = 0;

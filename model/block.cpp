@@ -39,14 +39,14 @@ ModelConfig with_own_heads(ModelConfig config, const TensorShards& tensor) {
 }  // namespace
 
 void Block::Saved::trim(Keep keep) {
+  normed_ND.clear();
+  normed2_ND.clear();
   if (keep == Keep::kAll) return;
   attention_norm = {};
   mlp_norm = {};
-  normed_ND.clear();
   qkv.clear();
   kept_qkv.clear();
   x2_ND.clear();
-  normed2_ND.clear();
   mlp = {};
   attention.exchanged.reset();
   if (keep == Keep::kBlock) attention = {};
@@ -73,6 +73,12 @@ Block::Block(ParameterStore& store, std::int64_t index, const ModelConfig& confi
 Dropout Block::dropout(const PassContext& pass, int site) const {
   const auto which = static_cast<std::uint64_t>(2 * index_ + site + 1);
   return pass.dropout(config_.dropout, derive_key(pass.batch.dropout_key, which), backend_);
+}
+
+Activation Block::normed(const Norm& norm, View<const float> x_ND) const {
+  Buffer<float> normed_ND(backend_.device, x_ND.rows(), x_ND.cols());
+  norm.forward(x_ND, normed_ND, nullptr);
+  return {std::move(normed_ND), config_.precision == Precision::kBf16, backend_};
 }
 
 void Block::project_qkv(View<const float> x_ND, Saved& saved, const PassContext& pass,
@@ -107,9 +113,10 @@ void Block::attend_residual(View<const float> x_ND, Saved& saved, const PassCont
 
 void Block::forward(View<const float> x_ND, View<float> y_ND, Saved& saved, Keep keep,
                     const PassContext& pass, const RotaryTable* rotary) const {
-  project_qkv(x_ND, saved, pass, rotary);
-  attend(saved, pass);
   const bool all = keep == Keep::kAll;
+  project_qkv(x_ND, saved, pass, rotary);
+  if (all) saved.normed_ND.clear();
+  attend(saved, pass);
   if (all)
     saved.kept_qkv =
         Activation(std::move(saved.qkv), config_.precision == Precision::kBf16, backend_);
@@ -151,6 +158,7 @@ void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
     return masked_ND;
   };
 
+  if (saved.normed2_ND.empty()) saved.normed2_ND = normed(mlp_norm_, saved.x2_ND);
   {
     const GatheredRows dy(through_dropout(1), pass, backend_);
     const GatheredRows normed2(saved.normed2_ND, pass, backend_);
@@ -173,6 +181,7 @@ void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
   saved.qkv.clear();
   saved.attention = {};
   if (rotary != nullptr) rotary->apply(dqkv, config_.heads + config_.kv_heads, true);
+  if (saved.normed_ND.empty()) saved.normed_ND = normed(attention_norm_, x_ND);
   {
     const GatheredRows normed(saved.normed_ND, pass, backend_);
     PartialRows dnormed(dbranch_ND, pass, backend_);

@@ -11,9 +11,10 @@ namespace longspan::model {
 
 class Block {
  public:
-  /// What forward leaves for backward, per token and in elements: norm 2D, qkv (H + 2G)K, attention
-  /// D + H, x2 D, MLP 2F (GELU) or 3F (SwiGLU). With bf16 what products read, and qkv, takes 2
-  /// bytes an element, the rest 4. Tensor ranks keep norms and x2 of their own rows, the rest of
+  /// What forward leaves for backward, per token and in elements: qkv (H + 2G)K, attention D + H,
+  /// x2 D, MLP F (GELU) or 2F (SwiGLU). With bf16 what products read, and qkv, takes 2 bytes an
+  /// element, the rest 4. The norms' outputs are not kept: backward makes each again, in one pass
+  /// over what is. Tensor ranks keep norms and x2 of their own rows, the rest of
   /// all rows with their own heads and part of F.
   struct Saved {
     Norm::Saved attention_norm, mlp_norm;
@@ -54,6 +55,8 @@ class Block {
   ParameterStore::Id first_parameter() const { return first_parameter_; }
 
  private:
+  /// The norm's output as products read it.
+  Activation normed(const Norm& norm, View<const float> x_ND) const;
   void project_qkv(View<const float> x_ND, Saved& saved, const PassContext& pass,
                    const RotaryTable* rotary) const;
   void attend(Saved& saved, const PassContext& pass) const;

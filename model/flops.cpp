@@ -216,10 +216,12 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
                                                share.scheme == AttentionSchemeKind::kHybrid);
   const std::int64_t size = bf16 ? 2 : 4;                // of what products read
   const std::int64_t gathered = t == 1 ? 0 : 4 * t * d;  // all ranks' rows of the stream
-  // Bytes per token. What a layer may keep: its input; attention output and log-sum-exp; two norms,
-  // x2 and the norms' statistics; qkv, or what was exchanged for it; the MLP's hidden numbers.
+  // Bytes per token. What a layer may keep: its input; attention output and log-sum-exp; x2 and the
+  // norms' statistics; qkv, or what was exchanged for it; the MLP's hidden numbers. A norm's output
+  // is made again where it is read, with bf16 from fp32, or has been with all the rest.
   const std::int64_t input = 4 * d, attention = 4 * (query + heads);
-  const std::int64_t norms = 2 * size * d + 4 * d + 4 * norm_rows;
+  const std::int64_t norms = 4 * d + 4 * norm_rows + (all ? 0 : 2 * size * d);
+  const std::int64_t normed = all ? size * d : 0, norming = all ? 4 * d + (bf16 ? 2 * d : 0) : 0;
   const std::int64_t kept_qkv = exchanges ? 4 * (qkv + t * sharing.kept) : size * qkv;
   const std::int64_t kept = input + (all     ? attention + norms + kept_qkv + size * hidden
                                      : block ? 0
@@ -243,11 +245,12 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
   const std::int64_t rounded =
       bf16 ? std::max(rounded_bytes(chunk, part_hidden, d), rounded_bytes(chunk, d, part_product))
            : 0;
-  const std::int64_t mlp_step = rows * (recomputed + 3 * gathered) +
-                                chunk * (made + 4 * part_product) + rounded +
-                                bias_sums(chunk, std::max(part_hidden, d));
+  const std::int64_t mlp_step =
+      std::max(rows * (recomputed + norming), rows * (recomputed + normed + 3 * gathered) +
+                                                  chunk * (made + 4 * part_product) + rounded +
+                                                  bias_sums(chunk, std::max(part_hidden, d)));
   // Attention's gradients, once the MLP's part and its norm's input are gone.
-  const std::int64_t gone = size * d + 4 * d + (all ? size * hidden : 0);
+  const std::int64_t gone = 4 * d + (all ? size * hidden : size * d);
   const std::int64_t widened = all && !exchanges ? at_work_qkv - kept_qkv : 0;
   const std::int64_t attention_step =
       rows * (recomputed - gone + widened + 4 * (query + qkv + heads + t * sharing.at_work));
@@ -257,10 +260,12 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
       (bf16 ? rounded_bytes(rows * t, d, query / t) +
                   2 * std::min<std::int64_t>(rows * t, 4096) * query / t
             : 0);
-  const std::int64_t qkv_step = rows * (recomputed - gone - (all ? kept_qkv : at_work_qkv) -
-                                        attention + 4 * qkv + 2 * gathered) +
-                                bias_sums(rows * t, qkv / t) +
-                                (bf16 ? rounded_bytes(rows * t, qkv / t, d) : 0);
+  const std::int64_t before_qkv =
+      recomputed - gone - (all ? kept_qkv : at_work_qkv) - attention + 4 * qkv;
+  const std::int64_t qkv_step =
+      std::max(rows * (before_qkv + norming), rows * (before_qkv + normed + 2 * gathered) +
+                                                  bias_sums(rows * t, qkv / t) +
+                                                  (bf16 ? rounded_bytes(rows * t, qkv / t, d) : 0));
   const std::int64_t drops = m.dropout > 0.0f ? 4 * d : 0;
   const std::int64_t backward =
       rows * (8 * d + drops) + std::max({mlp_step, output_step, attention_step, qkv_step});
@@ -269,7 +274,7 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
   const std::int64_t forward_attention =
       all ? 0 : size * d + 2 * norm_rows + at_work_qkv + (block ? attention : 0);
   const std::int64_t forward_norms =
-      all ? 0 : size * d + 4 * d + 2 * norm_rows + (block ? attention : 0);
+      size * d + (all ? 0 : 4 * d + 2 * norm_rows + (block ? attention : 0));
   const std::int64_t forward_mlp = chunk * made;
   const std::int64_t forward =
       rows * 4 * d + std::max(rows * (forward_attention + gathered),

@@ -37,10 +37,10 @@ std::int64_t parameter_count(const ModelConfig& model, int tensor = 1);
 /// The model with one tensor rank's part of the heads, of the MLP's width and of the vocabulary.
 ModelConfig part_of_model(ModelConfig model, std::int64_t tensor);
 
-/// Bytes of one layer on one rank, after notes/long-sequences.md section 7: per token 6D + 2GK + H
-/// + 2F (GELU) or 3F (SwiGLU) elements are kept with keep = all, D + HK + H with attention, D with
-/// block; 4 bytes each, but with bf16 2 where a product reads it (two norms, qkv, the MLP). The MLP
-/// of the layer at work takes room for memory.mlp-chunk tokens unless it is kept.
+/// Bytes of one layer on one rank, after notes/long-sequences.md section 7: per token 2D + (2H
+/// + 2G)K + H + F (GELU) or 2F (SwiGLU) elements are kept with keep = all, D + HK + H with
+/// attention, D with block; 4 bytes each, but with bf16 2 where a product reads it (qkv, the MLP).
+/// The MLP of the layer at work takes room for memory.mlp-chunk tokens unless it is kept.
 struct LayerMemory {
   std::int64_t kept = 0;     ///< from its forward to its backward, its input included
   std::int64_t movable = 0;  ///< of these, what memory.offload moves out: the input, and with keep
