@@ -149,9 +149,9 @@ class Registry {
   void section(const char* name, model::MemoryConfig& m) {
     section_ = name;
     bind("keep", m.keep, "",
-         "what the backward pass finds: all activations but the MLP's after its nonlinearity, "
-         "which one "
-         "pass over memory brings back; each block's input and attention output "
+         "what the backward pass finds: all activations but the norms' and the MLP's after its "
+         "nonlinearity, "
+         "which one pass over memory each brings back; each block's input and attention output "
          "(the rest is recomputed, "
          "attention is not); or each block's input alone; auto: the cheapest mix of these over the "
          "layers that fits memory.budget, worked out before the run starts and printed");

@@ -77,8 +77,10 @@ class RankRun {
           std::copy_n(&problem.dout[from * width], width, dout.row(row));
       });
     });
-    if (problem.config.precision == Precision::kBf16)
+    if (problem.config.precision == Precision::kBf16) {  // as model/block.cpp
       backend.kernels.round_to_bf16(qkv_.size(), qkv_.data(), backend.stream);
+      backend.kernels.round_to_bf16(dout_.size(), dout_.data(), backend.stream);
+    }
     if (!problem.documents.empty())
       for (const auto& positions : shards.positions)
         each_row(positions, [&, &theirs = pass_.documents.emplace_back()](auto, auto from) {

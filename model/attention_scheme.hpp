@@ -34,7 +34,7 @@ struct AttentionGeometry {
   std::int64_t heads = 0, kv_heads = 0, head_size = 0;
   AttentionMask mask;
   float scale = 0.0f;
-  bool bf16 = false;  ///< queries, keys and values are bfloat16 values
+  bool bf16 = false;  ///< queries, keys, values and the output's gradient are bfloat16 values
 
   std::int64_t query_width() const { return heads * head_size; }
   std::int64_t kv_width() const { return kv_heads * head_size; }  ///< of keys alone

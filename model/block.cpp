@@ -174,6 +174,10 @@ void Block::backward(View<const float> x_ND, Saved& saved, View<float> dx_ND,
   Buffer<float> dattention_NHK(device, pass.rows(), config_.heads * config_.head_size);
   output_.backward(GatheredRows(through_dropout(0), pass, backend_).view(),
                    saved.attention.output_NHK, dattention_NHK);
+  // Both parts of p (dout v - delta) from the same dout, as the products read it: their rounding
+  // errors cancel where the parts do.
+  if (config_.precision == Precision::kBf16)
+    backend_.kernels.round_to_bf16(dattention_NHK.size(), dattention_NHK.data(), backend_.stream);
   if (!saved.kept_qkv.empty()) saved.qkv = saved.kept_qkv.take(backend_);
   Buffer<float> dqkv(device, pass.rows(), qkv_.outputs());
   attention_.backward(dattention_NHK, saved.qkv, saved.attention, dqkv, pass);

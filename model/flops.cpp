@@ -5,6 +5,7 @@
 
 #include "model/attention_heads.hpp"
 #include "model/attention_traffic.hpp"
+#include "model/kernels/cpu/gemm_amx.hpp"
 #include "model/loss.hpp"
 #include "model/mlp.hpp"
 #include "model/sharding_memory.hpp"
@@ -89,15 +90,26 @@ SchemeMemory scheme_memory(const ModelConfig& m, Keep keep, const RankShare& sha
   return {exchanged - query - 2 * kv, at_work};
 }
 
-/// Bytes of the rounded operands of a weight gradient [outputs, inputs] over `rows` rows, in blocks
-/// of at most 4096 (linear.cpp): the block of dy, x as the product packs it, in strips of 64
-/// columns, and the strip of dy that each thread turns, for two threads.
-std::int64_t rounded_bytes(std::int64_t rows, std::int64_t outputs, std::int64_t inputs) {
+/// Bytes of what is rounded and packed for the gradients of a weight [outputs, inputs] over `rows`
+/// rows, in blocks of at most 4096 (linear.cpp): the block of dy, unless it is bfloat16 without
+/// gaps already, and the operands as the two products pack them on AMX with two threads. (Without
+/// AMX oneDNN packs x as a whole: up to 4 MiB more at a width of 512.)
+std::int64_t rounded_bytes(std::int64_t rows, std::int64_t outputs, std::int64_t inputs,
+                           bool dy_is_bf16 = false) {
   constexpr std::int64_t kBlock = 4096;
-  constexpr std::int64_t kStrip = 64;
-  const std::int64_t packed = (std::min(inputs, kBlock) + kStrip - 1) / kStrip * kStrip;
-  return 2 * std::min(rows, kBlock) *
-         (std::min(outputs, kBlock) + packed + 2 * std::min(outputs, kStrip));
+  constexpr int kThreads = 2;
+  const auto even = [](std::int64_t total) {
+    const std::int64_t blocks = std::max<std::int64_t>((total + kBlock - 1) / kBlock, 1);
+    return (total + blocks - 1) / blocks;
+  };
+  const std::int64_t r = even(rows), o = even(outputs);
+  const auto packed = [](std::int64_t m, std::int64_t n, std::int64_t k, bool turned) {
+    if (m == 0 || n == 0 || k == 0) return std::int64_t{0};
+    const cpu::AmxBlocks at_once(m, n, k, turned, kThreads);
+    return at_once.right_numbers() + kThreads * at_once.left_numbers();
+  };
+  const std::int64_t block = dy_is_bf16 && o == outputs ? 0 : r * o;
+  return 2 * (block + std::max(packed(o, inputs, r, true), packed(r, inputs, o, false)));
 }
 
 }  // namespace
@@ -243,7 +255,9 @@ LayerMemory layer_memory(const ModelConfig& m, const MemoryConfig& memory, Keep 
   const std::int64_t made =
       (all && !bf16 ? 0 : 4 * part_hidden) + 4 * part_product + (bf16 ? 2 * part_product : 0);
   const std::int64_t rounded =
-      bf16 ? std::max(rounded_bytes(chunk, part_hidden, d), rounded_bytes(chunk, d, part_product))
+      bf16 ? std::max(
+                 rounded_bytes(chunk, part_hidden, d, all && m.mlp == MlpKind::kSwiglu && !m.bias),
+                 rounded_bytes(chunk, d, part_product))
            : 0;
   const std::int64_t mlp_step =
       std::max(rows * (recomputed + norming), rows * (recomputed + normed + 3 * gathered) +

@@ -63,6 +63,10 @@ void Linear::forward(const Operand& x, View<float> y) const {
   backend_.kernels.gemm(forward_args(x, y.data()), backend_.stream);
 }
 
+void Linear::forward_to_bf16(const Operand& x, View<float> room, View<std::uint16_t> y) const {
+  backend_.kernels.gemm_to_bf16({forward_args(x, room.data()), y.data()}, backend_.stream);
+}
+
 void Linear::forward_gelu(const Operand& x, View<float> hidden, View<float> y,
                           View<std::uint16_t> hidden_bf16, View<std::uint16_t> y_bf16) const {
   backend_.kernels.gemm_gelu_forward(
@@ -111,6 +115,30 @@ void Linear::backward_weights(View<const float> dy, const Operand& x, View<float
                                backend_.stream);
       products(nullptr, rounded.data(), outputs, output, outputs, x.slice_rows(row, rows),
                dx.empty() ? dx : dx.slice_rows(row, rows), before.rows(row, rows));
+    }
+}
+
+void Linear::backward_rounded(View<const std::uint16_t> dy, const Operand& x, View<float> dx) {
+  // The blocks of backward_weights(), and as there without gaps between their rows.
+  const std::int64_t most_rows = block_length(dy.rows()), most_outputs = block_length(outputs_);
+  const bool gaps = most_outputs < outputs_;
+  const Buffer<std::uint16_t> block =
+      gaps ? Buffer<std::uint16_t>(backend_.device, most_rows, most_outputs)
+           : Buffer<std::uint16_t>();
+  for (std::int64_t row = 0; row < dy.rows(); row += most_rows)
+    for (std::int64_t output = 0; output < outputs_; output += most_outputs) {
+      const std::int64_t rows = std::min(most_rows, dy.rows() - row),
+                         outputs = std::min(most_outputs, outputs_ - output);
+      const std::uint16_t* from = dy.row(row) + output;
+      if (gaps) {
+        const auto word = sizeof(std::uint16_t);
+        backend_.device.copy_rows(block.data(), static_cast<std::size_t>(outputs) * word, from,
+                                  static_cast<std::size_t>(outputs_) * word,
+                                  static_cast<std::size_t>(outputs) * word, rows, backend_.stream);
+        from = block.data();
+      }
+      products(nullptr, from, outputs, output, outputs, x.slice_rows(row, rows),
+               dx.empty() ? dx : dx.slice_rows(row, rows), {});
     }
 }
 

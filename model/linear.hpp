@@ -27,15 +27,20 @@ class Linear {
 
   std::int64_t inputs() const { return inputs_; }
   std::int64_t outputs() const { return outputs_; }
+  bool adds_bias() const { return adds_bias_; }
 
   /// x: [N, inputs], y: [N, outputs], of this rank.
   void forward(const Operand& x, View<float> y) const;
+  /// The same with y in bfloat16 alone; `room` as fp32 y. Operands are in bfloat16.
+  void forward_to_bf16(const Operand& x, View<float> room, View<std::uint16_t> y) const;
   /// The same with GELU behind it. hidden, y: [N, outputs], fp32; bf16: both are room, and the
   /// results are the words `hidden_bf16` (empty: not wanted) and `y_bf16` (GemmGeluArgs).
   void forward_gelu(const Operand& x, View<float> hidden, View<float> y,
                     View<std::uint16_t> hidden_bf16, View<std::uint16_t> y_bf16) const;
   /// dx = dy W (left out if dx is empty); dW += dy^T x; db += column sums of dy.
   void backward(View<const float> dy, const Operand& x, View<float> dx);
+  /// Of dy rounded to bfloat16, if there is no bias: the same bits as of dy before.
+  void backward_rounded(View<const std::uint16_t> dy, const Operand& x, View<float> dx);
   /// The same where x = gelu(hidden) and `before` computed hidden: dx is the gradient of `hidden`
   /// [N, inputs], and the bias of `before` has got its gradient.
   void backward_gelu(View<const float> dy, const Operand& x, View<const float> hidden,

@@ -49,6 +49,15 @@ Operand Mlp::activate(View<const float> hidden, View<float> product_CF,
   return rounded_CF.operand().slice_rows(0, product_CF.rows());
 }
 
+Operand Mlp::activate_kept(View<const std::uint16_t> gate_up, View<float> wide,
+                           View<float> product_CF, const Activation& rounded_CF) const {
+  const std::int64_t rows = gate_up.rows();
+  const View<std::uint16_t> y = rounded_CF.bf16_rows(0, rows);
+  backend_.kernels.swiglu_bf16_forward(
+      {rows, width_, gate_up.data(), y.data(), wide.data(), product_CF.data()}, backend_.stream);
+  return rounded_CF.operand().slice_rows(0, rows);
+}
+
 void Mlp::forward(const Operand& x_ND, View<float> y_ND, Saved* saved) const {
   const std::int64_t rows = x_ND.rows(), most = std::min(rows, chunk_);
   Saved kept;
@@ -73,8 +82,13 @@ void Mlp::forward(const Operand& x_ND, View<float> y_ND, Saved* saved) const {
       down_.forward(bf16_ ? rounded_CF.operand().slice_rows(0, count) : product, y);
       continue;
     }
+    if (saved != nullptr && bf16_) {
+      const View<std::uint16_t> gate_up = kept.hidden.bf16_rows(first, count);
+      up_.forward_to_bf16(x, h, gate_up);
+      down_.forward(activate_kept(gate_up, h, product, rounded_CF), y);
+      continue;
+    }
     project(x, h);
-    if (saved != nullptr && bf16_) kept.hidden.store(first, h, backend_);
     down_.forward(activate(h, product, rounded_CF), y);
   }
   if (saved != nullptr) *saved = std::move(kept);
@@ -92,14 +106,25 @@ void Mlp::backward(View<const float> dy_ND, const Operand& x_ND, Saved& saved, V
     const Operand x = x_ND.slice_rows(first, count);
     const View<float> h =
         in_place ? saved.hidden.fp32_rows(first, count) : hidden.view().slice_rows(0, count);
+    const View<float> dproduct = dproduct_CF.view().slice_rows(0, count);
+    const View<const float> dy = dy_ND.slice_rows(first, count);
+    const View<float> dx = dx_ND.slice_rows(first, count);
+    if (kept && bf16_ && kind_ == MlpKind::kSwiglu && !up_.adds_bias()) {
+      // The gradients take the place of what was kept. A bias would want them unrounded.
+      const View<std::uint16_t> gate_up = saved.hidden.bf16_rows(first, count);
+      down_.backward(dy,
+                     activate_kept(gate_up, h, product_CF.view().slice_rows(0, count), rounded_CF),
+                     dproduct);
+      backend_.kernels.swiglu_bf16_backward(
+          {count, width_, gate_up.data(), dproduct.data(), h.data()}, backend_.stream);
+      up_.backward_rounded(gate_up, x, dx);
+      continue;
+    }
     if (!kept)
       project(x, h);
     else if (bf16_)
       saved.hidden.load(first, h, backend_);
     const Operand product = activate(h, product_CF.view().slice_rows(0, count), rounded_CF);
-    const View<float> dproduct = dproduct_CF.view().slice_rows(0, count);
-    const View<const float> dy = dy_ND.slice_rows(first, count);
-    const View<float> dx = dx_ND.slice_rows(first, count);
     // GELU's gradient replaces the product's; SwiGLU's, twice as wide, replaces hidden.
     if (kind_ == MlpKind::kGelu) {
       down_.backward_gelu(dy, product, h, up_, dproduct);

@@ -33,6 +33,10 @@ class Mlp {
   Operand activate(View<const float> hidden, View<float> product_CF,
                    const Activation& rounded_CF) const;
 
+  /// The same from gate and up as they are kept with bf16; `wide` has room for them in fp32.
+  Operand activate_kept(View<const std::uint16_t> gate_up, View<float> wide, View<float> product_CF,
+                        const Activation& rounded_CF) const;
+
   MlpKind kind_;
   std::int64_t width_, chunk_;
   bool bf16_;

@@ -25,7 +25,7 @@ class Device {
   virtual ~Device() = default;
   virtual std::string name() const = 0;  ///< "cpu", or the plug-in's description
 
-  /// Uninitialised memory, aligned to 64 bytes. Freed blocks are kept and handed out again: a
+  /// Uninitialised memory, aligned to 64 bytes. Freed memory is kept and handed out again: a
   /// training step after the first allocates nothing from the system. Throws Error with the sizes
   /// when there is none left.
   virtual void* allocate(std::size_t bytes) = 0;

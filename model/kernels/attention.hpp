@@ -43,7 +43,7 @@ struct AttentionShape {
   AttentionMask mask;
   float scale = 0.0f;  ///< usually 1 / sqrt(head_size)
   /// q, k, v and dout hold bf16 values, or may be rounded to them: products may run on matrix units
-  /// in bf16, with fp32 sums. False: exact products in fp32. The CPU's are always exact.
+  /// in bf16, with fp32 sums (on the CPU: on AMX, where that is). False: exact products in fp32.
   bool bf16_operands = false;
   PositionRuns query_runs = {}, key_runs = {};  ///< hints, see above
 };

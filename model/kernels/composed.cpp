@@ -3,6 +3,24 @@
 
 namespace longspan::model {
 
+void Kernels::gemm_to_bf16(const GemmToBf16Args& args, Stream& stream) {
+  const GemmArgs& product = args.product;
+  gemm(product, stream);
+  to_bf16(product.m, product.n, product.c, product.n, args.c_bf16, stream);
+}
+
+void Kernels::swiglu_bf16_forward(const SwigluBf16ForwardArgs& args, Stream& stream) {
+  from_bf16(args.rows * 2 * args.width, args.gate_up, args.wide, stream);
+  swiglu_forward({args.rows, args.width, args.wide, args.wide_y}, stream);
+  to_bf16(args.rows, args.width, args.wide_y, args.width, args.y, stream);
+}
+
+void Kernels::swiglu_bf16_backward(const SwigluBf16BackwardArgs& args, Stream& stream) {
+  from_bf16(args.rows * 2 * args.width, args.gate_up, args.wide, stream);
+  swiglu_backward({args.rows, args.width, args.wide, args.dy, args.wide}, stream);
+  to_bf16(args.rows, 2 * args.width, args.wide, 2 * args.width, args.gate_up, stream);
+}
+
 void Kernels::gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream) {
   const GemmArgs& product = args.product;
   const std::int64_t count = product.m * product.n;

@@ -30,6 +30,14 @@ struct GemmArgs {
   const std::uint16_t* b_bf16 = nullptr;
 };
 
+/// A product with bfloat16 operands whose result is wanted in bfloat16 only: c_bf16 [M,N] = the
+/// nearest bfloat16 of c. product.c (without gaps, ldc = n; nothing is accumulated) is room,
+/// undefined afterwards.
+struct GemmToBf16Args {
+  GemmArgs product;
+  std::uint16_t* c_bf16 = nullptr;
+};
+
 /// A product with GELU behind it (its formula: pointwise.hpp). `product` writes an fp32 matrix
 /// without gaps (ldc = n) and does not accumulate.
 ///   fp32: product.c = the product and its bias; y = gelu(product.c).

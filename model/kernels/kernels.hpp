@@ -21,6 +21,7 @@ class Kernels {
 
   virtual void gemm(const GemmArgs& args, Stream& stream) = 0;
   /// By default one operation after the other (kernels/composed.cpp).
+  virtual void gemm_to_bf16(const GemmToBf16Args& args, Stream& stream);
   virtual void gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream);
   virtual void gemm_gelu_backward(const GemmGeluBackwardArgs& args, Stream& stream);
   /// Whether these two may be more than their parts; if not, who watches may watch the parts.
@@ -33,6 +34,8 @@ class Kernels {
   virtual void gelu_backward(const GeluBackwardArgs& args, Stream& stream) = 0;
   virtual void swiglu_forward(const SwigluForwardArgs& args, Stream& stream) = 0;
   virtual void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream) = 0;
+  virtual void swiglu_bf16_forward(const SwigluBf16ForwardArgs& args, Stream& stream);
+  virtual void swiglu_bf16_backward(const SwigluBf16BackwardArgs& args, Stream& stream);
   virtual void residual_forward(const ResidualForwardArgs& args, Stream& stream) = 0;
   virtual void residual_backward(const ResidualBackwardArgs& args, Stream& stream) = 0;
   virtual void rotary(const RotaryArgs& args, Stream& stream) = 0;

@@ -62,6 +62,16 @@ void ObservedKernels::gemm(const GemmArgs& args, Stream& stream) {
   watch([&] { return gemm_call(args, ""); }, stream, [&] { kernels_.gemm(args, stream); });
 }
 
+void ObservedKernels::gemm_to_bf16(const GemmToBf16Args& args, Stream& stream) {
+  watch(
+      [&] {
+        OperationCall call = gemm_call(args.product, "");
+        call.bytes += (kBf16 - kFp32) * product(args.product.m, args.product.n);
+        return call;
+      },
+      stream, [&] { kernels_.gemm_to_bf16(args, stream); });
+}
+
 void ObservedKernels::gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream) {
   if (!fuses_products()) return Kernels::gemm_gelu_forward(args, stream);
   watch(
@@ -153,6 +163,23 @@ void ObservedKernels::swiglu_backward(const SwigluBackwardArgs& args, Stream& st
         return OperationCall{"SwiGLU backward", 0, 5 * kFp32 * product(args.rows, args.width)};
       },
       stream, [&] { kernels_.swiglu_backward(args, stream); });
+}
+
+void ObservedKernels::swiglu_bf16_forward(const SwigluBf16ForwardArgs& args, Stream& stream) {
+  watch(
+      [&] {
+        return OperationCall{"SwiGLU forward", 0, 3 * kBf16 * product(args.rows, args.width)};
+      },
+      stream, [&] { kernels_.swiglu_bf16_forward(args, stream); });
+}
+
+void ObservedKernels::swiglu_bf16_backward(const SwigluBf16BackwardArgs& args, Stream& stream) {
+  watch(
+      [&] {
+        return OperationCall{"SwiGLU backward", 0,
+                             (4 * kBf16 + kFp32) * product(args.rows, args.width)};
+      },
+      stream, [&] { kernels_.swiglu_bf16_backward(args, stream); });
 }
 
 void ObservedKernels::residual_forward(const ResidualForwardArgs& args, Stream& stream) {

@@ -26,6 +26,7 @@ class ObservedKernels : public Kernels {
   explicit ObservedKernels(Backend backend) : kernels_(backend.kernels), device_(backend.device) {}
 
   void gemm(const GemmArgs& args, Stream& stream) override;
+  void gemm_to_bf16(const GemmToBf16Args& args, Stream& stream) override;
   void gemm_gelu_forward(const GemmGeluArgs& args, Stream& stream) override;
   void gemm_gelu_backward(const GemmGeluBackwardArgs& args, Stream& stream) override;
   bool fuses_products() const override { return kernels_.fuses_products(); }
@@ -37,6 +38,8 @@ class ObservedKernels : public Kernels {
   void gelu_backward(const GeluBackwardArgs& args, Stream& stream) override;
   void swiglu_forward(const SwigluForwardArgs& args, Stream& stream) override;
   void swiglu_backward(const SwigluBackwardArgs& args, Stream& stream) override;
+  void swiglu_bf16_forward(const SwigluBf16ForwardArgs& args, Stream& stream) override;
+  void swiglu_bf16_backward(const SwigluBf16BackwardArgs& args, Stream& stream) override;
   void residual_forward(const ResidualForwardArgs& args, Stream& stream) override;
   void residual_backward(const ResidualBackwardArgs& args, Stream& stream) override;
   void rotary(const RotaryArgs& args, Stream& stream) override;

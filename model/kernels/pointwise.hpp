@@ -44,6 +44,24 @@ struct SwigluBackwardArgs {
   float* dgate_up = nullptr;
 };
 
+/// The same where gate and up were kept, and y is wanted, as bfloat16 numbers: the nearest of
+/// swiglu_forward() of the numbers in gate_up. wide [rows, 2*width] and wide_y [rows, width] are
+/// room, undefined afterwards.
+struct SwigluBf16ForwardArgs {
+  std::int64_t rows = 0, width = 0;
+  const std::uint16_t* gate_up = nullptr;
+  std::uint16_t* y = nullptr;
+  float* wide = nullptr;
+  float* wide_y = nullptr;
+};
+/// gate_up becomes the nearest bfloat16 numbers of its gradient. wide [rows, 2*width]: room.
+struct SwigluBf16BackwardArgs {
+  std::int64_t rows = 0, width = 0;
+  std::uint16_t* gate_up = nullptr;
+  const float* dy = nullptr;
+  float* wide = nullptr;
+};
+
 /// Which elements dropout keeps: a function of (key, sequence of the row, position of the row,
 /// column) alone, so it is the same on every mesh and in every recomputation. Element (row, col) is
 /// kept iff word (col % 4) of philox(key, sequences[row / tokens], positions[row % tokens] << 32 |

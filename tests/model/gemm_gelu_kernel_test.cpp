@@ -3,6 +3,7 @@
 // the product's epilogue, in other roundings).
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -181,6 +182,71 @@ TEST_P(GemmGeluKernel, RoundedGeluIsTheFourStepsInOne) {
     room = x;
     kernels().gelu_bf16_forward({count, room.data(), y.data(), nullptr, alone.data()});
     EXPECT_EQ(alone, expected) << count;
+  }
+}
+
+/// SwiGLU between bfloat16 numbers: the bits of widening, computing and rounding.
+TEST_P(GemmGeluKernel, RoundedSwigluIsItsStepsInOne) {
+  for (const auto& [rows, width] :
+       {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 5}, {5, 33}, {2, 1030}, {40, 2100}}) {
+    if (emulated() && rows * width > 4000) continue;
+    SCOPED_TRACE(testing::Message() << rows << " x " << width);
+    const std::int64_t count = rows * width;
+    std::vector<float> wide = random_floats(2 * count, 3, 5.0f);
+    wide[0] = std::numeric_limits<float>::quiet_NaN();
+    const std::vector<float> dy = random_floats(count, 4);
+    Words gate_up(wide.size()), expected(dy.size()), y = expected, gradient = gate_up;
+    kernels().to_bf16(1, 2 * count, wide.data(), 2 * count, gate_up.data());
+    kernels().round_to_bf16(2 * count, wide.data());
+    std::vector<float> active(dy.size()), dwide(wide.size());
+    kernels().swiglu_forward({rows, width, wide.data(), active.data()});
+    kernels().to_bf16(1, count, active.data(), count, expected.data());
+    kernels().swiglu_backward({rows, width, wide.data(), dy.data(), dwide.data()});
+    kernels().to_bf16(1, 2 * count, dwide.data(), 2 * count, gradient.data());
+
+    std::vector<float> room(wide.size()), room_y(dy.size());
+    kernels().swiglu_bf16_forward(
+        {rows, width, gate_up.data(), y.data(), room.data(), room_y.data()});
+    EXPECT_EQ(y, expected);
+    kernels().swiglu_bf16_backward({rows, width, gate_up.data(), dy.data(), room.data()});
+    EXPECT_EQ(gate_up, gradient);
+  }
+}
+
+/// A product rounded behind it, whichever way the backend takes: few rows, few or many terms, one
+/// operand still in fp32.
+TEST_P(GemmGeluKernel, ProductToBf16IsTheProductRounded) {
+  for (const auto& [m, n, k] : {std::array<std::int64_t, 3>{1, 1, 1},
+                                {5, 7, 33},
+                                {33, 47, 65},
+                                {100, 130, 512},
+                                {257, 96, 1000},
+                                {70, 40, 1700}}) {
+    if (emulated() && m * n * k > 4000) continue;
+    for (const bool bias : {false, true})
+      for (const bool trans_b : {false, true})
+        for (const bool rounded_a : {false, true}) {
+          SCOPED_TRACE(testing::Message()
+                       << m << " x " << n << " x " << k << (bias ? " bias" : "")
+                       << (trans_b ? " trans_b" : "") << (rounded_a ? " rounded_a" : ""));
+          const std::vector<float> a = random_floats(m * k, 5), b = random_floats(k * n, 6),
+                                   biases = random_floats(n, 7);
+          Words a_bits(a.size()), b_bits(b.size());
+          kernels().to_bf16(1, m * k, a.data(), m * k, a_bits.data());
+          kernels().to_bf16(1, k * n, b.data(), k * n, b_bits.data());
+          std::vector<float> c(static_cast<std::size_t>(m * n));
+          GemmArgs args;
+          args.m = m, args.n = n, args.k = k, args.lda = k, args.ldb = trans_b ? k : n;
+          args.ldc = n, args.c = c.data(), args.trans_b = trans_b, args.bf16_operands = true;
+          args.a = rounded_a ? nullptr : a.data(),
+          args.a_bf16 = rounded_a ? a_bits.data() : nullptr;
+          args.b_bf16 = b_bits.data(), args.bias = bias ? biases.data() : nullptr;
+          Words expected(c.size()), found(c.size(), 0x5555);
+          kernels().gemm(args);
+          kernels().to_bf16(m, n, c.data(), n, expected.data());
+          kernels().gemm_to_bf16({args, found.data()});
+          EXPECT_EQ(found, expected);
+        }
   }
 }
 

@@ -4,12 +4,16 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "parallel/error.hpp"
+#include "parallel/host_arena.hpp"
 
 namespace longspan {
 namespace {
@@ -28,6 +32,8 @@ std::size_t resident_bytes() {
   return fields == 2 ? resident * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) : 0;
 }
 
+const std::size_t resident_at_start = resident_bytes();
+
 TEST(CpuDevice, BlocksAreAlignedAndDisjoint) {
   Device& device = cpu_device();
   const std::size_t sizes[] = {1,        63,           64,       65,           4097,
@@ -35,7 +41,7 @@ TEST(CpuDevice, BlocksAreAlignedAndDisjoint) {
   std::vector<unsigned char*> blocks;
   for (const std::size_t bytes : sizes) {
     blocks.push_back(static_cast<unsigned char*>(device.allocate(bytes)));
-    EXPECT_EQ(address(blocks.back()) % (bytes >= 4 * kMiB ? 2 * kMiB : 64), 0u) << bytes;
+    EXPECT_EQ(address(blocks.back()) % (bytes >= 4 * kMiB ? 4096 : 64), 0u) << bytes;
     std::memset(blocks.back(), static_cast<int>(blocks.size()), bytes);
   }
   for (std::size_t i = 0; i < blocks.size(); ++i) {
@@ -83,10 +89,104 @@ TEST(CpuDevice, HandsFreedBlocksOutAgain) {
     void* a_little_smaller = device.allocate(bytes - bytes / 16);
     EXPECT_EQ(a_little_smaller, first);
     device.release(a_little_smaller, bytes - bytes / 16);
-    void* much_smaller = device.allocate(bytes / 2);  // would waste half of the block
-    EXPECT_NE(much_smaller, first);
-    device.release(much_smaller, bytes / 2);
   }
+  void* first = device.allocate(5000);
+  device.release(first, 5000);
+  void* much_smaller = device.allocate(2500);  // would waste half of the block
+  EXPECT_NE(much_smaller, first);
+  device.release(much_smaller, 2500);
+}
+
+TEST(CpuDevice, LargeBlocksAreCutAndJoined) {
+  Device& device = cpu_device();
+  constexpr std::size_t kThird = 5 * kMiB;
+  auto* whole = static_cast<char*>(device.allocate(3 * kThird));
+  device.release(whole, 3 * kThird);
+  char* part[3];
+  for (char*& p : part) p = static_cast<char*>(device.allocate(kThird));
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(part[i], whole + static_cast<std::size_t>(i) * kThird);
+  // In this order each way of finding free neighbours is taken: none, above, both.
+  device.release(part[0], kThird);
+  device.release(part[2], kThird);
+  device.release(part[1], kThird);
+  EXPECT_EQ(device.allocate(3 * kThird), whole);
+  device.release(whole, 3 * kThird);
+}
+
+/// Blocks of every size come and go without an order; the process keeps what they need at once.
+TEST(CpuDevice, NoOrderOfSizesPilesUp) {
+  Device& device = cpu_device();
+  const std::size_t before = resident_bytes();
+  std::vector<std::pair<unsigned char*, std::size_t>> blocks;
+  std::size_t in_use = 0, most = 0, damaged = 0;
+  std::uint32_t random = 1;
+  for (int i = 0; i < 400; ++i) {
+    random = random * 1664525u + 1013904223u;
+    if (in_use > 96 * kMiB || (!blocks.empty() && random % 3 == 0)) {
+      const std::size_t which = random / 3 % blocks.size();
+      const auto [block, bytes] = blocks[which];
+      for (std::size_t at = 0; at < bytes; at += 4096)
+        damaged += block[at] != static_cast<unsigned char>(bytes % 251);
+      device.release(block, bytes);
+      in_use -= bytes;
+      blocks.erase(blocks.begin() + static_cast<std::ptrdiff_t>(which));
+    } else {
+      const std::size_t bytes = 4 * kMiB + random % (12 * kMiB);
+      auto* block = static_cast<unsigned char*>(device.allocate(bytes));
+      std::memset(block, static_cast<int>(bytes % 251), bytes);
+      blocks.emplace_back(block, bytes);
+      in_use += bytes;
+      most = std::max(most, in_use);
+    }
+  }
+  EXPECT_EQ(damaged, 0u);
+  EXPECT_LT(resident_bytes(), before + most + most / 8 + 8 * kMiB);
+  for (const auto& [block, bytes] : blocks) device.release(block, bytes);
+}
+
+/// Gaps that no block fits into do not stay in the process.
+TEST(HostArena, GivesBackWhatLiesBetweenBlocks) {
+  constexpr std::size_t kSmall = 4 * kMiB, kCount = 20, kHeld = 8 * kMiB;
+  HostArena arena;
+  const std::size_t before = resident_bytes();
+  std::vector<char*> blocks;
+  for (std::size_t i = 0; i < kCount; ++i) {
+    blocks.push_back(static_cast<char*>(arena.allocate(kSmall)));
+    std::memset(blocks.back(), 1, kSmall);
+  }
+  EXPECT_EQ(arena.held_bytes(), kCount * kSmall);
+  for (std::size_t i = 0; i < kCount; i += 2) arena.release(blocks[i], kSmall);
+  EXPECT_EQ(arena.held_bytes(), kCount * kSmall);
+  arena.shrink(kCount * kSmall - kHeld);
+  EXPECT_EQ(arena.held_bytes(), kCount * kSmall - kHeld);
+  arena.shrink(0);
+  EXPECT_EQ(arena.held_bytes(), kCount * kSmall / 2);
+  EXPECT_LT(resident_bytes(), before + kCount * kSmall / 2 + 4 * kMiB);
+  for (std::size_t i = 1; i < kCount; i += 2) {
+    EXPECT_EQ(blocks[i][0], 1);
+    EXPECT_EQ(blocks[i][kSmall - 1], 1);
+  }
+  // What was given back can be had again, and is counted again.
+  EXPECT_EQ(arena.allocate(kSmall), blocks[0]);
+  EXPECT_EQ(arena.held_bytes(), (kCount / 2 + 1) * kSmall);
+}
+
+/// The same through the device, which keeps what it needed at most and a sixteenth.
+TEST(CpuDevice, GapsAreGivenBack) {
+  Device& device = cpu_device();
+  constexpr std::size_t kSmall = 4 * kMiB, kLarge = 64 * kMiB, kCount = 40;
+  std::vector<void*> blocks;
+  for (std::size_t i = 0; i < kCount; ++i) {
+    blocks.push_back(device.allocate(kSmall));
+    std::memset(blocks.back(), 1, kSmall);
+  }
+  for (std::size_t i = 0; i < kCount; i += 2) device.release(blocks[i], kSmall);
+  void* large = device.allocate(kLarge);
+  std::memset(large, 2, kLarge);
+  // Half of the small ones and the large one are less than all of the small ones were.
+  EXPECT_LT(resident_bytes(), resident_at_start + kCount * kSmall * 17 / 16 + 16 * kMiB);
+  for (std::size_t i = 1; i < kCount; i += 2) device.release(blocks[i], kSmall);
+  device.release(large, kLarge);
 }
 
 TEST(CpuDevice, ManySizesInTurnDoNotPileUp) {

@@ -99,6 +99,14 @@ void HostKernels::gemm(const GemmArgs& args) {
   call.finish();
 }
 
+void HostKernels::gemm_to_bf16(const GemmToBf16Args& args) {
+  HostCall call(backend_, shift_);
+  backend_.kernels.gemm_to_bf16(
+      {placed(args.product, call), call.inout(args.c_bf16, args.product.m * args.product.n)},
+      backend_.stream);
+  call.finish();
+}
+
 void HostKernels::gemm_gelu_forward(const GemmGeluArgs& args) {
   HostCall call(backend_, shift_);
   const std::int64_t count = args.product.m * args.product.n;
@@ -199,6 +207,26 @@ void HostKernels::swiglu_backward(const SwigluBackwardArgs& args) {
   a.dy = call.in(args.dy, args.rows * args.width);
   a.dgate_up = call.inout(args.dgate_up, args.rows * 2 * args.width);
   backend_.kernels.swiglu_backward(a, backend_.stream);
+  call.finish();
+}
+
+void HostKernels::swiglu_bf16_forward(const SwigluBf16ForwardArgs& args) {
+  HostCall call(backend_, shift_);
+  SwigluBf16ForwardArgs a = args;
+  const std::int64_t count = args.rows * args.width;
+  a.gate_up = call.in(args.gate_up, 2 * count), a.y = call.inout(args.y, count);
+  a.wide = call.inout(args.wide, 2 * count), a.wide_y = call.inout(args.wide_y, count);
+  backend_.kernels.swiglu_bf16_forward(a, backend_.stream);
+  call.finish();
+}
+
+void HostKernels::swiglu_bf16_backward(const SwigluBf16BackwardArgs& args) {
+  HostCall call(backend_, shift_);
+  SwigluBf16BackwardArgs a = args;
+  const std::int64_t count = args.rows * args.width;
+  a.gate_up = call.inout(args.gate_up, 2 * count), a.dy = call.in(args.dy, count);
+  a.wide = call.inout(args.wide, 2 * count);
+  backend_.kernels.swiglu_bf16_backward(a, backend_.stream);
   call.finish();
 }
 

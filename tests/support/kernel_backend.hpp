@@ -58,6 +58,7 @@ class HostKernels {
       : backend_(backend), shift_(shift) {}
 
   void gemm(const model::GemmArgs& args);
+  void gemm_to_bf16(const model::GemmToBf16Args& args);
   void gemm_gelu_forward(const model::GemmGeluArgs& args);
   void gemm_gelu_backward(const model::GemmGeluBackwardArgs& args);
   void norm_forward(const model::NormForwardArgs& args);
@@ -68,6 +69,8 @@ class HostKernels {
   void gelu_backward(const model::GeluBackwardArgs& args);
   void swiglu_forward(const model::SwigluForwardArgs& args);
   void swiglu_backward(const model::SwigluBackwardArgs& args);
+  void swiglu_bf16_forward(const model::SwigluBf16ForwardArgs& args);
+  void swiglu_bf16_backward(const model::SwigluBf16BackwardArgs& args);
   void residual_forward(const model::ResidualForwardArgs& args);
   void residual_backward(const model::ResidualBackwardArgs& args);
   void rotary(const model::RotaryArgs& args);

@@ -11,6 +11,7 @@ namespace {
 class CpuKernels final : public Kernels {
  public:
   void gemm(const GemmArgs& args, Stream&) override { cpu::gemm(args); }
+  void gemm_to_bf16(const GemmToBf16Args& args, Stream&) override { cpu::gemm_to_bf16(args); }
   void norm_forward(const NormForwardArgs& args, Stream&) override { cpu::norm_forward(args); }
   void residual_norm_forward(const ResidualNormArgs& args, Stream&) override {
     cpu::residual_norm_forward(args);
@@ -23,6 +24,12 @@ class CpuKernels final : public Kernels {
   }
   void swiglu_backward(const SwigluBackwardArgs& args, Stream&) override {
     cpu::swiglu_backward(args);
+  }
+  void swiglu_bf16_forward(const SwigluBf16ForwardArgs& args, Stream&) override {
+    cpu::swiglu_bf16_forward(args);
+  }
+  void swiglu_bf16_backward(const SwigluBf16BackwardArgs& args, Stream&) override {
+    cpu::swiglu_bf16_backward(args);
   }
   void residual_forward(const ResidualForwardArgs& args, Stream&) override {
     cpu::residual_forward(args);

@@ -14,6 +14,8 @@
 
 #include "model/kernels/cpu/bf16_few_rows.hpp"
 #include "model/kernels/cpu/bf16_operand.hpp"
+#include "model/kernels/cpu/gemm_amx.hpp"
+#include "model/kernels/cpu/instruction_set.hpp"
 #include "parallel/device.hpp"
 #include "parallel/error.hpp"
 
@@ -252,6 +254,14 @@ void gemm_bf16_block(const GemmArgs& args) {
     rounded.b_bf16 = b.data, rounded.ldb = args.b_bf16 != nullptr ? args.ldb : b_cols;
     return gemm_bf16_few_rows(rounded, a.data());
   }
+  if (uses_amx() && args.m >= kFewestAmxRows) {
+    const Rounded a(args.a_bf16, args.a, a_rows, a_cols, args.lda);
+    const Rounded b(args.b_bf16, args.b, b_rows, b_cols, args.ldb);
+    GemmArgs rounded = args;
+    rounded.a_bf16 = a.data, rounded.lda = args.a_bf16 != nullptr ? args.lda : a_cols;
+    rounded.b_bf16 = b.data, rounded.ldb = args.b_bf16 != nullptr ? args.ldb : b_cols;
+    return gemm_amx(rounded);
+  }
   if (const auto product = compiled_product(args)) {
     const Rounded a(args.a_bf16, args.a, a_rows, a_cols, args.lda);
     const Rounded b(args.b_bf16, args.b, b_rows, b_cols, args.ldb);
@@ -319,6 +329,15 @@ void gemm(const GemmArgs& args) {
     gemm_bf16(args);
   else
     gemm_fp32(args);
+}
+
+void gemm_to_bf16(const GemmToBf16Args& args) {
+  const GemmArgs& product = args.product;
+  if (uses_amx() && product.a_bf16 != nullptr && product.b_bf16 != nullptr && !product.trans_a &&
+      product.m >= kFewestAmxRows && product.n > 0 && product.k > 0 && product.k <= kLongestAmxSum)
+    return gemm_amx(product, args.c_bf16);
+  gemm(product);
+  convert_to_bf16(product.c, product.m, product.n, product.n, args.c_bf16);
 }
 
 }  // namespace longspan::model::cpu

@@ -9,5 +9,7 @@ namespace longspan::model::cpu {
 
 /// Throws Error with the shape if oneDNN cannot compute it.
 void gemm(const GemmArgs& args);
+/// The bits of gemm() and convert_to_bf16() behind it. c is not touched where AMX does it.
+void gemm_to_bf16(const GemmToBf16Args& args);
 
 }  // namespace longspan::model::cpu

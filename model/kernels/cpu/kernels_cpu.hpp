@@ -26,6 +26,9 @@ void gelu_forward(const GeluForwardArgs& args);
 void gelu_backward(const GeluBackwardArgs& args);
 void swiglu_forward(const SwigluForwardArgs& args);
 void swiglu_backward(const SwigluBackwardArgs& args);
+/// These two touch no room: what is widened stays in the first-level cache.
+void swiglu_bf16_forward(const SwigluBf16ForwardArgs& args);
+void swiglu_bf16_backward(const SwigluBf16BackwardArgs& args);
 void rotary(const RotaryArgs& args);
 void embedding_forward(const EmbeddingForwardArgs& args);
 void embedding_backward(const EmbeddingBackwardArgs& args);
