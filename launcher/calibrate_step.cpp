@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <deque>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -137,19 +136,19 @@ Kinds planned(const RunConfig& config, const MachineDescription& machine) {
               p.optimizer};
 }
 
-/// The small model on one mesh, and its steps.
+/// The small model on one mesh, and the seconds of each of its steps.
 struct Sample {
-  Sample(const Size& size, model::Precision precision, const Communicator& ranks,
-         const MeshShape& shape, int sequences)
-      : mesh(shape),
-        config(small_model(size, precision, shape, sequences)),
-        run(config, ranks, shape) {}
+  MeshShape mesh;
+  RunConfig config;
+  std::vector<double> products, attention, pointwise, total;
 
   /// A few more steps, all ranks of `world` at the same time; of the slowest rank in each, since
-  /// the others wait for it.
-  void add_steps(const Communicator& world) {
-    constexpr int kSteps = 2;
-    run.step();  // warms up: memory of the samples before is given back
+  /// the others wait for it. The model is gone afterwards, and what stands behind it too: threads,
+  /// groups, memory.
+  void add_steps(const Communicator& ranks, const Communicator& world) {
+    constexpr int kSteps = 3;
+    SmallRun run(config, ranks, mesh);
+    run.step();  // warms up
     for (int i = 0; i < kSteps; ++i) {
       world.barrier();
       const Kinds kinds = run.step();
@@ -158,12 +157,8 @@ struct Sample {
       pointwise.push_back(world.all_reduce_max(kinds.pointwise));
       total.push_back(world.all_reduce_max(kinds.products + kinds.attention + kinds.pointwise));
     }
+    world.barrier();
   }
-
-  const MeshShape mesh;
-  const RunConfig config;
-  SmallRun run;
-  std::vector<double> products, attention, pointwise, total;  ///< of each step
 };
 
 double median(std::vector<double> values) {
@@ -202,27 +197,33 @@ void correct_by_steps(MachineDescription& machine, const Communicator& world,
                       const Communicator& node) {
   constexpr int kRounds = 3;
   const int ranks = node.size();
-  std::deque<Sample> alone, sequence, weights;
-  for (const model::Precision precision : {model::Precision::kFp32, model::Precision::kBf16})
-    alone.emplace_back(kSmall, precision, Communicator::self(), MeshShape{1, 1, 1}, 1);
-  // As many on every node, so that all do the same.
+  std::vector<Sample> alone, sequence, weights;
+  for (const model::Precision precision : {model::Precision::kFp32, model::Precision::kBf16}) {
+    const MeshShape mesh{1, 1, 1};
+    alone.push_back({mesh, small_model(kSmall, precision, mesh, 1), {}, {}, {}, {}});
+  }
+  // As many on every node, so that all do the same. As many tensor ranks as share the heads evenly:
+  // every group of them is alone with its model.
+  const int tensor = std::gcd(ranks, 12);
   if (world.all_reduce_min(std::int64_t{ranks}) > 1 &&
       world.all_reduce_max(std::int64_t{ranks}) == world.all_reduce_min(std::int64_t{ranks})) {
-    // As many tensor ranks as share the heads evenly; every group of them is alone with its model.
-    const int tensor = std::gcd(ranks, 12);
     // Of two sizes: a byte takes the more, the smaller the messages are.
     for (const auto& [size, sequences] : {std::pair{kSmall, 2}, {kSmaller, 4}}) {
-      sequence.emplace_back(size, model::Precision::kFp32, node, MeshShape{1, ranks, 1}, sequences);
-      if (tensor > 1)
-        weights.emplace_back(size, model::Precision::kFp32,
-                             node.split(node.rank() / tensor, node.rank(), "tensor ranks"),
-                             MeshShape{1, 1, tensor}, sequences);
+      const auto add = [&](std::vector<Sample>& to, const MeshShape& mesh) {
+        to.push_back(
+            {mesh, small_model(size, model::Precision::kFp32, mesh, sequences), {}, {}, {}, {}});
+      };
+      add(sequence, {1, ranks, 1});
+      if (tensor > 1) add(weights, {1, 1, tensor});
     }
   }
+  const Communicator sharers = node.split(node.rank() / tensor, node.rank(), "tensor ranks");
   // In turns: what is compared is measured while the machine is as fast.
-  for (int i = 0; i < kRounds; ++i)
-    for (std::deque<Sample>* samples : {&alone, &sequence, &weights})
-      for (Sample& sample : *samples) sample.add_steps(world);
+  for (int i = 0; i < kRounds; ++i) {
+    for (Sample& sample : alone) sample.add_steps(Communicator::self(), world);
+    for (Sample& sample : sequence) sample.add_steps(node, world);
+    for (Sample& sample : weights) sample.add_steps(sharers, world);
+  }
 
   const InStep in_fp32 = against_rates(alone.front(), machine),
                in_bf16 = against_rates(alone.back(), machine);
@@ -236,7 +237,7 @@ void correct_by_steps(MachineDescription& machine, const Communicator& world,
   if (sequence.empty()) return;
 
   // Seconds that all of `samples` take longer / the bytes that they touch.
-  const auto per_byte = [&](const std::deque<Sample>& samples) {
+  const auto per_byte = [&](const std::vector<Sample>& samples) {
     double seconds = 0, bytes = 0;
     for (const Sample& sample : samples) {
       const StepEstimate by_rates = planned(sample, machine, ranks);
