@@ -1,5 +1,5 @@
 /// `longspan doctor --calibrate`: how fast this machine is at what a training step consists of, as
-/// a description of a machine. Real kernels, all ranks at the same time, a few seconds. Read next:
+/// a description of a machine. Real kernels, all ranks at the same time, half a minute. Read next:
 /// machine_file.hpp.
 #pragma once
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "launcher/compute.hpp"
@@ -23,22 +24,35 @@ struct Kinds {
   double products = 0, attention = 0, pointwise = 0;
 };
 
-/// On `mesh`. Tensor ranks share heads: then there are more of them, and attention is not
-/// comparable.
-RunConfig small_model(model::Precision precision, const MeshShape& mesh) {
-  return resolved_for(parse_config("", {"--model.layers",         "2",
-                                        "--model.width",          "384",
-                                        "--model.heads",          mesh.tensor > 1 ? "12" : "6",
-                                        "--model.vocabulary",     "264",
-                                        "--model.precision",      name_of(precision),
-                                        "--data.sequence-length", "1536",
-                                        "--train.global-batch",   "2",
-                                        "--train.micro-batch",    "1",
-                                        "--memory.keep",          "all",
-                                        "--attention.scheme",     "ring",
-                                        "--mesh.context",         std::to_string(mesh.context),
-                                        "--mesh.tensor",          std::to_string(mesh.tensor)}),
-                      mesh.context * mesh.tensor);
+/// Of a small model.
+struct Size {
+  int width, tokens;
+};
+constexpr Size kSmall{384, 1536}, kSmaller{192, 768};
+
+/// Heads of 64 channels, as attention alone is measured, unless the tensor ranks cannot share them.
+int heads_of(int width, int tensor) {
+  const int heads = width / 64;
+  return heads % tensor == 0 ? heads : 4 % tensor == 0 ? 4 : tensor <= 6 ? 6 : 12;
+}
+
+/// On `mesh`; `sequences` of a step and a data rank.
+RunConfig small_model(const Size& size, model::Precision precision, const MeshShape& mesh,
+                      int sequences) {
+  return resolved_for(
+      parse_config("", {"--model.layers",         "2",
+                        "--model.width",          std::to_string(size.width),
+                        "--model.heads",          std::to_string(heads_of(size.width, mesh.tensor)),
+                        "--model.vocabulary",     "264",
+                        "--model.precision",      name_of(precision),
+                        "--data.sequence-length", std::to_string(size.tokens),
+                        "--train.global-batch",   std::to_string(sequences),
+                        "--train.micro-batch",    "1",
+                        "--memory.keep",          "all",
+                        "--attention.scheme",     "ring",
+                        "--mesh.context",         std::to_string(mesh.context),
+                        "--mesh.tensor",          std::to_string(mesh.tensor)}),
+      mesh.context * mesh.tensor);
 }
 
 /// Its steps on one mesh: all of `ranks`.
@@ -105,6 +119,11 @@ class SmallRun {
   std::int64_t step_ = 0;
 };
 
+/// Seconds in a step / seconds by the rates.
+struct InStep {
+  double products = 1, attention = 1, pointwise = 1;
+};
+
 Kinds planned(const RunConfig& config, const MachineDescription& machine) {
   const MeshShape alone{1, 1, 1};
   const StepPieces p = step_pieces(config, machine.for_rank(machine.ranks_per_node, 0), {}, alone,
@@ -117,74 +136,123 @@ Kinds planned(const RunConfig& config, const MachineDescription& machine) {
               p.optimizer};
 }
 
-/// The median of a few steps, all ranks of `world` at the same time; of the slowest rank in each,
-/// since the others wait for it.
-Kinds measured(SmallRun& run, const Communicator& world) {
-  constexpr int kSteps = 5;
-  run.step();  // warms up
-  std::vector<double> products, attention, pointwise;
-  for (int i = 0; i < kSteps; ++i) {
+/// The small model on one mesh, and the seconds of each of its steps.
+struct Sample {
+  MeshShape mesh;
+  RunConfig config;
+  std::vector<double> products, attention, pointwise, total;
+
+  /// A few more steps, all ranks of `world` at the same time; of the slowest rank in each, since
+  /// the others wait for it. The model is gone afterwards, and what stands behind it too: threads,
+  /// groups, memory.
+  void add_steps(const Communicator& ranks, const Communicator& world) {
+    constexpr int kSteps = 3;
+    SmallRun run(config, ranks, mesh);
+    run.step();  // warms up
+    for (int i = 0; i < kSteps; ++i) {
+      world.barrier();
+      const Kinds kinds = run.step();
+      products.push_back(world.all_reduce_max(kinds.products));
+      attention.push_back(world.all_reduce_max(kinds.attention));
+      pointwise.push_back(world.all_reduce_max(kinds.pointwise));
+      total.push_back(world.all_reduce_max(kinds.products + kinds.attention + kinds.pointwise));
+    }
     world.barrier();
-    const Kinds kinds = run.step();
-    products.push_back(world.all_reduce_max(kinds.products));
-    attention.push_back(world.all_reduce_max(kinds.attention));
-    pointwise.push_back(world.all_reduce_max(kinds.pointwise));
   }
-  const auto median = [](std::vector<double>& seconds) {
-    std::nth_element(seconds.begin(), seconds.begin() + kSteps / 2, seconds.end());
-    return seconds[kSteps / 2];
-  };
-  return {median(products), median(attention), median(pointwise)};
+};
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
-/// What a step on `mesh`, all of `ranks`, takes longer than planned, attention aside, by the bytes
-/// that a rank sends in it; of the slowest of `world`.
-double longer_per_byte(const MachineDescription& machine, const Communicator& world,
-                       const Communicator& ranks, int ranks_per_node, const MeshShape& mesh) {
-  const RunConfig config = small_model(model::Precision::kFp32, mesh);
-  SmallRun run(config, ranks, mesh);
-  const Kinds found = measured(run, world);
-  const model::SchemeChoice scheme = scheme_of(config, mesh, ranks.size());
-  const StepEstimate planned =
-      estimate_step(config, machine.for_rank(ranks_per_node, 0), {ranks.size(), ranks.size()}, mesh,
-                    rank_share_of(config, mesh, scheme), {config.model.layers, 0, 0},
-                    context_traffic(config, mesh, scheme.scheme, scheme.inner));
+InStep against_rates(const Sample& sample, const MachineDescription& machine) {
+  const Kinds by_rates = planned(sample.config, machine);
+  return {median(sample.products) / by_rates.products,
+          median(sample.attention) / by_rates.attention,
+          median(sample.pointwise) / by_rates.pointwise};
+}
+
+/// What its steps take longer than planned.
+double longer(const Sample& sample, const StepEstimate& planned) {
   const StepSeconds& p = planned.seconds;
-  const double longer = found.products + found.pointwise -
-                        (p.linear + p.pointwise + p.recompute + p.loss + p.exposed() + p.optimizer);
-  const StepBytes& bytes = planned.bytes;
-  return std::clamp(longer / (bytes.context + bytes.tensor + bytes.gradients), 0.0, 1e-6);
+  return median(sample.total) -
+         (p.linear + p.attention + p.pointwise + p.recompute + p.loss + p.exposed() + p.optimizer);
+}
+
+StepEstimate planned(const Sample& sample, const MachineDescription& machine, int ranks_per_node) {
+  const MeshShape& mesh = sample.mesh;
+  const int ranks = mesh.context * mesh.tensor;
+  const model::SchemeChoice scheme = scheme_of(sample.config, mesh, ranks);
+  return estimate_step(sample.config, machine.for_rank(ranks_per_node, 0), {ranks, ranks}, mesh,
+                       rank_share_of(sample.config, mesh, scheme),
+                       {sample.config.model.layers, 0, 0},
+                       context_traffic(sample.config, mesh, scheme.scheme, scheme.inner));
 }
 
 }  // namespace
 
-InStep measure_in_step(const MachineDescription& alone, model::Precision precision,
-                       const Communicator& world) {
-  const MeshShape mesh{1, 1, 1};
-  const RunConfig config = small_model(precision, mesh);
-  SmallRun run(config, Communicator::self(), mesh);
-  const Kinds found = measured(run, world), by_rates = planned(config, alone);
-  return {found.products / by_rates.products, found.attention / by_rates.attention,
-          found.pointwise / by_rates.pointwise};
-}
-
-Copying measure_copying(const MachineDescription& machine, const Communicator& world,
-                        const Communicator& node) {
-  // As many on every node, so that all do the same.
+void correct_by_steps(MachineDescription& machine, const Communicator& world,
+                      const Communicator& node) {
+  constexpr int kRounds = 3;
   const int ranks = node.size();
-  if (world.all_reduce_min(std::int64_t{ranks}) < 2 ||
-      world.all_reduce_max(std::int64_t{ranks}) != world.all_reduce_min(std::int64_t{ranks}))
-    return {};
-  Copying result;
-  result.exchanges = longer_per_byte(machine, world, node, ranks, {1, ranks, 1});
-  // As many tensor ranks as share the heads evenly; every group of them is alone with its model.
-  if (const int tensor = std::gcd(ranks, 12); tensor > 1) {
-    const Communicator group = node.split(node.rank() / tensor, node.rank(), "tensor ranks");
-    result.tensor = longer_per_byte(machine, world, group, ranks, {1, 1, tensor});
-  } else {
-    result.tensor = result.exchanges;
+  std::vector<Sample> alone, sequence, weights;
+  for (const model::Precision precision : {model::Precision::kFp32, model::Precision::kBf16}) {
+    const MeshShape mesh{1, 1, 1};
+    alone.push_back({mesh, small_model(kSmall, precision, mesh, 1), {}, {}, {}, {}});
   }
-  return result;
+  // As many on every node, so that all do the same. As many tensor ranks as share the heads evenly:
+  // every group of them is alone with its model.
+  const int tensor = std::gcd(ranks, 12);
+  if (world.all_reduce_min(std::int64_t{ranks}) > 1 &&
+      world.all_reduce_max(std::int64_t{ranks}) == world.all_reduce_min(std::int64_t{ranks})) {
+    // Of two sizes: a byte takes the more, the smaller the messages are.
+    for (const auto& [size, sequences] : {std::pair{kSmall, 2}, {kSmaller, 4}}) {
+      const auto add = [&](std::vector<Sample>& to, const MeshShape& mesh) {
+        to.push_back(
+            {mesh, small_model(size, model::Precision::kFp32, mesh, sequences), {}, {}, {}, {}});
+      };
+      add(sequence, {1, ranks, 1});
+      if (tensor > 1) add(weights, {1, 1, tensor});
+    }
+  }
+  const Communicator sharers = node.split(node.rank() / tensor, node.rank(), "tensor ranks");
+  // In turns: what is compared is measured while the machine is as fast.
+  for (int i = 0; i < kRounds; ++i) {
+    for (Sample& sample : alone) sample.add_steps(Communicator::self(), world);
+    for (Sample& sample : sequence) sample.add_steps(node, world);
+    for (Sample& sample : weights) sample.add_steps(sharers, world);
+  }
+
+  const InStep in_fp32 = against_rates(alone.front(), machine),
+               in_bf16 = against_rates(alone.back(), machine);
+  for (const auto& [rates, in_step] :
+       {std::pair{&machine.fp32, &in_fp32}, {&machine.bf16, &in_bf16}}) {
+    rates->linear_flops *= 1 / in_step->products;
+    rates->attention_forward_flops *= 1 / in_step->attention;
+    rates->attention_backward_flops *= 1 / in_step->attention;
+  }
+  machine.pointwise_bandwidth /= in_fp32.pointwise;
+  if (sequence.empty()) return;
+
+  // Seconds that all of `samples` take longer / the bytes that they touch.
+  const auto per_byte = [&](const std::vector<Sample>& samples) {
+    double seconds = 0, bytes = 0;
+    for (const Sample& sample : samples) {
+      const StepEstimate by_rates = planned(sample, machine, ranks);
+      seconds += longer(sample, by_rates);
+      bytes += by_rates.bytes.context + by_rates.bytes.gradients +
+               tensor_array_bytes(by_rates.bytes, sample.mesh.tensor);
+    }
+    return std::clamp(seconds / bytes, 0.0, 1e-6);
+  };
+  const double exchanges = per_byte(sequence),
+               arrays = weights.empty() ? exchanges : per_byte(weights);
+  for (MachineLink* link : {&machine.inside, &machine.between}) {
+    link->core_seconds_per_byte = exchanges;
+    link->tensor_core_seconds_per_byte = arrays;
+  }
 }
 
 }  // namespace longspan::launcher

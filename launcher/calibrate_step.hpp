@@ -8,28 +8,14 @@
 
 namespace longspan::launcher {
 
-/// Seconds in a step / seconds by the rates.
-struct InStep {
-  double products = 1, attention = 1, pointwise = 1;
-};
-
-/// Trains a small model, the whole of it on every rank and on all ranks at the same time, and
-/// compares its steps with what `alone` says; of the slowest rank. About two seconds. Collective;
-/// the same on every rank.
-InStep measure_in_step(const MachineDescription& alone, model::Precision precision,
-                       const Communicator& world);
-
-/// Seconds that a byte sent takes from a rank's cores.
-struct Copying {
-  double exchanges = 0;  ///< of keys, values and gradients
-  double tensor = 0;     ///< in gathers and sums over tensor ranks
-};
-
-/// Trains it with its sequence shared by all ranks of each node, then with its weights shared by as
-/// many of them as the model allows, and compares with what `machine`, corrected by
-/// measure_in_step(), says; of the slowest rank. 0 where ranks have nodes of their own. About two
+/// Trains a small model, the whole of it on every rank and on all ranks at the same time; where
+/// ranks share nodes, then with its sequence shared by all ranks of each node, then with its
+/// weights shared by as many of them as the model allows, these two in two sizes; and all of it
+/// again, in turns. Corrects the rates of `machine`, whose links are measured, by the first; what
+/// the others take longer than planned by these rates is what a byte takes from a rank's cores
+/// (MachineLink), 0 where ranks have nodes of their own. Of the slowest rank. Ten to thirty
 /// seconds. Collective; the same on every rank.
-Copying measure_copying(const MachineDescription& machine, const Communicator& world,
-                        const Communicator& node);
+void correct_by_steps(MachineDescription& machine, const Communicator& world,
+                      const Communicator& node);
 
 }  // namespace longspan::launcher

@@ -39,7 +39,8 @@ struct MachineLink {
   /// What a byte that a rank sends takes from the cores that compute, hidden or not (CPU: copies
   /// and sums); 0 = nothing.
   double core_seconds_per_byte = 0;
-  /// The same of the gathers and sums over tensor ranks, which no compute runs beside.
+  /// The same of the gathers and sums over tensor ranks, which no compute runs beside: by the bytes
+  /// of the whole arrays, which every rank touches.
   double tensor_core_seconds_per_byte = 0;
 };
 

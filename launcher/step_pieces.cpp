@@ -64,16 +64,17 @@ PointwiseBytes pointwise_bytes(const RunConfig& c, const model::RankShare& share
           kFp32 * (own * 4 * width + rows * (gelu ? 2 : 3) * mlp)};
 }
 
-/// Of attention over whole sequences, or over the blocks that travel.
+/// Of attention over whole sequences, or over the blocks of single ranks (allgather as well: its
+/// own block hides the gather of the others).
 std::int64_t keys_of_a_call(const RunConfig& c, const model::RankShare& share) {
   switch (share.scheme) {
     case AttentionSchemeKind::kUlysses:
-    case AttentionSchemeKind::kAllgather:
       return c.data.sequence_length;
     case AttentionSchemeKind::kHybrid:
       return c.data.sequence_length * share.inner / share.context;
     case AttentionSchemeKind::kAuto:
     case AttentionSchemeKind::kRing:
+    case AttentionSchemeKind::kAllgather:
       return c.data.sequence_length / share.context;
   }
   return c.data.sequence_length;

@@ -165,9 +165,24 @@ StepBytes step_bytes(const StepPieces& p, const KeepCounts& keeps) {
   return bytes;
 }
 
+double tensor_array_bytes(const StepBytes& bytes, int tensor) {
+  return tensor > 1 ? bytes.tensor * tensor / (tensor - 1) : 0;
+}
+
+double context_array_bytes(const StepPieces& p, const StepBytes& bytes) {
+  const bool ulysses = p.scheme == AttentionSchemeKind::kUlysses,
+             hybrid = p.scheme == AttentionSchemeKind::kHybrid;
+  const int ranks = ulysses ? p.context : p.inner;
+  if ((!ulysses && !hybrid) || ranks < 2) return bytes.context;
+  // Of hybrid's bytes those of the inner groups.
+  const double exchanged =
+      ulysses ? 1 : (p.heads_forward + p.heads_backward) / (p.context_forward + p.context_backward);
+  return bytes.context * (1 + exchanged / (ranks - 1));
+}
+
 CopyingSeconds copying_seconds(const StepPieces& p, const StepBytes& bytes) {
-  return {bytes.context * p.context_link.core_seconds_per_byte,
-          bytes.tensor * p.tensor_link.tensor_core_seconds_per_byte,
+  return {context_array_bytes(p, bytes) * p.context_link.core_seconds_per_byte,
+          tensor_array_bytes(bytes, p.tensor) * p.tensor_link.tensor_core_seconds_per_byte,
           bytes.gradients * p.gradient_link.core_seconds_per_byte};
 }
 

@@ -57,6 +57,14 @@ SaveSeconds save_seconds(const RunConfig& config, const MachineDescription& rank
 /// What a rank sends: of step_pieces() or of step_exchanges() alike.
 StepBytes step_bytes(const StepPieces& pieces, const KeepCounts& keeps);
 
+/// Of the whole arrays that tensor ranks gather and sum: a rank sends (T-1)/T of them, and touches
+/// them all.
+double tensor_array_bytes(const StepBytes& bytes, int tensor);
+
+/// The same of heads that are exchanged for tokens, which are packed and unpacked whole; keys,
+/// values and their gradients in a ring or with allgather: what a rank sends.
+double context_array_bytes(const StepPieces& pieces, const StepBytes& bytes);
+
 /// What exchanges take from the cores that compute, hidden or not.
 struct CopyingSeconds {
   double context = 0, tensor = 0, gradients = 0;

@@ -98,6 +98,25 @@ TEST(MachineFile, CoresThatNoThreadUsesDoNothing) {
   EXPECT_EQ(cpu.for_rank(4, 64).fp32.peak_flops, cpu.fp32.peak_flops / 4) << "threads in turns";
 }
 
+TEST(MachineFile, WhatBytesTakeFromTheCoresIsReadAndBounded) {
+  const std::string cpu = shipped("cpu-avx512");
+  const auto with = [&](const std::string& lines) {
+    return replaced(cpu, "[links]\n", "[links]\n" + lines);
+  };
+  const MachineDescription m = parse_machine(
+      with("inside-core-seconds-per-byte = 2e-9\ninside-tensor-core-seconds-per-byte = 3e-9\n"),
+      "m.ini");
+  EXPECT_EQ(m.inside.core_seconds_per_byte, 2e-9);
+  EXPECT_EQ(m.inside.tensor_core_seconds_per_byte, 3e-9);
+  EXPECT_EQ(m.between.tensor_core_seconds_per_byte, 0);
+  for (const char* key : {"between-core-seconds-per-byte", "inside-tensor-core-seconds-per-byte"})
+    for (const char* value : {"-1e-9", "1e-5"})
+      EXPECT_NE(refusal(with(std::string(key) + " = " + value + "\n"))
+                    .find(std::string(key) + "=" + value + ": it must be a number from 0 to 1e-06"),
+                std::string::npos)
+          << key << " " << value;
+}
+
 TEST(MachineFile, AllProblemsAtOnce) {
   std::string text = shipped("h100-ndr");
   text = replaced(text, "inside-bandwidth = 3.7e11", "inside-bandwidth = fast");

@@ -145,20 +145,50 @@ TEST(Plan, WhatExchangesTakeFromTheCoresIsHiddenByNothing) {
   MachineDescription machine = round_machine(), copying = machine;
   copying.inside.core_seconds_per_byte = 3e-7;
   copying.inside.tensor_core_seconds_per_byte = 2e-7;
-  for (const auto& [axis, per_byte, bytes, seconds] :
-       {std::tuple{"--mesh.context", 3e-7, &StepBytes::context, &StepSeconds::context_exposed},
-        {"--mesh.tensor", 2e-7, &StepBytes::tensor, &StepSeconds::tensor_exposed},
-        {"--mesh.data", 3e-7, &StepBytes::gradients, &StepSeconds::gradient_exposed}}) {
-    const std::vector<std::string> settings{axis, "2", "--train.global-batch", "2"};
-    const Plan without = plan_of(settings, 2, machine), with = plan_of(settings, 2, copying);
-    EXPECT_GT(with.bytes.*bytes, 0) << axis;
-    EXPECT_NEAR(with.seconds.*seconds - without.seconds.*seconds, per_byte * (with.bytes.*bytes),
-                1e-12)
-        << axis;
+  struct Case {
+    std::string axis, scheme;
+    int ranks;
+    double per_byte;
+    double StepBytes::*bytes;
+    double StepSeconds::*seconds;
+  };
+  // Of tensor ranks and of exchanged heads the whole arrays count, of which N ranks send (N-1)/N.
+  const auto context = &StepBytes::context, tensor = &StepBytes::tensor,
+             gradients = &StepBytes::gradients;
+  const auto in_context = &StepSeconds::context_exposed, in_tensor = &StepSeconds::tensor_exposed,
+             in_gradients = &StepSeconds::gradient_exposed;
+  for (const Case& one : {Case{"context", "ring", 2, 3e-7, context, in_context},
+                          {"context", "allgather", 4, 3e-7, context, in_context},
+                          {"context", "ulysses", 2, 2 * 3e-7, context, in_context},
+                          {"context", "ulysses", 4, 4 / 3.0 * 3e-7, context, in_context},
+                          {"tensor", "ring", 2, 2 * 2e-7, tensor, in_tensor},
+                          {"tensor", "ring", 4, 4 / 3.0 * 2e-7, tensor, in_tensor},
+                          {"data", "ring", 2, 3e-7, gradients, in_gradients}}) {
+    const std::vector<std::string> settings{"--mesh." + one.axis,   std::to_string(one.ranks),
+                                            "--attention.scheme",   one.scheme,
+                                            "--train.global-batch", "2"};
+    machine.ranks_per_node = copying.ranks_per_node = one.ranks;
+    const Plan without = plan_of(settings, one.ranks, machine),
+               with = plan_of(settings, one.ranks, copying);
+    EXPECT_GT(with.bytes.*one.bytes, 0) << one.axis;
+    EXPECT_NEAR(with.seconds.*one.seconds - without.seconds.*one.seconds,
+                one.per_byte * (with.bytes.*one.bytes), 1e-12)
+        << one.axis << " " << one.scheme << " " << one.ranks;
   }
 }
 
-/// Attention's rate is that of the keys of one call: of a block in a ring, of all with allgather.
+/// Hybrid: of the inner groups' heads the whole arrays, of the ring's keys and values what travels.
+TEST(Plan, OfHybridOnlyTheHeadsCountWhole) {
+  StepPieces p;
+  p.context = 4, p.inner = 2, p.scheme = AttentionSchemeKind::kHybrid;
+  p.context_forward = 30, p.context_backward = 50, p.heads_forward = 10, p.heads_backward = 10;
+  EXPECT_DOUBLE_EQ(context_array_bytes(p, {160, 0, 0}), 160 * 1.25);
+  p.inner = 1;
+  EXPECT_EQ(context_array_bytes(p, {160, 0, 0}), 160);
+}
+
+/// Attention's rate is that of the keys of one call: of a rank's block in a ring and with
+/// allgather, of all with Ulysses.
 TEST(Plan, AttentionGoesByTheKeysOfACall) {
   MachineDescription machine = round_machine();
   machine.fp32.attention_forward_flops = {{128, 1e8}, {256, 4e8}};
@@ -167,7 +197,8 @@ TEST(Plan, AttentionGoesByTheKeysOfACall) {
         .seconds.attention;
   };
   const double flops = 4.0 * 256 * 257 / 2 * 32 / 2;
-  EXPECT_NEAR(attention("ring") - attention("allgather"), 3 * flops * (1 / 1e8 - 1 / 4e8), 1e-12);
+  EXPECT_NEAR(attention("ring") - attention("ulysses"), 3 * flops * (1 / 1e8 - 1 / 4e8), 1e-12);
+  EXPECT_EQ(attention("ring"), attention("allgather"));
 }
 
 TEST(Plan, LinksBetweenNodesCountWhereGroupsCrossThem) {

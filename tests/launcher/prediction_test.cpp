@@ -1,10 +1,11 @@
 // label: slow
-// timeout: 200
+// timeout: 300
 /// At its end a run says what was predicted and what came of it; plan says the same before. And
 /// the calibration that the seconds are from.
 #include "launcher/prediction.hpp"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -150,8 +151,28 @@ TEST(Calibration, IsAMachineFileWithPlausibleRates) {
   EXPECT_EQ(machine_ini(parse_machine(text, "again.ini"), "again"), text);
 }
 
-TEST(Calibration, UnderMpirunMeasuresLinks) {
+/// This process and those it starts, on the first core it may run on, till the end of the scope.
+class OnOneCore {
+ public:
+  OnOneCore() {
+    EXPECT_EQ(sched_getaffinity(0, sizeof before_, &before_), 0);
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++i)
+      if (CPU_ISSET(i, &before_)) CPU_SET(i, &one);
+    EXPECT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  }
+  ~OnOneCore() { sched_setaffinity(0, sizeof before_, &before_); }
+  OnOneCore(const OnOneCore&) = delete;
+  OnOneCore& operator=(const OnOneCore&) = delete;
+
+ private:
+  cpu_set_t before_;
+};
+
+TEST(Calibration, UnderMpirunMeasuresLinksAndRanksThatShareACoreHaveHalfOfIt) {
   const testing_support::TemporaryDirectory folder;
+  const OnOneCore core;
   const auto result =
       testing_support::run_process({"mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to",
                                     "none", "-n", "2", testing_support::longspan_path(), "doctor",
@@ -159,8 +180,16 @@ TEST(Calibration, UnderMpirunMeasuresLinks) {
   ASSERT_EQ(result.status, 0) << result.err;
   const MachineDescription m = load_machine(folder.file("two.ini"));
   EXPECT_EQ(m.ranks_per_node, 2);
+  EXPECT_EQ(m.cores, 1);
   EXPECT_GT(m.inside.latency, 0);
   EXPECT_EQ(m.for_rank(2, 0).pointwise_bandwidth, m.pointwise_bandwidth / 2);
+  // Products of a fraction of a millisecond, which no other rank interrupts, against those that
+  // take turns: it is the same core.
+  EXPECT_LT(m.fp32.linear_flops.at(64), 1.5 * m.fp32.linear_flops.at(2048));
+  EXPECT_LT(m.fp32.linear_flops.at(256), 1.5 * m.fp32.linear_flops.at(2048));
+  EXPECT_LT(m.fp32.attention_forward_flops.at(256), 1.5 * m.fp32.attention_forward_flops.at(4096));
+  const std::string text = machine_ini(m, "again");
+  EXPECT_EQ(machine_ini(parse_machine(text, "again.ini"), "again"), text);
 }
 
 TEST(Calibration, FoldersThatCannotBeWrittenAreNamed) {
