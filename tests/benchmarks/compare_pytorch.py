@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Longspan against PyTorch on this machine: the same model, batch, precision (fp32) and number of threads.
+"""Longspan against PyTorch on this machine: the same model, batch, precision (fp32, or --set model.precision=bf16, for
+PyTorch autocast) and number of threads.
 
 The first round runs `longspan launch` and then each variant of PyTorch (eager and torch.compile, each with every memory
 allocator that is installed), one after the other, so that a slow minute of the machine hits all of them; the further
@@ -204,7 +205,7 @@ def print_table(report):
     r = report["request"]
     m = r["model"]
     print(f"machine: {report['machine']}; load before the first run {report['load_before']:.2f}")
-    print(f"programs: {', '.join(report['versions'])}; {r['processes']} processes, {report['threads']} threads in all, fp32")
+    print(f"programs: {', '.join(report['versions'])}; {r['processes']} processes, {report['threads']} threads in all, {m['precision']}")
     print(f"model: {report['config']}: {m['layers']} layers of width {m['width']}, {m['heads']} heads, vocabulary"
           f" {m['vocabulary']}; {r['processes']} x {r['micro_batch']} x {r['accumulation']} sequences of {r['sequence_length']} tokens a step"
           f"{', window ' + str(m['window']) if m['window'] else ''}")  # fmt: skip

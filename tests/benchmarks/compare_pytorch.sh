@@ -3,17 +3,19 @@
 # libjemalloc2 and libtcmalloc-minimal4 are worth installing): GPT-2 (124M) at 1024 tokens; 8 layers of width 512 at 16384
 # tokens, causal and with a window of 1024; two processes that share the batch; one sequence shared by two processes; the
 # time to the first step. Makes the Python environment first; takes half an hour on two quiet cores.
-#   compare_pytorch.sh [WORKLOAD...]      gpt2 long window data sequence startup; without one: all
+#   compare_pytorch.sh [WORKLOAD...]      gpt2 long window data sequence startup, gpt2-bf16 long-bf16 window-bf16 data-bf16
+#                                         (the same in bf16, for processors with AMX); without one: all of fp32
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0; fi
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0; fi
 tests/support/python_environment.sh --torch >&2
 python=.venv-tests/bin/python
 status=0
 
+precision=fp32
 compare() {
-  echo "== $*"
-  "$python" tests/benchmarks/compare_pytorch.py "$@" || status=1
+  echo "== $precision $*"
+  "$python" tests/benchmarks/compare_pytorch.py "$@" --set "model.precision=$precision" || status=1
   echo
 }
 
@@ -44,7 +46,8 @@ if ((${#workloads[@]} == 0)); then workloads=(gpt2 long window data sequence sta
 for workload in "${workloads[@]}"; do
   case $workload in
     gpt2 | long | window | data | sequence | startup) "$workload" ;;
-    *) echo "$0: there is no workload $workload; valid: gpt2 long window data sequence startup" >&2; exit 2 ;;
+    gpt2-bf16 | long-bf16 | window-bf16 | data-bf16) precision=bf16 && "${workload%-bf16}" && precision=fp32 ;;
+    *) echo "$0: there is no workload $workload; valid: gpt2 long window data sequence startup, the first four with -bf16 too" >&2; exit 2 ;;
   esac
 done
 exit $status

@@ -4,7 +4,7 @@
 Written to be as fast as PyTorch goes without own kernels: one product for query, key and value, one for gate and up,
 scaled_dot_product_attention, the fused AdamW, gradients freed instead of zeroed. A sliding window is computed in blocks
 of its own length, each against itself and the block before: what scaled_dot_product_attention does with a mask of the
-whole sequence is several times slower. More than one process: DistributedDataParallel over Gloo. Random token ids. One
+whole sequence is several times slower. bf16 is autocast. More than one process: DistributedDataParallel over Gloo. Random token ids. One
 JSON object on stdout: seconds of every step, the losses, and GFLOP/s of PyTorch's own fp32 matrix product.
 """
 
