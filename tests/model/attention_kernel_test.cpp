@@ -175,6 +175,18 @@ TEST(AttentionKernel, FormsDifferWhereAmxIsUsed) {
   EXPECT_LE(error(), 2e-6);
 }
 
+/// The middle queries of the second block do not see keys that those around them see, and that the
+/// middle of the first block has seen.
+TEST_P(AttentionKernelForms, HiddenBetweenVisibleQueries) {
+  AttentionProblem problem(1, 192, 192, 2, 1, 32, {.causal = false});
+  problem.with_documents();
+  for (std::int64_t i = 0; i < 192; ++i) {
+    problem.query_documents[i] = i < 96 ? i >= 66 : i >= 126 && i < 162;
+    problem.key_documents[i] = i >= 32;
+  }
+  expect_equal_to_oracle(subject(), problem);
+}
+
 TEST(AttentionKernel, NegativeAndZeroScaleInBf16) {
   for (const float scale : {-0.3f, 0.0f}) {
     AttentionProblem problem(1, 120, 130, 2, 1, 24, {.causal = true, .window = 60});
